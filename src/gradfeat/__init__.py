@@ -1,0 +1,49 @@
+"""Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gradfeat._version import __version__
+
+if TYPE_CHECKING:
+    from gradfeat.adapter import load
+    from gradfeat.compare import compare
+    from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+    from gradfeat.linearize import Linearization, linearize
+    from gradfeat.model import GradientFeatureModel
+
+_HOME = {
+    "linearize": "gradfeat.linearize",
+    "Linearization": "gradfeat.linearize",
+    "GradientFeatureModel": "gradfeat.model",
+    "GradientFeatureClassifier": "gradfeat.estimators",
+    "GradientFeatureRegressor": "gradfeat.estimators",
+    "load": "gradfeat.adapter",
+    "compare": "gradfeat.compare",
+}
+
+__all__ = [
+    "GradientFeatureClassifier",
+    "GradientFeatureModel",
+    "GradientFeatureRegressor",
+    "Linearization",
+    "__version__",
+    "compare",
+    "linearize",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import gradfeat` and `gradfeat --help` do not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradfeat' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Networks as users name them, with their weights, features and preprocessing."""

@@ -1,0 +1,61 @@
+"""Every error that gradfeat raises on purpose; each is a `GradfeatError` and also a standard exception."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradfeatError(Exception):
+    """Base of all errors that gradfeat raises on purpose."""
+
+
+class ConfigurationError(GradfeatError, ValueError):
+    """An argument, or a combination of arguments, that cannot be meant."""
+
+
+class Theta2Error(ConfigurationError):
+    """The named θ₂ matches no parameter, or does not reach the features."""
+
+
+class LinearizationError(GradfeatError, RuntimeError):
+    """The network cannot be turned into bottom, primal and tangent programs."""
+
+
+class BatchDependenceError(LinearizationError):
+    """The network's output for one sample depends on the other samples of its batch, or on chance."""
+
+
+class DataError(GradfeatError, ValueError):
+    """Data that cannot be read or used: the message names the file, row or value."""
+
+
+class BackboneError(GradfeatError, ValueError):
+    """A backbone that cannot be built, or weights that do not fit it."""
+
+
+class AdapterError(GradfeatError, ValueError):
+    """A saved model that is damaged, of a newer format, or made for another backbone."""
+
+
+class ConvergenceError(GradfeatError, ArithmeticError):
+    """A fit that left the finite numbers; nothing of it is kept."""
+
+
+class MissingDependencyError(GradfeatError, ImportError):
+    """An optional package is needed; the message has the line that installs it."""
+
+
+class GradfeatWarning(UserWarning):
+    """Something that changes cost or numbers, said once."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 5) -> str:
+    """Return a sentence with the known names nearest to `name`, or an empty string.
+
+    Example:
+        >>> did_you_mean("layer4.1.conv3", ["layer4.1.conv1", "layer4.1.conv2", "fc"])
+        ' Did you mean layer4.1.conv2, layer4.1.conv1?'
+    """
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=most, cutoff=0.6)
+    return f" Did you mean {', '.join(near)}?" if near else ""

@@ -1,0 +1,1 @@
+"""Pre-training without labels: one task a file."""

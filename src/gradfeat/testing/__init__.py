@@ -1,0 +1,1 @@
+"""Contract tests that a new tangent rule, solver or backbone gets for free."""
