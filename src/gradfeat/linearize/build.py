@@ -1,0 +1,248 @@
+"""`linearize`: capture, fold, trace, cut, check."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gradfeat.errors import BatchDependenceError, ConfigurationError, LinearizationError, Theta2Error
+from gradfeat.linearize.capture import (
+    Captured,
+    FeatureExtractor,
+    Features,
+    as_inputs,
+    capture,
+    evaluation_mode,
+    flatten_inputs,
+)
+from gradfeat.linearize.fold import Folding, fold_batchnorms
+from gradfeat.linearize.layout import agree, find_layout
+from gradfeat.linearize.linearization import Blueprint, Linearization
+from gradfeat.linearize.programs import Parts, build_module, emit_program, emit_tangent
+from gradfeat.linearize.rules import RULES
+from gradfeat.linearize.theta2 import Candidate, candidates, select
+from gradfeat.linearize.trace import Trace
+
+
+def linearize(
+    network: nn.Module,
+    example_input: Any,
+    theta2: str | Sequence[str],
+    *,
+    features: Features = None,
+    fold_batchnorm: bool = True,
+    check: bool = True,
+) -> Linearization:
+    """Partially evaluate a network into the programs of Eq. 2: bottom, primal and tangent.
+
+    The network is used in evaluation mode and is not changed; its values are copied.
+
+    Args:
+        network: Any module from a batch x to features f(x), (n, d). A feature map (n, d, h, w) is average-pooled.
+        example_input: A batch as the network takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. Its first
+            axis is the batch, which stays free.
+        theta2: The parameters to linearize: names of modules or parameters, globs over either, one or a list; or "auto", the
+            topmost convolution, residual or transformer block (Sec. 4).
+        features: What f(x) is: None, the network's output; ``"name"``, the output of that module; ``"input:name"``, its input;
+            or a function of the network's output.
+        fold_batchnorm: Fold each batch norm into the layer before it. The layer's names in θ₂ then mean the folded weight and
+            bias. With False, names of θ₂ are the network's own.
+        check: Test on the example that the programs compute what the network does, and that the tangent is its derivative.
+
+    Returns:
+        The linearization at the network's present values.
+
+    Raises:
+        ConfigurationError: An argument cannot be meant.
+        Theta2Error: A name of θ₂ matches nothing, or does not reach f(x).
+        BatchDependenceError: The features of one sample depend on the others of its batch, or on chance.
+        LinearizationError: The network cannot be exported.
+
+    Example:
+        >>> network = nn.Linear(3, 2)
+        >>> x = torch.randn(5, 3)
+        >>> lin = linearize(network, x, ["weight"])
+        >>> f, residuals = lin.primal(lin.bottom(x))
+        >>> w2 = {"weight": torch.ones(2, 3)}
+        >>> torch.allclose(lin.tangent(w2, residuals), x.sum(1, keepdim=True).expand(5, 2))  # J w2 = w2 x
+        True
+    """
+    example = _three_samples(example_input)
+    captured = capture(network, example, features, set(RULES))
+    chosen, by_module, _ = select(network, captured, theta2)
+    foldings: list[Folding] = []
+    original = dict(captured.values)
+    after = set(chosen)
+    if fold_batchnorm:
+        foldings, after = fold_batchnorms(captured, set(chosen), by_module)
+    names = [name for name in captured.parameters if name in after]
+    folded_names = {name for f in foldings for name in (f.weight, f.bias, f.gamma, f.beta, f.mean, f.variance) if name}
+
+    before = set(captured.graph.nodes)
+    trace = Trace(captured, names)
+    moved = trace.run()
+    if moved is None:
+        raise Theta2Error(
+            f"theta2: no derivative of f(x) along {', '.join(names[:4])}: an operation above them has none"
+        )
+    trace.finish(moved)
+    parts = Parts.of(captured, names, before)
+    residuals, tangent_attributes = emit_tangent(parts, trace)
+    boundary = parts.boundary([captured.output, *residuals])
+
+    graphs: dict[str, fx.Graph] = {"tangent": trace.tangents}
+    attributes = {"tangent": tangent_attributes}
+    graphs["bottom"], attributes["bottom"] = emit_program(parts, captured.inputs, boundary)
+    graphs["primal"], attributes["primal"] = emit_program(parts, boundary, [captured.output, *residuals])
+    graphs["network"], attributes["network"] = emit_program(parts, boundary, [captured.output], free=names)
+    start = {name: captured.values[name] for name in names}
+    blueprint = Blueprint(
+        parts=parts,
+        graphs=graphs,
+        attributes=attributes,
+        z0_layouts=[],
+        residual_layouts=[],
+        names=names,
+        foldings=foldings,
+        original={name: value for name, value in original.items() if name in folded_names},
+        by_rule=trace.by_rule,
+        layer_kinds=_layer_kinds(captured),
+        notes=captured.notes,
+    )
+    _find_layouts(blueprint, start, example)
+    linearization = Linearization(blueprint, start)
+    if check:
+        _check(network, features, linearization, example)
+    return linearization
+
+
+def theta2_candidates(network: nn.Module, example_input: Any, *, features: Features = None) -> list[Candidate]:
+    """Return the choices of θ₂ of a network from the top down: each adds one layer or block (see `linearize` for the arguments)."""
+    return candidates(network, capture(network, _three_samples(example_input), features, set(RULES)))
+
+
+def _three_samples(example: Any) -> Any:
+    """Return the example with three different samples a, b, c: made from the given ones where there are fewer."""
+    leaves, spec = pytree.tree_flatten(example)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ConfigurationError("example_input must hold at least one tensor, with the batch as first axis")
+    if any(leaf.ndim == 0 or leaf.shape[0] != tensors[0].shape[0] or leaf.shape[0] == 0 for leaf in tensors):
+        shapes = [tuple(leaf.shape) for leaf in tensors]
+        raise ConfigurationError(
+            f"example_input must have the same number of samples, at least one, as first axis of each tensor: {shapes}"
+        )
+    return pytree.tree_unflatten([_three_rows(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _three_rows(leaf: Tensor) -> Tensor:
+    leaf = leaf.detach()
+    if leaf.shape[0] < 3:
+        leaf = leaf[torch.arange(3, device=leaf.device) % leaf.shape[0]]
+    leaf = leaf[:3].clone()
+    if leaf.dtype.is_floating_point and (
+        torch.equal(leaf[0], leaf[1]) or torch.equal(leaf[1], leaf[2]) or torch.equal(leaf[0], leaf[2])
+    ):
+        generator = torch.Generator().manual_seed(0)
+        spread = leaf.float().std().item() or 1.0
+        noise = torch.randn(leaf.shape, generator=generator).to(leaf) * spread
+        leaf = leaf + noise
+    elif (
+        leaf.ndim > 1
+        and not leaf.dtype.is_floating_point
+        and torch.equal(leaf[0], leaf[1])
+        and leaf.dtype != torch.bool
+    ):
+        leaf[1] = leaf[1].roll(1, -1)
+        leaf[2] = leaf[2].flip(-1)
+    return leaf
+
+
+def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -> None:
+    """Run the programs on samples (a, b, c) and (b, a), and see where the samples lie in what they return."""
+    needed = {node for name in ("bottom", "primal") for node in blueprint.attributes[name].values()}
+    values = blueprint.parts.constant_values(needed, theta2)
+    bottom, primal = (
+        build_module(blueprint.graphs[name], blueprint.attributes[name], values) for name in ("bottom", "primal")
+    )
+    two = pytree.tree_map(lambda leaf: leaf[[1, 0]] if isinstance(leaf, Tensor) else leaf, three)
+    with torch.no_grad():
+        z0 = [bottom(n, *_tensors(batch)) for n, batch in ((3, three), (2, two))]
+        out = [primal(n, *z) for n, z in zip((3, 2), z0, strict=True)]
+    if out[0][0].ndim != 2 or (out[0][0].shape[0], out[1][0].shape[0]) != (3, 2):
+        raise BatchDependenceError(f"f(x) has the shape {tuple(out[0][0].shape)} for 3 samples; (3, d) is needed")
+    find_layout(out[0][0], out[1][0], "f(x)")
+    blueprint.z0_layouts[:] = [find_layout(a, b, "an activation below θ₂") for a, b in zip(*z0, strict=True)]
+    blueprint.residual_layouts[:] = [
+        find_layout(a, b, "an activation") for a, b in zip(out[0][1:], out[1][1:], strict=True)
+    ]
+    blueprint.bytes_per_sample = {
+        "z0": sum(value.numel() * value.element_size() for value in z0[0]) // 3,
+        "residuals": sum(value.numel() * value.element_size() for value in out[0][1:]) // 3,
+    }
+
+
+def _tensors(example: Any) -> list[Tensor]:
+    return [leaf for leaf in flatten_inputs(example) if isinstance(leaf, Tensor)]
+
+
+def _layer_kinds(captured: Captured) -> dict[str, str]:
+    kinds: dict[str, str] = {}
+    for node, name in captured.constants.items():
+        for user in node.users:
+            schema = getattr(user.target, "_schema", None)
+            if schema is None:
+                continue
+            for argument, value in zip(schema.arguments, user.args, strict=False):
+                if value is node:
+                    kinds[name] = f"{schema.name.split('::')[-1]}.{argument.name}"
+    return kinds
+
+
+def _check(network: nn.Module, features: Features, linearization: Linearization, example: Any) -> None:
+    """Compare the programs with the network, and the tangent with torch's derivative, on the example."""
+    extractor = FeatureExtractor(network, features)
+    extractor.training = network.training
+    with torch.no_grad(), evaluation_mode(extractor), _single_precision():
+        expected = extractor(*as_inputs(example))
+        again = extractor(*as_inputs(example))
+    if not agree(expected, again):
+        raise BatchDependenceError(
+            "the network gives different features for the same batch: it draws random numbers in evaluation mode"
+        )
+    z0 = linearization.bottom(example)
+    f, residuals = linearization.primal(z0)
+    if not agree(expected, f):
+        raise LinearizationError(
+            f"the captured graph does not compute the network's features: they differ by {(expected - f).abs().max().item():.3g}. "
+            "The network takes a path that depends on the data"
+        )
+    generator = torch.Generator().manual_seed(0)
+    theta2 = linearization.theta2
+    w2 = {
+        name: torch.randn(value.shape, generator=generator).to(value) * (value.std(correction=0).item() or 1.0)
+        for name, value in theta2.items()
+    }
+    try:
+        _, oracle = torch.func.jvp(lambda point: linearization.network(point, z0), (theta2,), (w2,))
+    except (NotImplementedError, RuntimeError):
+        return  # torch has no forward derivative of this network as a whole; the rules' own tests stand for it
+    moved = linearization.tangent(w2, residuals)
+    if not agree(oracle, moved):
+        error = (oracle - moved).abs().max().item()
+        raise LinearizationError(
+            f"the tangent disagrees with torch.func.jvp by {error:.3g} (largest {oracle.abs().max().item():.3g}). Please report this network; "
+            "check=False skips this test"
+        )
+
+
+@contextlib.contextmanager
+def _single_precision() -> Iterator[None]:
+    """Leave out a surrounding autocast, which would compare numbers of different precision."""
+    with torch.autocast("cpu", enabled=False):
+        yield

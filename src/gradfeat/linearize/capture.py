@@ -1,0 +1,361 @@
+"""Capture: a network and an example become one functional ATen graph with a free batch size.
+
+`torch.export` does the work. Its graph may still write in place (``relu_``); such writes are rewritten here when nothing
+else sees the overwritten value, which is nearly always, and otherwise left to torch's own functionalization.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from gradfeat.errors import ConfigurationError, GradfeatWarning, LinearizationError, did_you_mean
+
+aten = torch.ops.aten
+
+Features = None | str | Callable[[Any], Tensor]
+
+
+@dataclass
+class Captured:
+    """A network as a functional graph.
+
+    Attributes:
+        graph: The ATen graph; its placeholders are constants and inputs, its output is f(x) of shape (n, d).
+        values: Constant tensors by name; parameters and buffers carry the network's own names.
+        constants: The placeholder of each constant.
+        inputs: The placeholders of the network's inputs, in the order of the flattened example.
+        parameters: Names in `values` that are parameters.
+        aliases: Other names of shared parameters, and the name each goes by here.
+        in_spec: How inputs are nested.
+        output: The node of f(x).
+    """
+
+    graph: fx.Graph
+    values: dict[str, Tensor]
+    constants: dict[fx.Node, str]
+    inputs: list[fx.Node]
+    parameters: list[str]
+    aliases: dict[str, str]
+    in_spec: pytree.TreeSpec
+    output: fx.Node
+    notes: list[str] = field(default_factory=list)
+
+    def constant(self, name: str) -> fx.Node:
+        """Return the placeholder of the constant called `name`."""
+        return next(node for node, known in self.constants.items() if known == name)
+
+
+class FeatureExtractor(nn.Module):
+    """The part of a network that computes f(x), as a module to export.
+
+    Args:
+        network: The network.
+        features: None: the network's output is f(x). ``"name"``: the output of that module. ``"input:name"``: the first
+            input of that module (a head's input). A callable: applied to the network's output.
+    """
+
+    def __init__(self, network: nn.Module, features: Features) -> None:
+        super().__init__()
+        self.network = network
+        self._features = features
+        if isinstance(features, str):
+            name = features.removeprefix("input:")
+            modules = dict(network.named_modules())
+            if name not in modules:
+                raise ConfigurationError(
+                    f"features={features!r}: the network has no module {name!r}.{did_you_mean(name, modules)}"
+                )
+            self._tap = name
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return f(x), (n, d); a feature map (n, d, h, w) is average-pooled."""
+        if isinstance(self._features, str):
+            value = self._run_and_tap(args, kwargs)
+        else:
+            value = self.network(*args, **kwargs)
+            if self._features is not None:
+                value = self._features(value)
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"the network's output is a {type(value).__name__}, not a tensor: pass features=, the name of the module whose "
+                "output is f(x), or a function from the network's output to a tensor (n, d)"
+            )
+        if value.ndim == 4:
+            value = value.mean((2, 3))
+        if value.ndim != 2:
+            raise ConfigurationError(
+                f"features must have the shape (n, d) or (n, d, height, width), not {tuple(value.shape)}: pass features=, a "
+                "module's name or a function from the network's output to a tensor (n, d)"
+            )
+        return value
+
+    def _run_and_tap(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        seen: list[Any] = []
+        module = self.network.get_submodule(self._tap)
+        if str(self._features).startswith("input:"):
+            handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        else:
+            handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        try:
+            self.network(*args, **kwargs)
+        finally:
+            handle.remove()
+        if not seen:
+            raise ConfigurationError(f"features={self._features!r}: the network never runs that module")
+        return seen[-1]
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put every module of `network` in evaluation mode, and back as it was afterwards."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read an example as positional and keyword arguments: a tensor, a tuple of arguments, or a dict of keywords."""
+    if isinstance(example, dict):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def flatten_inputs(example: Any) -> list[Any]:
+    """Return the tensors of an example in the order of the captured inputs."""
+    args, kwargs = as_inputs(example)
+    return list(pytree.tree_leaves((args, kwargs)))
+
+
+def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]) -> Captured:
+    """Export `network` in evaluation mode as a functional graph from x to f(x).
+
+    Args:
+        network: Any module; its values are copied, it is not changed.
+        example: A batch of at least two samples: a tensor, a tuple of arguments, or a dict of keywords.
+        features: See `FeatureExtractor`.
+        keep: Operations that a decomposition must leave whole.
+
+    Raises:
+        LinearizationError: The network cannot be exported; the message has torch's reason.
+    """
+    extractor = FeatureExtractor(network, features)
+    extractor.training = network.training
+    args, kwargs = as_inputs(example)
+    batch = torch.export.Dim("batch")
+    shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
+    notes: list[str] = []
+    if network.training:
+        notes.append("the network was in training mode; it is linearized in evaluation mode")
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            warnings.warn(
+                "the network is in training mode; gradfeat uses it in evaluation mode, where batch norm applies its running "
+                "statistics (the network itself stays as it is)",
+                GradfeatWarning,
+                stacklevel=3,
+            )
+    try:
+        with evaluation_mode(extractor), torch.no_grad(), _quiet_export():
+            program = torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # torch.export raises many types; the reason is in the message
+        raise LinearizationError(
+            f"torch.export cannot capture {type(network).__name__} with a free batch size. Its reason: {_first_lines(error)}"
+        ) from error
+    if not _write_out_of_place(program.graph):
+        with _quiet_export():
+            table = torch.export.default_decompositions()
+            for operation in keep & set(table):
+                table.pop(operation)
+            program = program.run_decompositions(table)
+    return _read_program(program, network, notes)
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Leave out what torch.export says about its own insides."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_lines(error: Exception, most: int = 12) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return "\n".join([f"{type(error).__name__}: {lines[0] if lines else ''}", *lines[1:most]])
+
+
+_CHECKS_ONLY = {
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}
+
+
+_SOMETIMES_VIEWS = {
+    *(
+        "reshape",
+        "reshape_as",
+        "contiguous",
+        "flatten",
+        "unflatten",
+        "to",
+        "type_as",
+        "dropout",
+        "alpha_dropout",
+        "feature_dropout",
+    ),
+    *(
+        "chunk",
+        "split",
+        "tensor_split",
+        "movedim",
+        "squeeze",
+        "expand_as",
+        "view_as",
+        "narrow",
+        "detach",
+        "einsum",
+        "ravel",
+    ),
+}
+
+
+def _write_out_of_place(graph: fx.Graph) -> bool:
+    """Rewrite in-place operations as their functional twins; False if one cannot be rewritten here.
+
+    ``y = relu_(x)`` becomes ``y = relu(x)`` and later uses of x become uses of y. That is right unless another view of the same
+    memory is read later, which is checked.
+    """
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            return False  # a nested graph (a no_grad or autocast region)
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                return False
+            continue
+        schema = node.target._schema
+        if schema.name.split("::")[-1] in _CHECKS_ONLY:
+            continue
+        if not schema.is_mutable:
+            continue
+        functional = _functional_twin(node.target)
+        target = node.args[0] if node.args else None
+        if (
+            functional is None
+            or not isinstance(target, fx.Node)
+            or target.op == "placeholder"
+            or node.kwargs.get("out")
+        ):
+            return False
+        if any(
+            position[user] > position[node] for alias in _aliases(target) if alias is not target for user in alias.users
+        ):
+            return False
+        node.target = functional
+        target.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: position[user] > position[at])
+    return True
+
+
+def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    name = target._schema.name.split("::")[-1]
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(aten, name[:-1], None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """All nodes that may share memory with `node`, through views up and down."""
+    found = {node}
+    queue = [node]
+    while queue:
+        current = queue.pop()
+        neighbours = [user for user in current.users if _is_view(user)]
+        if _is_view(current):
+            neighbours += [source for source in current.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
+        for neighbour in neighbours:
+            if neighbour not in found:
+                found.add(neighbour)
+                queue.append(neighbour)
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", "") == "getitem"
+    if node.target._schema.is_mutable:
+        return False  # its result is the overwritten value itself, which the rewriting follows
+    # operations that return a view only sometimes (reshape, contiguous ...) do not say so in their schema
+    return node.target.is_view or node.target._schema.name.split("::")[-1] in _SOMETIMES_VIEWS
+
+
+def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Captured:
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        raise LinearizationError(
+            f"{type(network).__name__} changes its own state in a forward pass: {sorted(signature.buffers_to_mutate.values())}"
+        )
+    graph: fx.Graph = program.graph
+    nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    values: dict[str, Tensor] = {}
+    constants: dict[fx.Node, str] = {}
+    inputs: list[fx.Node] = []
+    parameters: list[str] = []
+    for spec in signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+            continue
+        name = str(spec.target)
+        store = program.state_dict if name in program.state_dict else program.constants
+        short = name.removeprefix("network.")
+        constants[node] = short
+        values[short] = store[name].detach().clone()
+        if spec.kind is InputKind.PARAMETER:
+            parameters.append(short)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            if node.target._schema.name.split("::")[-1] in _CHECKS_ONLY:
+                graph.erase_node(node)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    features = output.args[0][0]
+    graph.eliminate_dead_code()
+    in_spec = program.call_spec.in_spec
+    return Captured(graph, values, constants, inputs, parameters, _shared_names(network), in_spec, features, notes)
+
+
+def _shared_names(network: nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if known != name:
+            aliases[name] = known
+    return aliases

@@ -1,0 +1,258 @@
+"""`Linearization`: a network as bottom, primal and tangent programs, at one point θ̄₂."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gradfeat.errors import ConfigurationError, did_you_mean
+from gradfeat.linearize.capture import flatten_inputs
+from gradfeat.linearize.fold import Folding
+from gradfeat.linearize.layout import Layout
+from gradfeat.linearize.programs import Parts, build_module
+
+Residuals = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was built.
+
+    Attributes:
+        theta2: Names and shapes of θ₂, after folding.
+        folded: "batch norm -> layer" for each batch norm folded into a layer of θ₂ or of the rest.
+        rules: How many nodes each tangent rule served.
+        fallbacks: Nodes without a rule, whose Jacobian-vector product torch computes: (node, operation).
+        nodes: Number of operations of each program.
+        z0_bytes: Memory of z₀, bytes per sample.
+        residual_bytes: Memory of the residuals, bytes per sample.
+        notes: What else the user should know.
+    """
+
+    theta2: dict[str, tuple[int, ...]]
+    folded: list[str]
+    rules: dict[str, int]
+    fallbacks: list[tuple[str, str]]
+    nodes: dict[str, int]
+    z0_bytes: int
+    residual_bytes: int
+    notes: list[str]
+
+    def __str__(self) -> str:
+        parameters = sum(int(torch.Size(shape).numel()) for shape in self.theta2.values())
+        lines = [f"θ₂: {parameters:,} parameters in {len(self.theta2)} tensors: {', '.join(self.theta2)}"]
+        lines.append("operations: " + ", ".join(f"{name} {count}" for name, count in self.nodes.items()))
+        lines.append("tangent rules: " + ", ".join(f"{name} ×{count}" for name, count in sorted(self.rules.items())))
+        lines.append(
+            "without a rule: "
+            + (", ".join(f"{node} ({op})" for node, op in self.fallbacks) if self.fallbacks else "none")
+        )
+        lines.append(f"kept per sample: z₀ {self.z0_bytes:,} bytes, residuals {self.residual_bytes:,} bytes")
+        if self.folded:
+            lines.append(f"folded batch norms: {len(self.folded)}")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass
+class Blueprint:
+    """All that does not depend on the values of θ₂; shared by linearizations at different points."""
+
+    parts: Parts
+    graphs: dict[str, fx.Graph]
+    attributes: dict[str, dict[str, fx.Node]]
+    z0_layouts: list[Layout]
+    residual_layouts: list[Layout]
+    names: list[str]
+    foldings: list[Folding]
+    original: dict[str, Tensor]
+    by_rule: list[tuple[str, str, str]]
+    layer_kinds: dict[str, str]
+    notes: list[str]
+    bytes_per_sample: dict[str, int] = field(default_factory=dict)
+
+
+class Linearization(nn.Module):
+    """A network linearized in θ₂ at θ̄₂: ``f(x; θ̄₂ + w₂) ≈ f(x) + J(x) w₂``.
+
+    Made by `gradfeat.linearize`. Its constants are buffers: `to`, `double` and the like move and convert them (no state dict
+    carries them). Samples are always the first axis of z₀ and of each residual, so that both can be indexed by sample.
+    """
+
+    def __init__(self, blueprint: Blueprint, theta2: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._blueprint = blueprint
+        for i, name in enumerate(blueprint.names):
+            self.register_buffer(f"theta2_{i}", theta2[name].detach().clone(), persistent=False)
+        needed = {node for attributes in blueprint.attributes.values() for node in attributes.values()}
+        values = blueprint.parts.constant_values(needed, theta2)
+        for program, graph in blueprint.graphs.items():
+            self.add_module(f"_{program}", build_module(graph, blueprint.attributes[program], values))
+        self.eval()
+
+    @property
+    def theta2(self) -> dict[str, Tensor]:
+        """Names and values of θ̄₂, after folding."""
+        return {name: getattr(self, f"theta2_{i}") for i, name in enumerate(self._blueprint.names)}
+
+    @property
+    def foldings(self) -> list[Folding]:
+        """The batch norms that were folded."""
+        return list(self._blueprint.foldings)
+
+    @property
+    def original(self) -> dict[str, Tensor]:
+        """The network's own values, by name, of what folding changed."""
+        return dict(self._blueprint.original)
+
+    @property
+    def layer_kinds(self) -> dict[str, str]:
+        """For each name of θ₂ the operation that uses it and its place there, e.g. ``"conv2d.weight"``."""
+        return dict(self._blueprint.layer_kinds)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the programs compute in."""
+        return self.theta2[self._blueprint.names[0]].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the programs compute on."""
+        return self.theta2[self._blueprint.names[0]].device
+
+    def forward(self, x: Any) -> Tensor:
+        """Return f(x), (n, d)."""
+        return self.primal(self.bottom(x))[0]
+
+    def bottom(self, x: Any) -> Tensor | Residuals:
+        """Run what lies below θ₂, once for each sample.
+
+        Args:
+            x: A batch, nested as the example was; n samples.
+
+        Returns:
+            z₀: a tensor, or a tuple of tensors, each with n samples as first axis.
+        """
+        inputs = [self._cast(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flatten_inputs(x)]
+        n = next(leaf for leaf in inputs if isinstance(leaf, Tensor)).shape[0]
+        with torch.no_grad():
+            values = self._bottom(n, *[leaf for leaf in inputs if isinstance(leaf, Tensor)])
+        packed = tuple(layout.pack(value, n) for layout, value in zip(self._blueprint.z0_layouts, values, strict=True))
+        return packed[0] if len(packed) == 1 else packed
+
+    def primal(self, z0: Tensor | Residuals) -> tuple[Tensor, Residuals]:
+        """Run the layers of θ₂ at θ̄₂.
+
+        Args:
+            z0: What `bottom` returned, for n samples.
+
+        Returns:
+            f(x), (n, d), and the residuals: all that `tangent` needs of these samples, each with n samples as first axis.
+        """
+        n, values = self._unpack_z0(z0)
+        with torch.no_grad():
+            features, *kept = self._primal(n, *values)
+        packed = [layout.pack(value, n) for layout, value in zip(self._blueprint.residual_layouts, kept, strict=True)]
+        if not packed:  # J does not depend on x: only the number of samples matters
+            packed = [features.new_empty((n, 0))]
+        return features, tuple(packed)
+
+    def tangent(self, w2: Mapping[str, Tensor], residuals: Residuals) -> Tensor:
+        """Return J(x) w₂, (n, d): linear in w₂, and differentiable by autograd.
+
+        Args:
+            w2: A tensor for each name of θ₂, of its shape.
+            residuals: What `primal` returned, for n samples (or an index into the first axis of each).
+
+        Raises:
+            ConfigurationError: A name or a shape is not that of θ₂.
+        """
+        dtype = self.dtype
+        given = [self._checked(name, w2, dtype) for name in self._blueprint.names]
+        if len(w2) != len(given):
+            unknown = next(name for name in w2 if name not in self._blueprint.names)
+            raise ConfigurationError(
+                f"w2 has the name {unknown!r}, which θ₂ has not.{did_you_mean(unknown, self._blueprint.names)}"
+            )
+        values = [
+            layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
+        ]
+        return self._tangent(residuals[0].shape[0], *given, *values)
+
+    def transpose(self, u: Tensor, residuals: Residuals) -> dict[str, Tensor]:
+        """Return Σₙ J(xₙ)ᵀ uₙ, with the names and shapes of θ₂.
+
+        Args:
+            u: One cotangent for each sample, (n, d).
+            residuals: What `primal` returned for these samples.
+        """
+        with torch.enable_grad():
+            w2 = {name: torch.zeros_like(value, requires_grad=True) for name, value in self.theta2.items()}
+            moved = self.tangent(w2, residuals)
+            gradients = torch.autograd.grad(moved, list(w2.values()), u.to(moved.dtype))
+        return dict(zip(w2, gradients, strict=True))
+
+    def network(self, theta2: Mapping[str, Tensor], z0: Tensor | Residuals) -> Tensor:
+        """Return f(x; θ₂), (n, d), for any θ₂: the ordinary network above z₀, differentiable by autograd (fine-tuning).
+
+        Args:
+            theta2: A tensor for each name of θ₂, of its shape.
+            z0: What `bottom` returned.
+        """
+        n, values = self._unpack_z0(z0)
+        dtype = self.dtype
+        return self._network(n, *[self._checked(name, theta2, dtype) for name in self._blueprint.names], *values)[0]
+
+    def at(self, theta2: Mapping[str, Tensor]) -> Linearization:
+        """Return the linearization of the same network at another θ̄₂; z₀ is the same."""
+        checked = {name: self._checked(name, theta2, self.dtype) for name in self._blueprint.names}
+        parts = self._blueprint.parts
+        moved = Linearization(self._blueprint, {name: value.to(parts.values[name]) for name, value in checked.items()})
+        return moved.to(device=self.device, dtype=self.dtype)
+
+    def report(self) -> Report:
+        """Say what was built, and which operations have no rule of their own."""
+        blueprint = self._blueprint
+        rules = Counter(rule for _, _, rule in blueprint.by_rule)
+        rules.pop("fallback", None)
+        return Report(
+            theta2={name: tuple(value.shape) for name, value in self.theta2.items()},
+            folded=[f"{f.mean.rpartition('.')[0]} -> {f.weight.rpartition('.')[0]}" for f in blueprint.foldings],
+            rules=dict(rules),
+            fallbacks=[(node, operation) for node, operation, rule in blueprint.by_rule if rule == "fallback"],
+            nodes={
+                name: sum(node.op == "call_function" for node in graph.nodes)
+                for name, graph in blueprint.graphs.items()
+                if name != "network"
+            },
+            z0_bytes=blueprint.bytes_per_sample["z0"],
+            residual_bytes=blueprint.bytes_per_sample["residuals"],
+            notes=list(blueprint.notes),
+        )
+
+    def _unpack_z0(self, z0: Tensor | Residuals) -> tuple[int, list[Tensor]]:
+        packed = (z0,) if isinstance(z0, Tensor) else tuple(z0)
+        values = [
+            layout.unpack(self._cast(value)) for layout, value in zip(self._blueprint.z0_layouts, packed, strict=True)
+        ]
+        return packed[0].shape[0], values
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.dtype) if value.dtype.is_floating_point else value.to(self.device)
+
+    def _checked(self, name: str, given: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        if name not in given:
+            raise ConfigurationError(f"the name {name!r} of θ₂ is missing; given are {', '.join(list(given)[:6])}")
+        value, shape = given[name], self.theta2[name].shape
+        if value.shape != shape:
+            raise ConfigurationError(f"{name!r} has the shape {tuple(value.shape)}; θ₂ has {tuple(shape)}")
+        return value if value.dtype == dtype else value.to(dtype)
+
+    _bottom: Callable[..., tuple[Tensor, ...]]
+    _primal: Callable[..., tuple[Tensor, ...]]
+    _tangent: Callable[..., Tensor]
+    _network: Callable[..., tuple[Tensor, ...]]

@@ -1,0 +1,88 @@
+"""An operation without a rule: its Jacobian-vector product by torch, for that node alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from gradfeat.linearize.trace import Dual, Trace
+
+
+def fallback(trace: Trace, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """Keep the operation's inputs, and call `node_jvp` with them and the tangents."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Dual))
+    primals = [trace.keep(leaf.primal) if isinstance(leaf, Dual) else leaf for leaf in leaves]
+    tangents = [leaf.tangent if isinstance(leaf, Dual) else None for leaf in leaves]
+    fake = node.meta["val"]
+    result = trace.emit(node_jvp, node.target, spec, primals, tangents)
+    if isinstance(fake, Tensor):
+        return result[0]
+    return tuple(
+        result[i] if isinstance(output, Tensor) and output.dtype.is_floating_point else None
+        for i, output in enumerate(fake)
+    )
+
+
+def node_jvp(
+    function: Callable[..., Any], spec: pytree.TreeSpec, primals: list[Any], tangents: list[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Return the tangents of the outputs of ``function(*args, **kwargs)``, whose flattened arguments are `primals`."""
+    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+    def of_moving(*values: Tensor) -> Any:
+        leaves = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            leaves[i] = value
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        return function(*args, **kwargs)
+
+    return _NodeJVP.apply(of_moving, [primals[i] for i in moving], *[tangents[i] for i in moving])
+
+
+class _NodeJVP(torch.autograd.Function):
+    """J·ẋ forward by `torch.func.jvp`, Jᵀ·u backward by `torch.func.vjp`: only first derivatives are ever asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], primals: list[Tensor], *tangents: Tensor) -> tuple[Tensor, ...]:
+        ctx.function, ctx.primals = function, primals
+        real = _real_outputs(function)
+        try:
+            _, moved = torch.func.jvp(
+                real, tuple(primals), tuple(t.to(p.dtype) for t, p in zip(tangents, primals, strict=True))
+            )
+        except (NotImplementedError, RuntimeError):
+            moved = _jvp_by_two_vjps(real, primals, tangents)
+        return tuple(moved)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        _, pull = torch.func.vjp(_real_outputs(ctx.function), *ctx.primals)
+        return (None, None, *pull(tuple(cotangents)))
+
+
+def _real_outputs(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    def real(*values: Tensor) -> tuple[Tensor, ...]:
+        output = function(*values)
+        outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        # an index has no tangent; zeros of its shape stand in, so that outputs keep their places
+        return tuple(o if o.dtype.is_floating_point else torch.zeros_like(o, dtype=values[0].dtype) for o in outputs)
+
+    return real
+
+
+def _jvp_by_two_vjps(
+    function: Callable[..., Any], primals: list[Tensor], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """J·ẋ as the derivative of u ↦ Jᵀu along ẋ, for operations without a forward-mode formula."""
+    with torch.enable_grad():
+        variables = [p.detach().requires_grad_() for p in primals]
+        outputs = function(*variables)
+        dummies = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+        pulled = torch.autograd.grad(outputs, variables, dummies, create_graph=True, allow_unused=True)
+        pairs = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g is not None]
+        moved = torch.autograd.grad([g for g, _ in pairs], dummies, [t for _, t in pairs], allow_unused=True)
+    return tuple(torch.zeros_like(o) if m is None else m.detach() for m, o in zip(moved, outputs, strict=True))

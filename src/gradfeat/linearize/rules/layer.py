@@ -1,0 +1,108 @@
+"""Eq. 6 of Mu, Liang & Li (2020): layers that are linear in their input and in their weight.
+
+For ``h(z) = w * z + b`` with w₂'s part (w̃, b̃):  ``ḣ = w̃ * z + b̃ + w * ż``. The first layer of θ₂ has no ż, and no last term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from gradfeat.linearize.rules import rule
+from gradfeat.linearize.trace import Dual, Trace, total
+
+aten = torch.ops.aten
+
+
+def layer_tangent(
+    trace: Trace, node: fx.Node, z: Dual, w: Dual, b: Dual | None, apply: Callable[[Any, Any, Any], Any], channel: int
+) -> Any:
+    """Return ``ḣ = w̃ * z + b̃ + w * ż`` (Eq. 6) for ``h = apply(z, w, b)`` whose bias lies along axis `channel` of h."""
+    bias = b.tangent if b is not None else None
+    own = None
+    if w.tangent is not None:  # w̃ * z + b̃
+        own = apply(trace.keep(z.primal), w.tangent, bias)
+        bias = None
+    passed = None
+    if z.tangent is not None:  # w * ż
+        passed = apply(z.tangent, trace.keep(w.primal), bias)
+        bias = None
+    if bias is not None:  # b̃ alone
+        h = node.meta["val"]
+        axes = [1] * h.ndim
+        axes[channel] = -1
+        return trace.emit(aten.expand.default, bias.reshape(axes), trace.shape(h))
+    return total(own, passed)
+
+
+@rule(aten.linear.default)
+def linear(trace: Trace, node: fx.Node, z: Dual, w: Dual, b: Dual | None = None) -> Any:
+    """``h = z wᵀ + b``."""
+    return layer_tangent(trace, node, z, w, b, lambda z, w, b: trace.emit(aten.linear.default, z, w, b), -1)
+
+
+@rule(
+    *("conv1d", "conv1d.padding", "conv2d", "conv2d.padding", "conv3d", "conv3d.padding", "convolution"),
+    *("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"),
+)
+def convolution(
+    trace: Trace, node: fx.Node, z: Dual, w: Dual, b: Dual | None = None, *settings: Any, **named: Any
+) -> Any:
+    """``h = w * z + b`` with any stride, padding, dilation and groups, transposed or not."""
+    batched = z.fake.ndim == w.fake.ndim
+    if not batched:
+        return NotImplemented
+
+    def apply(z: Any, w: Any, b: Any) -> Any:
+        return trace.emit(node.target, z, w, b, *settings, **named)  # type: ignore[arg-type]
+
+    return layer_tangent(trace, node, z, w, b, apply, 1)
+
+
+@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
+def product(trace: Trace, node: fx.Node, a: Dual, b: Dual) -> Any:
+    """``(ab)˙ = ȧ b + a ḃ``."""
+    left = trace.emit(node.target, a.tangent, trace.keep(b.primal)) if a.tangent is not None else None  # type: ignore[arg-type]
+    right = trace.emit(node.target, trace.keep(a.primal), b.tangent) if b.tangent is not None else None  # type: ignore[arg-type]
+    return total(left, right)
+
+
+@rule(aten.addmm.default, aten.baddbmm.default, "addbmm.default", "addmv.default")
+def add_product(trace: Trace, node: fx.Node, c: Dual, a: Dual, b: Dual, *, beta: float = 1, alpha: float = 1) -> Any:
+    """``(β c + α a b)˙``."""
+    name = node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
+    plain = {"addmm": aten.mm.default, "baddbmm": aten.bmm.default, "addmv": aten.mv.default}.get(name)
+    if plain is None:
+        return NotImplemented
+    terms = []
+    if a.tangent is not None:
+        terms.append(trace.emit(plain, a.tangent, trace.keep(b.primal)))
+    if b.tangent is not None:
+        terms.append(trace.emit(plain, trace.keep(a.primal), b.tangent))
+    result = total(*terms)
+    if result is not None and alpha != 1:
+        result = result * alpha
+    if c.tangent is None:
+        return result
+    added = c.tangent * beta if beta != 1 else c.tangent
+    return trace.spread(added, node.meta["val"], like=c.fake) if result is None else result + added
+
+
+@rule(aten.einsum.default)
+def einsum(trace: Trace, node: fx.Node, equation: str, operands: list[Dual], **named: Any) -> Any:
+    """A sum of products is linear in each operand."""
+    terms = []
+    for i, operand in enumerate(operands):
+        if operand.tangent is not None:
+            others = [operand.tangent if j == i else trace.keep(other.primal) for j, other in enumerate(operands)]
+            terms.append(trace.emit(aten.einsum.default, equation, others))
+    return total(*terms)
+
+
+@rule(aten.embedding.default)
+def embedding(trace: Trace, node: fx.Node, w: Dual, index: Dual, *settings: Any) -> Any:
+    """Rows of w̃ (and, as for w, no gradient through a padding index is asked for in a forward pass)."""
+    return trace.emit(aten.embedding.default, w.tangent, trace.keep(index.primal))

@@ -1,0 +1,193 @@
+"""θ₂: which parameters are linearized, by name, module, glob, or the paper's heuristic."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from gradfeat.errors import Theta2Error, did_you_mean
+from gradfeat.linearize.capture import Captured
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice of θ₂: a layer or block, and all that lies between it and the features.
+
+    Attributes:
+        name: Name of its lowest module.
+        modules: Names of all its modules, top first.
+        parameters: Number of its parameters.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    parameters: int
+
+
+def select(
+    network: nn.Module, captured: Captured, theta2: str | Sequence[str]
+) -> tuple[list[str], set[str], list[str]]:
+    """Resolve `theta2` to parameter names.
+
+    Args:
+        network: The network, for its modules' names.
+        captured: Its graph, for what reaches the features.
+        theta2: "auto", or names of modules or parameters, or globs over either; one or a list.
+
+    Returns:
+        The names in the network's order; those among them selected through a module or "auto"; the patterns used.
+
+    Raises:
+        Theta2Error: A name matches nothing, or nothing of it reaches the features.
+    """
+    patterns = [theta2] if isinstance(theta2, str) else list(theta2)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise Theta2Error(f"theta2 must be 'auto', a name, a glob, or a list of them, not {theta2!r}")
+    if patterns == ["auto"]:
+        patterns = [topmost(network, captured)]
+    modules = [name for name, _ in network.named_modules() if name]
+    own = {name: captured.aliases.get(name, name) for name, _ in network.named_parameters(remove_duplicate=False)}
+    reaching = reaches_features(captured)
+    chosen: set[str] = set()
+    by_module: set[str] = set()
+    for pattern in patterns:
+        parameters = {own[name] for name in own if name == pattern or fnmatch.fnmatchcase(name, pattern)}
+        roots = [name for name in modules if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        inside = {own[name] for name in own if any(name.startswith(root + ".") for root in roots)}
+        if pattern == "*":
+            inside = set(own.values())
+        if not parameters | inside:
+            if pattern in modules:
+                raise Theta2Error(f"theta2: the module {pattern!r} has no parameters")
+            raise Theta2Error(
+                f"theta2: {pattern!r} matches no module and no parameter of the network."
+                f"{did_you_mean(pattern, [*modules, *own]) or _some(modules)}"
+            )
+        found = {name for name in parameters | inside if captured.values.get(name) is not None or name in own.values()}
+        live = found & reaching
+        if not live:
+            raise Theta2Error(
+                f"theta2: no parameter of {pattern!r} reaches the features f(x): it lies above them, in an unused branch, or "
+                "behind an operation without derivative"
+            )
+        unreal = [name for name in live if not captured.values[name].dtype.is_floating_point]
+        if unreal:
+            raise Theta2Error(
+                f"theta2: {', '.join(unreal)} has the dtype {captured.values[unreal[0]].dtype}, which has no derivative"
+            )
+        chosen |= live
+        by_module |= live & inside
+    return [name for name in captured.parameters if name in chosen], by_module, patterns
+
+
+def reaches_features(captured: Captured) -> set[str]:
+    """Return the names of the parameters that f(x) depends on."""
+    parameters = set(captured.parameters)
+    return {
+        captured.constants[node] for node in ancestors(captured.output) if captured.constants.get(node) in parameters
+    }
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """Return `node` and all nodes that it is computed from."""
+    found = {node}
+    queue = [node]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                queue.append(source)
+    return found
+
+
+def weight_layers(captured: Captured) -> list[str]:
+    """Return the names of weights (two or more axes) of layers on the way to the features, in the order of execution."""
+    live = ancestors(captured.output)
+    parameters = set(captured.parameters)
+    found: dict[str, None] = {}
+    for node in captured.graph.nodes:
+        if node.op != "call_function" or node not in live or not _is_layer(node):
+            continue
+        for source in node.all_input_nodes:
+            name = captured.constants.get(_behind_views(source))
+            if name in parameters and captured.values[name].ndim >= 2:
+                found.pop(name, None)
+                found[name] = None
+    return list(found)
+
+
+_LAYER_PARTS = ("conv", "linear", "mm", "matmul", "einsum", "lstm", "gru", "rnn")
+
+
+def _is_layer(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(part in schema.name.split("::")[-1] for part in _LAYER_PARTS)
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while getattr(node.target, "is_view", False) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def topmost(network: nn.Module, captured: Captured) -> str:
+    """Return the module that the paper takes as θ₂ (Sec. 4): the topmost convolution, residual or transformer block.
+
+    It is the block that holds the last layer before the features: from that layer upwards through enclosing modules, as far as
+    the next container (Sequential, ModuleList) or the network itself.
+
+    Raises:
+        Theta2Error: No layer with a weight reaches the features.
+    """
+    found = candidates(network, captured)
+    if not found:
+        raise Theta2Error("theta2='auto': no layer with a weight reaches the features; name the parameters instead")
+    return found[0].name
+
+
+def candidates(network: nn.Module, captured: Captured) -> list[Candidate]:
+    """Return the choices of θ₂ from the top down: each adds one layer or block to the one before."""
+    blocks: dict[str, None] = {}
+    for weight in reversed(weight_layers(captured)):
+        blocks.setdefault(_block_of(network, weight.rpartition(".")[0]), None)
+    blocks.pop("", None)
+    reaching = reaches_features(captured)
+    result: list[Candidate] = []
+    taken: list[str] = []
+    for block in blocks:
+        taken.append(block)
+        names = [name for name in reaching if any(name.startswith(module + ".") for module in taken)]
+        count = sum(captured.values[name].numel() for name in names)
+        result.append(Candidate(block, tuple(taken), count))
+    return result
+
+
+def _block_of(network: nn.Module, name: str) -> str:
+    modules: dict[str, nn.Module] = dict(network.named_modules())
+    while name:
+        parent = name.rpartition(".")[0]
+        if not parent or isinstance(modules[parent], _CONTAINERS):
+            return name
+        name = parent
+    return name
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    shown = [name for name in names if "." not in name][:most]
+    return f" Modules at the top are {', '.join(shown)}." if shown else ""
+
+
+def describe(value: torch.Tensor) -> str:
+    """Return a parameter's shape as text.
+
+    Example:
+        >>> describe(torch.zeros(3, 2))
+        '3×2'
+    """
+    return "×".join(str(size) for size in value.shape)
