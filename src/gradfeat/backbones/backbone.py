@@ -1,0 +1,206 @@
+"""Whatever a user may mean by a backbone, made into one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from gradfeat.backbones import preprocessing as scaling
+from gradfeat.backbones.fingerprint import fingerprint
+from gradfeat.backbones.head import features_of, head_of
+from gradfeat.backbones.names import Name, parse_name
+from gradfeat.backbones.timm_models import build_timm
+from gradfeat.backbones.torchvision_models import build_torchvision
+from gradfeat.backbones.weights import load_weights, read_weights
+from gradfeat.errors import ConfigurationError
+from gradfeat.pretrain.loop import load_encoder, seeded
+
+if TYPE_CHECKING:
+    from gradfeat.data import Preprocessing
+
+BackboneLike = nn.Module | str | Path | Callable[[tuple[int, ...]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pre-trained network, and what must be known to use it.
+
+    Args:
+        network: The network.
+        features: Where f(x) is read: None (its output), "input:<module>", or a module's name (its output).
+        name: The name it was made from; None for a module.
+        preprocessing: How images become its input; None when that is not known.
+        head: Name of the classifier that the network still wears, or None.
+        fingerprint: Digest of architecture, weights and features.
+        notes: What was decided on the way and may surprise.
+    """
+
+    network: nn.Module
+    features: str | None
+    name: str | None
+    preprocessing: Preprocessing | None
+    head: str | None
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Draft:
+    """A network on its way: what the builders of the several kinds hand over."""
+
+    network: nn.Module
+    fields: dict[str, Any] | None = None
+    features: str | None = None
+    name: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def resolve(
+    backbone: BackboneLike,
+    *,
+    weights: str | Path | None = None,
+    X_shape: tuple[int, ...] | None = None,
+    random_state: int | None = None,
+    preprocessing: Mapping[str, Any] | Preprocessing | None = None,
+    image_size: int | None = None,
+) -> Backbone:
+    """Return the network that `backbone` means, with its features, preprocessing and fingerprint.
+
+    Args:
+        backbone: One of
+
+            - an nn.Module, used as it is and never modified;
+            - "timm/<model>" or "torchvision/<model>", with or without the tag of its weights (".a1_in1k") and options
+              for the library's constructor ("?pad_type=same"); the classifier is removed;
+            - "gradfeat/<file>", or the path of an encoder that `gradfeat.pretrain` wrote;
+            - a callable that takes the shape of X and returns a module whose output is f(x).
+        weights: For a name. None loads the library's own (and downloads them when they are not on this machine); a file
+            (.safetensors, .pth, .pt, .bin) loads that; "random" leaves random initial weights.
+        X_shape: Shape of X, for a callable.
+        random_state: Seed of random initial weights; None draws from PyTorch's global stream.
+        preprocessing: Replaces the network's own preprocessing, whole or (a dict) in some fields.
+        image_size: Replaces only the side of the input, in pixels.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ConfigurationError: A name, option or combination that cannot be meant.
+        BackboneError: Weights that are missing, damaged or do not fit.
+        MissingDependencyError: timm or torchvision is not installed.
+
+    Example:
+        >>> import torch
+        >>> resolve(torch.nn.Linear(4, 2)).features is None
+        True
+        >>> resolve(lambda shape: torch.nn.Linear(shape[1], 2), X_shape=(10, 4), random_state=0).network.in_features
+        4
+    """
+    if isinstance(backbone, nn.Module):
+        draft = _from_module(backbone, weights)
+    elif isinstance(backbone, str | Path):
+        with seeded(random_state):
+            draft = _from_name(str(backbone), weights)
+    elif callable(backbone):
+        with seeded(random_state):
+            draft = _from_callable(backbone, weights, X_shape)
+    else:
+        raise ConfigurationError(
+            "Expected a backbone as nn.Module, name, path or callable (shape of X -> nn.Module); "
+            f"got {type(backbone).__name__}."
+        )
+    _check_image_size(draft, image_size)
+    return Backbone(
+        network=draft.network,
+        features=draft.features,
+        name=draft.name,
+        preprocessing=scaling.build(draft.fields, preprocessing, image_size),
+        head=head_of(draft.network),
+        fingerprint=fingerprint(draft.network, draft.features),
+        notes=tuple(draft.notes),
+    )
+
+
+def _from_module(network: nn.Module, weights: str | Path | None) -> _Draft:
+    if weights is not None:
+        raise ConfigurationError(
+            "weights= belongs to a backbone given by name; load them into the module yourself: "
+            "network.load_state_dict(...)."
+        )
+    draft = _Draft(network, features=features_of(network))
+    if type(network).__module__.startswith("timm."):
+        draft.fields = scaling.from_timm(network) if getattr(network, "pretrained_cfg", None) else None
+    if draft.features is not None:
+        draft.notes.append(f"f(x) is the input of the network's classifier {head_of(network)!r}.")
+    return draft
+
+
+def _from_callable(
+    build: Callable[[tuple[int, ...]], nn.Module], weights: str | Path | None, X_shape: tuple[int, ...] | None
+) -> _Draft:
+    if weights is not None:
+        raise ConfigurationError("weights= belongs to a backbone given by name; load them inside the callable.")
+    if X_shape is None:
+        raise ConfigurationError("A backbone given as a callable needs X_shape, the shape of X.")
+    network = build(tuple(X_shape))
+    name = f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', type(build).__qualname__)}"
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(f"The callable {name} must return an nn.Module; it returned {type(network).__name__}.")
+    return _Draft(network, name=name)
+
+
+def _from_name(text: str, weights: str | Path | None) -> _Draft:
+    name = parse_name(text)
+    if name.library == "gradfeat":
+        return _from_encoder(name, weights)
+    random = weights == "random"
+    transforms: Any = None
+    if name.library == "timm":
+        network, head_keys = build_timm(name, pretrained=weights is None)
+        in_channels = name.options.get("in_chans")
+        fields: dict[str, Any] | None = scaling.from_timm(network, int(in_channels) if in_channels else None)
+    else:
+        network, head_keys, transforms = build_torchvision(name, pretrained=weights is None, random=random)
+        fields = None if transforms is None else scaling.from_torchvision(transforms)
+    draft = _Draft(network.eval(), fields, name=text)
+    if random:
+        draft.notes.append("The weights are random.")
+    elif weights is not None:
+        state, metadata = read_weights(weights)
+        left_out = load_weights(network, state, where=str(weights), ignored=head_keys)
+        if left_out:
+            draft.notes.append(f"The classifier in the file is not used: {', '.join(left_out)}.")
+        stated = scaling.from_metadata(metadata, str(weights))
+        if stated:
+            draft.fields = {**(fields or {}), **stated}
+            draft.notes.append(f"The preprocessing's {', '.join(stated)} come from the weights file.")
+    return draft
+
+
+def _from_encoder(name: Name, weights: str | Path | None) -> _Draft:
+    network, metadata = load_encoder(name.model)
+    draft = _Draft(network, dict(metadata["preprocessing"]), name=f"gradfeat/{name.model}")
+    if weights == "random":
+        draft.network = type(network)(**metadata["arguments"]).eval()
+        draft.notes.append("The weights are random.")
+    elif weights is not None:
+        raise ConfigurationError("The encoder's file holds its weights; weights= may only be 'random' beside it.")
+    return draft
+
+
+def _check_image_size(draft: _Draft, image_size: int | None) -> None:
+    """Refuse another image size where timm says that the network is built for one size."""
+    config = getattr(draft.network, "pretrained_cfg", None)
+    fixed = isinstance(config, dict) and config.get("fixed_input_size") and draft.fields is not None
+    if image_size is None or not fixed or getattr(draft.network, "dynamic_img_size", False):
+        return
+    size = list((draft.fields or {})["size"])
+    if size != [image_size, image_size]:
+        raise ConfigurationError(
+            f"The network is built for images of {size[0]} × {size[1]}, not {image_size}. Give the size to its "
+            f"constructor: {draft.name or 'timm/<model>'}?img_size={image_size}"
+        )

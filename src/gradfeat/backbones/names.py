@@ -1,0 +1,97 @@
+"""Backbones by name: "library/model?option=value"."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from gradfeat.errors import ConfigurationError, did_you_mean
+
+Option = bool | int | float | str | None
+
+LIBRARIES = ("timm", "torchvision", "gradfeat")
+_LATER = ("hf", "sentence-transformers")
+_WORDS: dict[str, Option] = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A parsed name.
+
+    Args:
+        library: "timm", "torchvision" or "gradfeat".
+        model: The model's name in that library, or the file of a gradfeat encoder.
+        options: Arguments for the library's constructor.
+    """
+
+    library: str
+    model: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+
+def parse_name(name: str) -> Name:
+    """Split "library/model?option=value&..." into its parts; a path to an existing file is a gradfeat encoder.
+
+    Raises:
+        ConfigurationError: Unknown library, no model, or options that cannot be read.
+
+    Example:
+        >>> parse_name("timm/mobilenetv2_100?pad_type=same&in_chans=1").options
+        {'pad_type': 'same', 'in_chans': 1}
+    """
+    if Path(name).expanduser().is_file() or name.startswith(("/", "./", "../", "~")):
+        return Name("gradfeat", name)
+    library, slash, rest = name.partition("/")
+    if library in _LATER and slash:
+        raise ConfigurationError(
+            f'Backbones "{library}/..." are not supported yet. Known: {_known()}; or pass the network itself '
+            "(an nn.Module) from Python."
+        )
+    if not slash:
+        raise ConfigurationError(
+            f"No file {name!r}, and a backbone's name starts with its library: {_known()}, e.g. "
+            f"timm/{name if not name.endswith('.safetensors') else 'resnet18'}."
+        )
+    if library not in LIBRARIES:
+        raise ConfigurationError(
+            f"Unknown library {library!r} in the backbone's name {name!r}. Known: {_known()}."
+            + did_you_mean(library, LIBRARIES)
+        )
+    if library == "gradfeat":
+        return Name(library, rest)
+    model, _, query = rest.partition("?")
+    if not model:
+        raise ConfigurationError(f"The backbone's name {name!r} has no model after {library}/.")
+    return Name(library, model, _parse_options(query, name))
+
+
+def _known() -> str:
+    return ", ".join(f"{library}/<{'file' if library == 'gradfeat' else 'model'}>" for library in LIBRARIES)
+
+
+def _parse_options(query: str, name: str) -> dict[str, Option]:
+    try:
+        pairs = parse_qsl(query, strict_parsing=True) if query else []
+    except ValueError as error:
+        raise ConfigurationError(
+            f"Cannot read the options of {name!r}: expected ?option=value&option=value."
+        ) from error
+    options = {option: _parse_value(text) for option, text in pairs}
+    if len(options) < len(pairs):
+        raise ConfigurationError(f"An option is given twice in {name!r}.")
+    return options
+
+
+def _parse_value(text: str) -> Option:
+    """Return None, a bool, an int, a float or the text itself."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else text
+    return text
