@@ -1,4 +1,4 @@
-"""The network side: capture, folding, partition, tangent rules and the three programs. Knows nothing of data or labels."""
+"""The network side: capture, folding, tangent rules and the three programs. Knows nothing of data or labels."""
 
 from __future__ import annotations
 

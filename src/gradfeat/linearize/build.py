@@ -44,15 +44,16 @@ def linearize(
 
     Args:
         network: Any module from a batch x to features f(x), (n, d). A feature map (n, d, h, w) is average-pooled.
-        example_input: A batch as the network takes it: a tensor, a tuple of arguments, or a dict of keyword arguments. Its first
-            axis is the batch, which stays free.
-        theta2: The parameters to linearize: names of modules or parameters, globs over either, one or a list; or "auto", the
-            topmost convolution, residual or transformer block (Sec. 4).
-        features: What f(x) is: None, the network's output; ``"name"``, the output of that module; ``"input:name"``, its input;
-            or a function of the network's output.
-        fold_batchnorm: Fold each batch norm into the layer before it. The layer's names in θ₂ then mean the folded weight and
-            bias. With False, names of θ₂ are the network's own.
-        check: Test on the example that the programs compute what the network does, and that the tangent is its derivative.
+        example_input: A batch as the network takes it: a tensor, a tuple of arguments, or a dict of keyword arguments.
+            Its first axis is the batch, which stays free.
+        theta2: The parameters to linearize: names of modules or parameters, globs over either, one or a list; or
+            "auto", the topmost convolution, residual or transformer block (Sec. 4).
+        features: What f(x) is: None, the network's output; ``"name"``, the output of that module; ``"input:name"``,
+            its input; or a function of the network's output.
+        fold_batchnorm: Fold each batch norm into the layer before it. The layer's names in θ₂ then mean the folded
+            weight and bias. With False, names of θ₂ are the network's own.
+        check: Test on the example that the programs compute what the network does, and that the tangent is its
+            derivative.
 
     Returns:
         The linearization at the network's present values.
@@ -122,7 +123,7 @@ def linearize(
 
 
 def theta2_candidates(network: nn.Module, example_input: Any, *, features: Features = None) -> list[Candidate]:
-    """Return the choices of θ₂ of a network from the top down: each adds one layer or block (see `linearize` for the arguments)."""
+    """Return the choices of θ₂ from the top down, each one layer or block more; arguments as of `linearize`."""
     return candidates(network, capture(network, _three_samples(example_input), features, set(RULES)))
 
 
@@ -219,8 +220,8 @@ def _check(network: nn.Module, features: Features, linearization: Linearization,
     f, residuals = linearization.primal(z0)
     if not agree(expected, f):
         raise LinearizationError(
-            f"the captured graph does not compute the network's features: they differ by {(expected - f).abs().max().item():.3g}. "
-            "The network takes a path that depends on the data"
+            "the captured graph does not compute the network's features: they differ by "
+            f"{(expected - f).abs().max().item():.3g}. The network takes a path that depends on the data"
         )
     generator = torch.Generator().manual_seed(0)
     theta2 = linearization.theta2
@@ -229,15 +230,15 @@ def _check(network: nn.Module, features: Features, linearization: Linearization,
         for name, value in theta2.items()
     }
     try:
-        _, oracle = torch.func.jvp(lambda point: linearization.network(point, z0), (theta2,), (w2,))
+        oracle = torch.func.jvp(lambda point: linearization.network(point, z0), (theta2,), (w2,))[1]
     except (NotImplementedError, RuntimeError):
         return  # torch has no forward derivative of this network as a whole; the rules' own tests stand for it
     moved = linearization.tangent(w2, residuals)
     if not agree(oracle, moved):
         error = (oracle - moved).abs().max().item()
         raise LinearizationError(
-            f"the tangent disagrees with torch.func.jvp by {error:.3g} (largest {oracle.abs().max().item():.3g}). Please report this network; "
-            "check=False skips this test"
+            f"the tangent disagrees with torch.func.jvp by {error:.3g} (largest {oracle.abs().max().item():.3g}). "
+            "Please report this network; check=False skips this test"
         )
 
 

@@ -1,7 +1,7 @@
 """Capture: a network and an example become one functional ATen graph with a free batch size.
 
-`torch.export` does the work. Its graph may still write in place (``relu_``); such writes are rewritten here when nothing
-else sees the overwritten value, which is nearly always, and otherwise left to torch's own functionalization.
+`torch.export` does the work. Its graph may still write in place (``relu_``); such writes are rewritten here when
+nothing else sees the overwritten value, which is nearly always, and otherwise left to torch's own functionalization.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ class FeatureExtractor(nn.Module):
                 value = self._features(value)
         if not isinstance(value, Tensor):
             raise ConfigurationError(
-                f"the network's output is a {type(value).__name__}, not a tensor: pass features=, the name of the module whose "
-                "output is f(x), or a function from the network's output to a tensor (n, d)"
+                f"the network's output is a {type(value).__name__}, not a tensor: pass features=, the name of the "
+                "module whose output is f(x), or a function from the network's output to a tensor (n, d)"
             )
         if value.ndim == 4:
             value = value.mean((2, 3))
         if value.ndim != 2:
             raise ConfigurationError(
-                f"features must have the shape (n, d) or (n, d, height, width), not {tuple(value.shape)}: pass features=, a "
-                "module's name or a function from the network's output to a tensor (n, d)"
+                f"features must have the shape (n, d) or (n, d, height, width), not {tuple(value.shape)}: pass "
+                "features=, a module's name or a function from the network's output to a tensor (n, d)"
             )
         return value
 
@@ -164,8 +164,8 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
         notes.append("the network was in training mode; it is linearized in evaluation mode")
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             warnings.warn(
-                "the network is in training mode; gradfeat uses it in evaluation mode, where batch norm applies its running "
-                "statistics (the network itself stays as it is)",
+                "the network is in training mode; gradfeat uses it in evaluation mode, where batch norm applies its "
+                "running statistics (the network itself stays as it is)",
                 GradfeatWarning,
                 stacklevel=3,
             )
@@ -176,7 +176,8 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
         raise
     except Exception as error:  # torch.export raises many types; the reason is in the message
         raise LinearizationError(
-            f"torch.export cannot capture {type(network).__name__} with a free batch size. Its reason: {_first_lines(error)}"
+            f"torch.export cannot capture {type(network).__name__} with a free batch size. "
+            f"Its reason: {_first_lines(error)}"
         ) from error
     if not _write_out_of_place(program.graph):
         with _quiet_export():
@@ -247,8 +248,8 @@ _SOMETIMES_VIEWS = {
 def _write_out_of_place(graph: fx.Graph) -> bool:
     """Rewrite in-place operations as their functional twins; False if one cannot be rewritten here.
 
-    ``y = relu_(x)`` becomes ``y = relu(x)`` and later uses of x become uses of y. That is right unless another view of the same
-    memory is read later, which is checked.
+    ``y = relu_(x)`` becomes ``y = relu(x)`` and later uses of x become uses of y. That is right unless another view of
+    the same memory is read later, which is checked.
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -277,7 +278,8 @@ def _write_out_of_place(graph: fx.Graph) -> bool:
         ):
             return False
         node.target = functional
-        target.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: position[user] > position[at])
+        for user in [user for user in target.users if position[user] > position[node]]:
+            user.replace_input_with(target, node)
     return True
 
 
@@ -320,7 +322,8 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise LinearizationError(
-            f"{type(network).__name__} changes its own state in a forward pass: {sorted(signature.buffers_to_mutate.values())}"
+            f"{type(network).__name__} changes its own state in a forward pass: "
+            f"{sorted(signature.buffers_to_mutate.values())}"
         )
     graph: fx.Graph = program.graph
     nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
@@ -341,9 +344,9 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
         if spec.kind is InputKind.PARAMETER:
             parameters.append(short)
     for node in list(graph.nodes):
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.name.split("::")[-1] in _CHECKS_ONLY:
-                graph.erase_node(node)
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name.split("::")[-1] in _CHECKS_ONLY:
+            graph.erase_node(node)
     (output,) = (node for node in graph.nodes if node.op == "output")
     features = output.args[0][0]
     graph.eliminate_dead_code()

@@ -1,15 +1,16 @@
 """Batch-norm folding: a batch norm in evaluation mode behind a convolution or linear layer becomes part of it.
 
-``γ (W * z + b - μ) / √(σ² + ε) + β`` is the layer with weight ``s W`` and bias ``β + s (b - μ)``, ``s = γ / √(σ² + ε)``, channel by
-channel: for every stride, padding mode, dilation and number of groups, transposed or not, with or without b, γ and β. In θ₂ the
-layer's names then mean the folded weight and bias. `Folding.unfold` writes a folded change back into the network's own
-parameters, so that a merged model keeps the network's architecture.
+``γ (W * z + b - μ) / √(σ² + ε) + β`` is the layer with weight ``s W`` and bias ``β + s (b - μ)``, with
+``s = γ / √(σ² + ε)``, channel by channel: for every stride, padding mode, dilation and number of groups, transposed or
+not, with or without b, γ and β. In θ₂ the layer's names then mean the folded weight and bias. `Folding.unfold` writes a
+folded change back into the network's own parameters, so that a merged model keeps the network's architecture.
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -27,6 +28,7 @@ _CONVOLUTIONS = {
     aten.conv3d.padding,
 }
 _TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+_LAYERS = {aten.linear.default, *_CONVOLUTIONS, *_TRANSPOSED}
 _BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 
 
@@ -80,8 +82,8 @@ class Folding:
     def unfold(self, state: dict[str, Tensor], weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         """Return new values of the network's own parameters under which its layer computes (`weight`, `bias`) folded.
 
-        The layer's weight takes the change divided by s. A channel with s = 0 cannot; its batch norm is set to the identity.
-        Without β, the running mean carries the bias.
+        The layer's weight takes the change divided by s. A channel with s = 0 cannot; its batch norm is set to the
+        identity. Without β, the running mean carries the bias.
         """
         spread = torch.sqrt(state[self.variance].double() + self.eps)
         gamma = torch.ones_like(spread) if self.gamma is None else state[self.gamma].double()
@@ -107,7 +109,8 @@ def fold_batchnorms(captured: Captured, theta2: set[str], by_module: set[str]) -
     Args:
         captured: The graph; changed in place.
         theta2: Names of θ₂ in the network's own parameters.
-        by_module: Those of them that were selected by a module's name or "auto": a folded layer of such a module has its bias in θ₂.
+        by_module: Those of them that were selected by a module's name or "auto": a folded layer of such a module has
+            its bias in θ₂.
 
     Returns:
         What was folded, and the names of θ₂ after folding.
@@ -122,10 +125,11 @@ def fold_batchnorms(captured: Captured, theta2: set[str], by_module: set[str]) -
         affine = {name for name in (folding.gamma, folding.beta) if name}
         if affine & theta2 and folding.weight not in theta2:
             continue  # the batch norm itself was asked for, and not its layer
-        layer = norm.args[0]
-        _apply(captured, layer, norm, folding)  # type: ignore[arg-type]
+        _apply(captured, cast(fx.Node, norm.args[0]), norm, folding)
         after -= affine
-        if folding.weight in theta2 and ({folding.beta, folding.bias} & theta2 or folding.weight in by_module):
+        if folding.weight in theta2 and (
+            {folding.gamma, folding.beta, folding.bias} & theta2 or folding.weight in by_module
+        ):
             after.add(folding.bias)
         done.append(folding)
     if done:
@@ -138,46 +142,46 @@ def fold_batchnorms(captured: Captured, theta2: set[str], by_module: set[str]) -
 
 
 def _match(captured: Captured, norm: fx.Node) -> Folding | None:
-    layer, gamma, beta, mean, variance, *settings = norm.args
+    """Return how `norm` folds into the layer before it, or None where it must stay."""
+    layer, gamma, beta, mean, variance, *settings = cast(tuple[Any, ...], norm.args)
     if norm.target is aten.batch_norm.default:
-        if settings[0] or mean is None:
-            return None
-        eps = settings[2]
+        training, eps = settings[0], settings[2]
     else:
-        eps = settings[1]
-    if (
-        not isinstance(layer, fx.Node)
-        or layer.op != "call_function"
-        or len(layer.users) != 1
-        or layer is captured.output
-    ):
+        training, eps = False, settings[1]
+    if training or mean is None or not isinstance(layer, fx.Node) or layer.op != "call_function":
         return None
-    val = layer.meta["val"]
-    if layer.target is aten.linear.default:
-        if val.ndim != 2:
-            return None
-        groups = 0
-    elif layer.target in _CONVOLUTIONS:
-        if val.ndim != layer.args[1].meta["val"].ndim:  # type: ignore[union-attr]
-            return None
-        groups = 0
-    elif layer.target in _TRANSPOSED:
-        groups = layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1)  # type: ignore[assignment]
-    else:
+    if len(layer.users) != 1 or layer is captured.output:
+        return None  # something else sees the value before the batch norm
+    if layer.target not in _LAYERS:
         return None
-    weight = layer.args[1]
-    bias = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
-    own = [node for node in (weight, bias) if node is not None]
-    if any(node not in captured.constants or len(node.users) != 1 for node in own):  # type: ignore[union-attr, index, operator]
-        return None  # shared or computed weights stay as they are
-    names = [captured.constants.get(node) if node is not None else None for node in (gamma, beta, mean, variance)]  # type: ignore[call-overload]
-    if any(node is not None and name is None for node, name in zip((gamma, beta, mean, variance), names, strict=True)):
+    groups = 0
+    if layer.target in _TRANSPOSED:
+        groups = cast(int, layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1))
+    arguments = {**dict(zip(("input", "weight", "bias"), layer.args, strict=False)), **layer.kwargs}
+    weight, bias = cast(fx.Node, arguments["weight"]), cast(fx.Node | None, arguments.get("bias"))
+    if layer.meta["val"].ndim != weight.meta["val"].ndim:
+        return None  # a linear layer's channels are the last axis, the batch norm's the second
+    used = [node for node in (weight, bias, gamma, beta, mean, variance) if node is not None]
+    if any(node not in captured.constants or len(node.users) != 1 for node in used):
+        return None  # shared or computed values stay as they are
+    name_of = {node: captured.constants[node] for node in used}
+    own = name_of[weight]
+    if own not in captured.parameters:
         return None
-    weight_name = captured.constants[weight]  # type: ignore[index]
-    bias_name = captured.constants[bias] if bias is not None else weight_name.removesuffix("weight") + "bias"  # type: ignore[index]
-    if bias is None and bias_name in captured.values:
+    new = own.removesuffix("weight") + "bias" if own.endswith("weight") else own + "_bias"
+    if bias is None and new in captured.values:
         return None
-    return Folding(weight_name, bias_name, bias is not None, names[0], names[1], names[2], names[3], eps, int(groups))  # type: ignore[arg-type]
+    return Folding(
+        weight=own,
+        bias=new if bias is None else name_of[bias],
+        had_bias=bias is not None,
+        gamma=name_of.get(gamma),
+        beta=name_of.get(beta),
+        mean=name_of[mean],
+        variance=name_of[variance],
+        eps=eps,
+        groups=groups,
+    )
 
 
 def _apply(captured: Captured, layer: fx.Node, norm: fx.Node, folding: Folding) -> None:
@@ -188,7 +192,7 @@ def _apply(captured: Captured, layer: fx.Node, norm: fx.Node, folding: Folding) 
     else:
         with captured.graph.inserting_before(captured.inputs[0]):
             node = captured.graph.placeholder("folded_" + folding.bias.replace(".", "_"))
-        node.meta["val"] = norm.args[3].meta["val"]  # type: ignore[union-attr]
+        node.meta["val"] = cast(fx.Node, norm.args[3]).meta["val"]
         captured.constants[node] = folding.bias
         captured.parameters.insert(captured.parameters.index(folding.weight) + 1, folding.bias)
     layer.args = (*layer.args[:2], node, *layer.args[3:])

@@ -1,4 +1,4 @@
-"""Sample-major storage: what is kept of a batch is stored with the sample as first axis, wherever the network puts it."""
+"""Sample-major storage: what is kept of a batch has the sample as first axis, wherever the network puts it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def find_layout(three: Tensor, two: Tensor, what: str) -> Layout:
     grown = [axis for axis in range(three.ndim) if three.shape[axis] != two.shape[axis]]
     if len(grown) != 1 or three.shape[grown[0]] * 2 != two.shape[grown[0]] * 3 or two.shape[grown[0]] % 2:
         raise BatchDependenceError(
-            f"{what} mixes the samples of a batch: its shape is {tuple(two.shape)} for 2 samples and {tuple(three.shape)} for 3"
+            f"{what} mixes the samples of a batch: its shape is {tuple(two.shape)} for 2 samples and "
+            f"{tuple(three.shape)} for 3"
         )
     axis = grown[0]
     factor = two.shape[axis] // 2
@@ -61,13 +62,13 @@ def find_layout(three: Tensor, two: Tensor, what: str) -> Layout:
     first, second = layouts[0].pack(three, 3), layouts[0].pack(two, 2)
     raise BatchDependenceError(
         f"{what} of one sample depends on the other samples of its batch (or on chance): it differs by "
-        f"{(first[:2].double() - second.flip(0).double()).abs().max().item():.2g} between two batches that both hold the sample. "
-        "Gradient features need a network that treats each sample by itself."
+        f"{(first[:2].double() - second.flip(0).double()).abs().max().item():.2g} between two batches that both hold "
+        "the sample. Gradient features need a network that treats each sample by itself."
     )
 
 
 def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two computations of the same value agree up to rounding (all but 1 in 100 entries, for masks and places)."""
+    """Whether two computations of a value agree up to rounding (for masks and places: in all but 1 of 100 entries)."""
     if not a.dtype.is_floating_point:
         return bool((a != b).double().mean() <= 0.01) if a.numel() else True
     a, b = a.double(), b.double()

@@ -79,8 +79,9 @@ class Blueprint:
 class Linearization(nn.Module):
     """A network linearized in θ₂ at θ̄₂: ``f(x; θ̄₂ + w₂) ≈ f(x) + J(x) w₂``.
 
-    Made by `gradfeat.linearize`. Its constants are buffers: `to`, `double` and the like move and convert them (no state dict
-    carries them). Samples are always the first axis of z₀ and of each residual, so that both can be indexed by sample.
+    Made by `gradfeat.linearize`. Its constants are buffers: `to`, `double` and the like move and convert them (no
+    state dict carries them). Samples are always the first axis of z₀ and of each residual, so that both can be indexed
+    by sample.
     """
 
     def __init__(self, blueprint: Blueprint, theta2: Mapping[str, Tensor]) -> None:
@@ -113,6 +114,11 @@ class Linearization(nn.Module):
     def layer_kinds(self) -> dict[str, str]:
         """For each name of θ₂ the operation that uses it and its place there, e.g. ``"conv2d.weight"``."""
         return dict(self._blueprint.layer_kinds)
+
+    @property
+    def bytes_per_sample(self) -> dict[str, int]:
+        """Memory of "z0" and "residuals" for one sample, bytes, in the dtype of the network that was linearized."""
+        return dict(self._blueprint.bytes_per_sample)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,7 +157,8 @@ class Linearization(nn.Module):
             z0: What `bottom` returned, for n samples.
 
         Returns:
-            f(x), (n, d), and the residuals: all that `tangent` needs of these samples, each with n samples as first axis.
+            f(x), (n, d), and the residuals: all that `tangent` needs of these samples, each with n samples as first
+            axis.
         """
         n, values = self._unpack_z0(z0)
         with torch.no_grad():

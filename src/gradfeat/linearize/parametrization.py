@@ -1,7 +1,7 @@
 """Standard and NTK parametrization of θ₂ (Jacot et al., 2018).
 
-In the NTK parametrization a weight is ``sqrt(1 / fan) · weight'`` and a bias ``sqrt(0.1) · bias'``, with gradients taken in the
-primed variables: ``J' = J · scale``. It rescales w₂ tensor by tensor and changes nothing else.
+In the NTK parametrization a weight is ``sqrt(1 / fan) · weight'`` and a bias ``sqrt(0.1) · bias'``, with gradients
+taken in the primed variables: ``J' = J · scale``. It rescales w₂ tensor by tensor and changes nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearize.linearization import Linearization
 
 PARAMETRIZATIONS = ("standard", "ntk_fan_in", "ntk_fan_out")
-"""``ntk_fan_in`` as in Jacot et al. (``ntk`` means it too), ``ntk_fan_out`` (output channels) as in the paper's published code."""
+"""``ntk_fan_in`` as in Jacot et al. (``ntk`` means it too); ``ntk_fan_out``: output channels, the paper's code."""
 
 
 def parametrization_scales(linearization: Linearization, parametrization: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ What depends on no input is computed once, and is a constant of the programs.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +128,8 @@ def emit_program(
 ) -> tuple[fx.Graph, dict[str, fx.Node]]:
     """Write the nodes between `inputs` and `outputs` as a graph of its own.
 
-    Its placeholders are ``n``, then the parameters named in `free`, then `inputs`. What depends on no input and no free parameter is
-    a constant.
+    Its placeholders are ``n``, then the parameters named in `free`, then `inputs`. What depends on no input and no
+    free parameter is a constant.
 
     Returns:
         The graph, and its constants: attribute name -> node of the value graph.
@@ -158,7 +158,7 @@ def emit_program(
             made = graph.create_node("get_attr", attribute)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), copied.__getitem__)
-            made = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            made = graph.create_node("call_function", node.target, args, kwargs)
         copied[node] = made
         return made
 
@@ -222,8 +222,3 @@ def build_module(
     module = fx.GraphModule(root, graph)
     module._non_persistent_buffers_set.update(root)
     return module
-
-
-def count_nodes(graph: fx.Graph, of: Callable[[fx.Node], bool] = lambda node: node.op == "call_function") -> int:
-    """Count the nodes of a graph."""
-    return sum(1 for node in graph.nodes if of(node))

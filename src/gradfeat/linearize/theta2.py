@@ -6,7 +6,6 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from gradfeat.errors import Theta2Error, did_you_mean
@@ -69,12 +68,11 @@ def select(
                 f"theta2: {pattern!r} matches no module and no parameter of the network."
                 f"{did_you_mean(pattern, [*modules, *own]) or _some(modules)}"
             )
-        found = {name for name in parameters | inside if captured.values.get(name) is not None or name in own.values()}
-        live = found & reaching
+        live = (parameters | inside) & reaching
         if not live:
             raise Theta2Error(
-                f"theta2: no parameter of {pattern!r} reaches the features f(x): it lies above them, in an unused branch, or "
-                "behind an operation without derivative"
+                f"theta2: no parameter of {pattern!r} reaches the features f(x): it lies above them, in an unused "
+                "branch, or behind an operation without derivative"
             )
         unreal = [name for name in live if not captured.values[name].dtype.is_floating_point]
         if unreal:
@@ -107,7 +105,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def weight_layers(captured: Captured) -> list[str]:
-    """Return the names of weights (two or more axes) of layers on the way to the features, in the order of execution."""
+    """Return the weights (two or more axes) of layers on the way to the features, in the order of execution."""
     live = ancestors(captured.output)
     parameters = set(captured.parameters)
     found: dict[str, None] = {}
@@ -139,8 +137,8 @@ def _behind_views(node: fx.Node) -> fx.Node:
 def topmost(network: nn.Module, captured: Captured) -> str:
     """Return the module that the paper takes as θ₂ (Sec. 4): the topmost convolution, residual or transformer block.
 
-    It is the block that holds the last layer before the features: from that layer upwards through enclosing modules, as far as
-    the next container (Sequential, ModuleList) or the network itself.
+    It is the block that holds the last layer before the features: from that layer upwards through enclosing modules,
+    as far as the next container (Sequential, ModuleList) or the network itself.
 
     Raises:
         Theta2Error: No layer with a weight reaches the features.
@@ -181,13 +179,3 @@ def _block_of(network: nn.Module, name: str) -> str:
 def _some(names: Iterable[str], most: int = 8) -> str:
     shown = [name for name in names if "." not in name][:most]
     return f" Modules at the top are {', '.join(shown)}." if shown else ""
-
-
-def describe(value: torch.Tensor) -> str:
-    """Return a parameter's shape as text.
-
-    Example:
-        >>> describe(torch.zeros(3, 2))
-        '3×2'
-    """
-    return "×".join(str(size) for size in value.shape)

@@ -1,8 +1,8 @@
 """The trace: walk the captured graph once and write, beside it, the graph of tangents.
 
-Two graphs grow here. The *value graph* is the captured one; a rule may append values to it that only the tangent needs (a
-derivative, a mask, attention probabilities). The *tangent graph* computes ḟ from w₂ and from values that were kept. A node has
-a tangent only if a parameter of θ₂ reaches it; an absent tangent is None, never a tensor of zeros.
+Two graphs grow here. The *value graph* is the captured one; a rule may append values to it that only the tangent needs
+(a derivative, a mask, attention probabilities). The *tangent graph* computes ḟ from w₂ and from values that were kept.
+A node has a tangent only if a parameter of θ₂ reaches it; an absent tangent is None, never a tensor of zeros.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 Symbol = Any
-"""A value that is yet to be computed, an `fx.Proxy`: arithmetic on it writes the graph. (Its type is Any, as fx declares no operators.)"""
+"""A value yet to be computed, an `fx.Proxy`: arithmetic on it writes the graph (Any, as fx declares no operators)."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Trace:
         self._head = self.tangents.call_function(_nothing)  # placeholders of kept values go before this node
         self._replacement: fx.Node | None = None
 
-    # ---- what rules use -------------------------------------------------------------------------------------------------
+    # ---- what rules use ----
 
     def keep(self, value: Symbol) -> Symbol:
-        """Return a primal value for use in the tangent graph. It becomes a residual, or a constant if x does not reach it."""
+        """Return a primal value for use in the tangent graph: a residual, or a constant if x does not reach it."""
         node = value.node
         if node not in self.kept:
             with self.tangents.inserting_before(self._head):
@@ -96,11 +96,11 @@ class Trace:
         self.gates.append(Gate(out.node, mask.node, output.node, backward, extra))
         return out
 
-    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Symbol:
+    def emit(self, function: Any, *args: Any, **kwargs: Any) -> Symbol:
         """Call `function` in the tangent graph."""
         return self._tangent_tracer.create_proxy("call_function", function, args, kwargs)
 
-    def compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Symbol:
+    def compute(self, function: Any, *args: Any, **kwargs: Any) -> Symbol:
         """Call `function` in the value graph, just after the node whose rule is running."""
         return self._value_tracer.create_proxy("call_function", function, args, kwargs)
 
@@ -112,7 +112,7 @@ class Trace:
         """Return an integer, or a symbolic size as an expression in n in the tangent graph."""
         if isinstance(entry, int):
             return entry
-        n = fx.Proxy(self.samples, self._tangent_tracer)
+        n: Symbol = fx.Proxy(self.samples, self._tangent_tracer)
         return n * samples_factor(entry)
 
     def spread(self, tangent: Symbol, fake: Tensor, *, like: Tensor) -> Symbol:
@@ -125,7 +125,7 @@ class Trace:
         """Return a tangent of zeros (needed only where one of several joined values has none)."""
         return self.emit(aten.new_zeros.default, beside, self.shape(fake))
 
-    # ---- the walk -------------------------------------------------------------------------------------------------------
+    # ---- the walk ----
 
     def run(self) -> Symbol | None:
         """Apply the rules along the graph; return the tangent of f(x), or None if θ₂ does not reach it."""
@@ -142,8 +142,8 @@ class Trace:
         from gradfeat.linearize.rules.fallback import fallback
 
         if node.target is operator.getitem:
-            source, index = node.args
-            tangents = self._tangent_of[source]  # type: ignore[index]
+            source, index = cast(tuple[fx.Node, int], node.args)
+            tangents = self._tangent_of[source]
             if tangents is not None and tangents[index] is not None:
                 self._tangent_of[node] = tangents[index]
             return
@@ -187,7 +187,7 @@ class Trace:
         return fx.Proxy(node, self._value_tracer)
 
     def replace_value(self, value: Symbol) -> None:
-        """Let later uses of the node whose rule is running read `value`: the same number, needed for the tangent anyway."""
+        """Let later uses of the running rule's node read `value`: the same number, needed for the tangent anyway."""
         self._replacement = value.node
 
     def finish(self, tangent: Symbol) -> None:

@@ -1,8 +1,9 @@
 """The tangent rules: one short function for each ATen operation, in a registry.
 
-A rule is called as ``rule(trace, node, *args, **kwargs)`` with a `Dual` for each tensor argument, and returns the tangent of the
-node's output (a tuple of tangents for an operation with several outputs), None where there is none, or NotImplemented to leave
-the node to the fallback. It is linear in the tangents: what it needs of the primal values it asks `Trace.keep` for.
+A rule is called as ``rule(trace, node, *args, **kwargs)`` with a `Dual` for each tensor argument, and returns the
+tangent of the node's output (a tuple of tangents for an operation with several outputs), None where there is none, or
+NotImplemented to leave the node to the fallback. It is linear in the tangents: what it needs of the primal values it
+asks `Trace.keep` for.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def rule(*operations: Any) -> Callable[[Rule], Rule]:
 
 
 def operation_of(name: str) -> Any:
-    """Return the ATen operation called ``"name.overload"`` (``"name"`` means its default), or None if torch lacks it."""
+    """Return the ATen operation ``"name.overload"`` (``"name"`` means its default), or None if torch lacks it."""
     packet, _, overload = name.partition(".")
     return getattr(getattr(aten, packet, None), overload or "default", None)
 

@@ -1,7 +1,7 @@
 """Eq. 7 of Mu, Liang & Li (2020): activations, ``ẏ = φ'(z) ⊙ ż``.
 
-Where φ' is 0 or 1, what is kept is a mask of booleans, or nothing at all if the activation is kept for another layer anyway.
-Where φ' is smooth, φ'(z) is computed once and kept.
+Where φ' is 0 or 1, what is kept is a mask of booleans, or nothing at all if the activation is kept for another layer
+anyway. Where φ' is smooth, φ'(z) is computed once and kept.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def smooth(trace: Trace, z: Dual, derivative: Symbol) -> Any:
     return z.tangent * trace.keep(derivative)
 
 
-_BACKWARD_OF_INPUT = {
+_BACKWARD_OF_INPUT: dict[Any, Any] = {
     aten.gelu.default: aten.gelu_backward.default,
     aten.silu.default: aten.silu_backward.default,
     aten.hardswish.default: aten.hardswish_backward.default,

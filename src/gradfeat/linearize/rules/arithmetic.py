@@ -102,7 +102,7 @@ def addcmul(trace: Trace, node: fx.Node, c: Dual, a: Dual, b: Dual, *, value: fl
 @rule(aten.neg.default)
 def neg(trace: Trace, node: fx.Node, z: Dual) -> Any:
     """``(-z)˙ = -ż``."""
-    return -z.tangent
+    return scaled(z.tangent, -1)
 
 
 @rule(aten.pow.Tensor_Scalar)

@@ -1,6 +1,7 @@
 """Scaled dot-product attention: ``Ȯ = Ṗ V + P V̇`` with P = softmax(QKᵀ·scale).
 
-The tangent needs the probabilities P, (n, heads, queries, keys); fused attention, which never forms them, stays below θ₂.
+The tangent needs the probabilities P, (n, heads, queries, keys); fused attention, which never forms them, stays below
+θ₂.
 """
 
 from __future__ import annotations

@@ -51,16 +51,15 @@ class _NodeJVP(torch.autograd.Function):
         ctx.function, ctx.primals = function, primals
         real = _real_outputs(function)
         try:
-            _, moved = torch.func.jvp(
-                real, tuple(primals), tuple(t.to(p.dtype) for t, p in zip(tangents, primals, strict=True))
-            )
+            directions = tuple(t.to(p.dtype) for t, p in zip(tangents, primals, strict=True))
+            moved = torch.func.jvp(real, tuple(primals), directions)[1]
         except (NotImplementedError, RuntimeError):
             moved = _jvp_by_two_vjps(real, primals, tangents)
         return tuple(moved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        _, pull = torch.func.vjp(_real_outputs(ctx.function), *ctx.primals)
+        pull = torch.func.vjp(_real_outputs(ctx.function), *ctx.primals)[1]
         return (None, None, *pull(tuple(cotangents)))
 
 

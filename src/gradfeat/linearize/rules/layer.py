@@ -1,6 +1,7 @@
 """Eq. 6 of Mu, Liang & Li (2020): layers that are linear in their input and in their weight.
 
-For ``h(z) = w * z + b`` with w₂'s part (w̃, b̃):  ``ḣ = w̃ * z + b̃ + w * ż``. The first layer of θ₂ has no ż, and no last term.
+For ``h(z) = w * z + b`` with w₂'s part (w̃, b̃):  ``ḣ = w̃ * z + b̃ + w * ż``. The first layer of θ₂ has no ż, and no
+last term.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def convolution(
         return NotImplemented
 
     def apply(z: Any, w: Any, b: Any) -> Any:
-        return trace.emit(node.target, z, w, b, *settings, **named)  # type: ignore[arg-type]
+        return trace.emit(node.target, z, w, b, *settings, **named)
 
     return layer_tangent(trace, node, z, w, b, apply, 1)
 
@@ -65,8 +66,8 @@ def convolution(
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
 def product(trace: Trace, node: fx.Node, a: Dual, b: Dual) -> Any:
     """``(ab)˙ = ȧ b + a ḃ``."""
-    left = trace.emit(node.target, a.tangent, trace.keep(b.primal)) if a.tangent is not None else None  # type: ignore[arg-type]
-    right = trace.emit(node.target, trace.keep(a.primal), b.tangent) if b.tangent is not None else None  # type: ignore[arg-type]
+    left = trace.emit(node.target, a.tangent, trace.keep(b.primal)) if a.tangent is not None else None
+    right = trace.emit(node.target, trace.keep(a.primal), b.tangent) if b.tangent is not None else None
     return total(left, right)
 
 

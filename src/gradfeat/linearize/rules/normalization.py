@@ -126,7 +126,7 @@ def instance_norm(
     "cudnn_batch_norm.default",
 )
 def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, variance: Any, *settings: Any) -> Any:
-    """Batch norm in evaluation mode (one that could not be folded): ``ẏ = w s ẋ + w̃ x̂ + b̃`` with fixed ``s = 1/√(σ² + ε)``."""
+    """Batch norm in evaluation mode, not folded: ``ẏ = w s ẋ + w̃ x̂ + b̃`` with a fixed ``s = 1/√(σ² + ε)``."""
     several = node.target is not aten.batch_norm.default
     if node.target is aten._native_batch_norm_legit_no_training.default:
         training, eps = False, settings[1]
@@ -134,8 +134,8 @@ def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, 
         training, eps = settings[0], settings[2]
     if training or mean is None:
         raise BatchDependenceError(
-            f"{node.name}: a batch norm uses the statistics of the batch also in evaluation mode (track_running_stats=False), so that "
-            "a sample's features depend on the others of its batch"
+            f"{node.name}: a batch norm uses the statistics of the batch also in evaluation mode "
+            "(track_running_stats=False), so that a sample's features depend on the others of its batch"
         )
     axes = [1, -1] + [1] * (x.fake.ndim - 2)
     s = trace.compute(aten.rsqrt.default, variance.primal + eps)

@@ -13,7 +13,7 @@ from gradfeat.linearize.trace import Dual, Trace
 
 aten = torch.ops.aten
 
-_WITH_INDICES = {
+_WITH_INDICES: dict[Any, tuple[Any, int]] = {
     aten.max_pool1d.default: (aten.max_pool1d_with_indices.default, 1),
     aten.max_pool2d.default: (aten.max_pool2d_with_indices.default, 2),
     aten.max_pool3d.default: (aten.max_pool3d_with_indices.default, 3),

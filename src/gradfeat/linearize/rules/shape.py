@@ -80,7 +80,7 @@ aten = torch.ops.aten
 )
 def linear_map(trace: Trace, node: fx.Node, *args: Any, **named: Any) -> Any:
     """``(L x)˙ = L ẋ``."""
-    result = trace.emit(node.target, *_tangents(trace, args), **_tangents(trace, named))  # type: ignore[arg-type]
+    result = trace.emit(node.target, *_tangents(trace, args), **_tangents(trace, named))
     fake = node.meta["val"]
     return result if isinstance(fake, torch.Tensor) else tuple(result[i] for i in range(len(fake)))
 
@@ -130,7 +130,7 @@ def join(trace: Trace, node: fx.Node, parts: list[Dual], dim: int = 0) -> Any:
     """Tangents joined as the values are; zeros for a part that has none."""
     beside = next(part.tangent for part in parts if part.tangent is not None)
     filled = [part.tangent if part.tangent is not None else trace.zeros(part.fake, beside) for part in parts]
-    return trace.emit(node.target, filled, dim)  # type: ignore[arg-type]
+    return trace.emit(node.target, filled, dim)
 
 
 @rule("index.Tensor", "index_select", "gather", "take_along_dim", "masked_select", "_unsafe_index.Tensor")
@@ -142,7 +142,7 @@ def pick(trace: Trace, node: fx.Node, x: Dual, *places: Any, **named: Any) -> An
             return trace.keep(value.primal)
         return [kept(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
-    return trace.emit(node.target, x.tangent, *[kept(place) for place in places])  # type: ignore[arg-type]
+    return trace.emit(node.target, x.tangent, *[kept(place) for place in places])
 
 
 @rule("constant_pad_nd", "pad")
