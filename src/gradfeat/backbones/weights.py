@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def _read_torch(path: Path) -> object:
             f"{path} is damaged, or holds more than tensors, and gradfeat executes nothing from a file. Where it "
             "comes from a source you trust, load it yourself and keep torch.save(network.state_dict(), ...)."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, EOFError, RuntimeError ...
         raise BackboneError(f"{path} is damaged or no PyTorch file: {error}") from error
 
 
