@@ -16,8 +16,9 @@ class VariationalAutoencoder(nn.Module):
     know where things are. The features f(x) are their average, as in the paper. The gradients of the topmost
     convolution see the activations where they are, so they bring back what the average loses.
 
-    Why this task first: it is one of the paper's own, asks nothing of the images, and suits small ones. Predicting rotations
-    gave far weaker features on digits (many look alike when turned), and a denoising auto-encoder no better ones.
+    Why this task first: it is one of the paper's own, asks nothing of the images, and suits small ones. Predicting
+    rotations gave far weaker features on digits (many look alike when turned), and a denoising auto-encoder
+    no better ones.
 
     Args:
         encoder: The network to pre-train.
