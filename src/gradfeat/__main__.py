@@ -1,0 +1,5 @@
+"""`python -m gradfeat`."""
+
+from gradfeat.cli import main
+
+main()

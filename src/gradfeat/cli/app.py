@@ -1,0 +1,212 @@
+"""The commands of `gradfeat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradfeat._version import __version__
+
+app = typer.Typer(
+    name="gradfeat",
+    help="Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataPath = Annotated[Path, typer.Argument(help="A folder of class folders, an .npz file, a CIFAR folder, or a VOC devkit.")]
+Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar or voc.")]
+BackboneName = Annotated[str, typer.Option("--backbone", "-b", help='"timm/<name>", "torchvision/<name>" or a gradfeat encoder file.')]
+Weights = Annotated[str | None, typer.Option(help="File of the backbone's weights (.safetensors, .pth), or 'random'.")]
+Theta2 = Annotated[list[str] | None, typer.Option(help="Module, parameter or glob to linearize; may be given several times. [auto]")]
+ImageSize = Annotated[int | None, typer.Option(help="Side that images are brought to. [the backbone's own]")]
+Mean = Annotated[str | None, typer.Option(help="Mean of the backbone's input, one number or one for each channel: 0.5 or 0.485,0.456,0.406")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of the backbone's input, as for --mean.")]
+Resize = Annotated[str | None, typer.Option(help="How images are brought to size: shortest (crop) or squash.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data. [the paper's 80,000 iterations, or 100 epochs if that is less]")]
+BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
+Solver = Annotated[str, typer.Option(help="auto, adam or sgd, with the paper's schedules.")]
+Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
+Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
+Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+SkipBad = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, instead of stopping.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gradfeat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+    """Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020)."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture, the table and the model.")] = Path("demo"),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Show the method on scikit-learn's digits: pre-train without labels, fit the four models, save and load one."""
+    from gradfeat.cli.demo import run
+
+    run(out, seed, json)
+
+
+@app.command()
+def fit(
+    data: DataPath,
+    backbone: BackboneName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the fitted model.")] = Path("model.safetensors"),
+    split: Annotated[str, typer.Option(help="Part of the data to fit to.")] = "train",
+    data_format: Format = "auto",
+    weights: Weights = None,
+    theta2: Theta2 = None,
+    mode: Annotated[str, typer.Option(help="activation, gradient, full or finetune.")] = "full",
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 64,
+    solver: Solver = "auto",
+    parametrization: Parametrization = "standard",
+    precision: Precision = "auto",
+    cache: Cache = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    skip_unreadable: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Fit one model to labelled data and save it as one file."""
+    from gradfeat.cli.commands import Settings, fit_command
+
+    settings = Settings(
+        backbone=backbone,
+        weights=weights,
+        theta2=theta2,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        resize=resize,
+        epochs=epochs,
+        batch_size=batch_size,
+        solver=solver,
+        parametrization=parametrization,
+        precision=precision,
+        cache=cache,
+        device=device,
+        seed=seed,
+        json=json,
+    )
+    fit_command(data, split, data_format, skip_unreadable, settings, mode, out)
+
+
+@app.command()
+def compare(
+    data: DataPath,
+    backbone: BackboneName,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the table, the picture and the models.")] = None,
+    test_data: Annotated[Path | None, typer.Option(help="Test data, if not the test part of the same data.")] = None,
+    split: Annotated[str, typer.Option(help="Part to fit to.")] = "train",
+    test_split: Annotated[str, typer.Option(help="Part to report on.")] = "test",
+    modes: Annotated[str, typer.Option(help="Models to compare.")] = "activation,gradient,full,finetune",
+    data_format: Format = "auto",
+    weights: Weights = None,
+    theta2: Theta2 = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 64,
+    solver: Solver = "auto",
+    parametrization: Parametrization = "standard",
+    precision: Precision = "auto",
+    cache: Cache = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    skip_unreadable: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Fit the four models of the method and show them side by side."""
+    from gradfeat.cli.commands import Settings, compare_command
+
+    settings = Settings(
+        backbone=backbone,
+        weights=weights,
+        theta2=theta2,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        resize=resize,
+        epochs=epochs,
+        batch_size=batch_size,
+        solver=solver,
+        parametrization=parametrization,
+        precision=precision,
+        cache=cache,
+        device=device,
+        seed=seed,
+        json=json,
+    )
+    compare_command(data, test_data or data, split, test_split, data_format, skip_unreadable, settings, modes, out)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
+    data: Annotated[Path, typer.Argument(help="An image, a folder of images, or data in a known layout.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for the predictions. [standard output]")] = None,
+    split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
+    data_format: Format = "auto",
+    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")] = None,
+    weights: Weights = None,
+    skip_unreadable: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Predict classes and probabilities with a saved model."""
+    from gradfeat.cli.commands import predict_command
+
+    predict_command(model, data, out, split, data_format, backbone, weights, skip_unreadable, json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
+    data: DataPath,
+    split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
+    data_format: Format = "auto",
+    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")] = None,
+    weights: Weights = None,
+    skip_unreadable: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Judge a saved model on labelled data."""
+    from gradfeat.cli.commands import evaluate_command
+
+    evaluate_command(model, data, split, data_format, backbone, weights, skip_unreadable, json)
+
+
+@app.command()
+def inspect(
+    backbone: Annotated[str, typer.Argument(help='"timm/<name>", "torchvision/<name>", an encoder file, or a saved model.')],
+    weights: Weights = None,
+    theta2: Theta2 = None,
+    image_size: ImageSize = None,
+    most: Annotated[int, typer.Option(help="How many candidates of θ₂ to show.")] = 10,
+    json: Json = False,
+) -> None:
+    """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
+    from gradfeat.cli.inspect import run
+
+    run(backbone, weights, theta2, image_size, most, json)

@@ -1,0 +1,590 @@
+"""The scikit-learn face: `GradientFeatureClassifier` and `GradientFeatureRegressor`."""
+
+from __future__ import annotations
+
+import copy
+import numbers
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn.exceptions
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from torch import Tensor, nn
+
+from gradfeat.backbones import Backbone, resolve
+from gradfeat.cache import LEVELS
+from gradfeat.data import Inputs
+from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
+from gradfeat.fitting import Fit, Problem, fit_mode, predict_logits, prepare
+from gradfeat.linearize import PARAMETRIZATIONS, Linearization, linearize
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.merge import MergedNetwork, merge
+from gradfeat.model import MODES, GradientFeatureModel
+from gradfeat.progress import Progress
+from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
+    """The estimator has not been fitted yet."""
+
+
+class _GradientFeatureEstimator(BaseEstimator):
+    """What the classifier and the regressor share: parameters, reading X, and the fitted model."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        theta2: str | Sequence[str] = "auto",
+        mode: str = "full",
+        solver: str = "auto",
+        penalty: float | str = "auto",
+        cv: int = 5,
+        rounds: int = 1,
+        parametrization: str = "standard",
+        loss: str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 64,
+        clip_norm: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        cache: str = "auto",
+        weights: str | Path | None = None,
+        preprocessing: Any = None,
+        image_size: int | None = None,
+        random_state: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.theta2 = theta2
+        self.mode = mode
+        self.solver = solver
+        self.penalty = penalty
+        self.cv = cv
+        self.rounds = rounds
+        self.parametrization = parametrization
+        self.loss = loss
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.clip_norm = clip_norm
+        self.device = device
+        self.precision = precision
+        self.cache = cache
+        self.weights = weights
+        self.preprocessing = preprocessing
+        self.image_size = image_size
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ---- what a fit does ------------------------------------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
+        problem = self._prepare(X, y, loss, weight)
+        self._adopt(problem, self._fit_mode(problem))
+
+    def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
+        """Linearize the network, run the bottom on X, and fit the probe."""
+        self._check_parameters()
+        backbone = resolve(
+            self.backbone,
+            weights=self.weights,
+            X_shape=getattr(X, "shape", None),
+            preprocessing=self.preprocessing,
+            image_size=self.image_size,
+            random_state=self.random_state,
+        )
+        inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
+        keep = np.flatnonzero(weight) if weight is not None else None
+        if keep is not None and len(keep) < len(inputs):  # a sample of weight zero is not there
+            if not len(keep):
+                raise DataError("all sample weights are zero")
+            inputs, y, weight = inputs.subset(keep), y[keep], weight[keep]  # type: ignore[index]
+        progress = Progress(self.verbose)
+        example = inputs.example(3)
+        with progress.step("linearize"):
+            linearization = linearize_backbone(backbone, example, self.theta2, self.device, self.precision)
+        self.backbone_ = backbone
+        self.example_ = example
+        targets = torch.as_tensor(y).to(linearization.device)
+        if targets.is_floating_point():
+            targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
+        return prepare(
+            linearization,
+            inputs,
+            targets,
+            loss,
+            weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float32).to(targets.device),
+            penalty=self.penalty,
+            cv=self.cv,
+            cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
+            batch_size=self.batch_size,
+            random_state=self._seed(),
+            progress=progress,
+        )
+
+    def _schedule(self, n: int) -> Schedule:
+        solver = "adam" if self.solver == "auto" else self.solver
+        return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
+
+    def _fit_mode(self, problem: Problem) -> Fit:
+        fit = fit_mode(
+            problem,
+            self.mode,
+            self._schedule(len(problem.store)),
+            parametrization=self.parametrization,
+            random_state=self._seed(),
+            progress=Progress(self.verbose),
+        )
+        for note in fit.notes:
+            warnings.warn(note, GradfeatWarning, stacklevel=3)
+        return fit
+
+    def _adopt(self, problem: Problem, fit: Fit) -> None:
+        """Take a fitted model as this estimator's own."""
+        self._model = fit.model
+        self.loss_ = problem.loss
+        self.probe_ = problem.probe
+        self.history_ = fit.history
+        self.selection_ = fit.selection
+        self.seconds_ = {**problem.seconds, "train": fit.seconds}
+        self.omega_ = fit.model.omega.detach().cpu().clone()
+        self.w1_ = fit.model.w1.detach().cpu().clone()
+        self.b_ = fit.model.b.detach().cpu().clone()
+        self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
+        self.n_iter_ = len(fit.history.loss) if fit.history is not None else 1
+
+    # ---- what a fitted estimator does -----------------------------------------------------------------------------------
+
+    @property
+    def linearization_(self) -> Linearization:
+        """The network's programs; built again where the estimator comes from a pickle or a file."""
+        return self._fitted_model().linearization
+
+    def _fitted_model(self) -> GradientFeatureModel:
+        self._check_fitted()
+        if getattr(self, "_model", None) is None:
+            linearization = linearize_backbone(self.backbone_, self.example_, self.theta2, self.device, self.precision)
+            self._model = model_from_weights(
+                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_
+            )
+        return self._model
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "w1_"):
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one.")
+
+    def _logits(self, X: Any) -> Tensor:
+        self._check_fitted()
+        X = self._read_X(X, reset=False)
+        inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
+        return predict_logits(self._fitted_model(), inputs, self.batch_size, Progress(self.verbose)).cpu()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fitted model as one safetensors file (see `gradfeat.adapter`).
+
+        Args:
+            path: Where; an existing file is replaced only when the new one is complete.
+
+        Returns:
+            The path.
+        """
+        from gradfeat.adapter import save
+
+        self._check_fitted()
+        return save(self, path)
+
+    def merge(self) -> MergedNetwork:
+        """Return an ordinary network with θ₂ + w₂ and head w₁: no extra cost at inference.
+
+        For `activation` and `finetune` it predicts what the estimator does; for `full` it agrees to first order in w₂.
+
+        Raises:
+            ConfigurationError: `gradient` has no network with its predictions, since it lacks the term w₁ᵀf.
+        """
+        return merge(self.backbone_, self._fitted_model())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the programs, which are built again when they are needed."""
+        return {**super().__getstate__(), "_model": None}
+
+    # ---- checks ---------------------------------------------------------------------------------------------------------
+
+    def _read_X(self, X: Any, *, reset: bool) -> Any:
+        """Check X; tables become float arrays, everything else goes to `Inputs`."""
+        if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset)):
+            return X
+        if isinstance(X, np.ndarray) and X.ndim > 2:
+            return X
+        if isinstance(X, (list, tuple)) and X and isinstance(X[0], (str, Path)):
+            return X
+        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+
+    def _seed(self) -> int | None:
+        state = self.random_state
+        if state is None or isinstance(state, numbers.Integral):
+            return None if state is None else int(state)
+        return int(state.randint(2**31 - 1))
+
+    def _check_parameters(self) -> None:
+        """Report all arguments that cannot be meant, together and before any work."""
+        wrong: list[str] = []
+
+        def one_of(name: str, known: Sequence[str]) -> None:
+            value = getattr(self, name)
+            if value not in known:
+                wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
+
+        one_of("mode", MODES)
+        one_of("solver", ("auto", *SOLVERS))
+        one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
+        one_of("precision", ("auto", *PRECISIONS))
+        one_of("cache", ("auto", *LEVELS))
+        if self.penalty != "auto" and not (isinstance(self.penalty, numbers.Real) and self.penalty >= 0):
+            wrong.append(f"penalty must be 'auto' or a number from 0, not {self.penalty!r}")
+        if self.rounds != 1:
+            wrong.append(f"rounds must be 1 (one linearization), not {self.rounds!r}")
+        for name, least in (("cv", 2), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < least:
+                wrong.append(f"{name} must be a whole number from {least}, not {value!r}")
+        if self.epochs is not None and not (isinstance(self.epochs, numbers.Integral) and self.epochs >= 1):
+            wrong.append(f"epochs must be None (the paper's schedule) or a whole number from 1, not {self.epochs!r}")
+        if self.clip_norm is not None and not (isinstance(self.clip_norm, numbers.Real) and self.clip_norm > 0):
+            wrong.append(f"clip_norm must be None or a number above 0, not {self.clip_norm!r}")
+        if wrong:
+            raise ConfigurationError("\n".join(wrong))
+
+
+def linearize_backbone(
+    backbone: Backbone, example: Any, theta2: str | Sequence[str], device: str = "auto", precision: str = "auto"
+) -> Linearization:
+    """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
+    floating = next((p.dtype for p in backbone.network.parameters() if p.dtype.is_floating_point), torch.float32)
+    example = example.to(floating) if isinstance(example, Tensor) and example.is_floating_point() else example
+    network_device = next((p.device for p in backbone.network.parameters()), torch.device("cpu"))
+    example = example.to(network_device) if isinstance(example, Tensor) else example
+    linearization = linearize(backbone.network, example, theta2, features=backbone.features)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else str(network_device)
+    dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)
+    return linearization.to(device=torch.device(device), dtype=dtype)
+
+
+def model_from_weights(
+    linearization: Linearization,
+    mode: str,
+    parametrization: str,
+    omega: Tensor,
+    w1: Tensor,
+    b: Tensor,
+    w2: dict[str, Tensor],
+) -> GradientFeatureModel:
+    """Return a model with given weights, w₂ in the units of θ₂."""
+    model = GradientFeatureModel(linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization)
+    model.set_weights(w1=w1, b=b, w2=w2)
+    return model
+
+
+class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
+    """Classify with a linear model over the activations and gradients of a pre-trained network.
+
+    Args:
+        backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18"), or a callable that builds a module from the
+            shape of X.
+        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), or names of modules or
+            parameters or globs, one or a list.
+        mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
+        solver: "adam" or "sgd", with the paper's schedule; "auto" is "adam".
+        penalty: L2 penalty of the probe, ``mean loss + penalty/2 ‖ω̄‖²``; "auto" chooses it by cross-validation.
+        cv: Folds of that choice.
+        rounds: 1: one linearization.
+        parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
+        loss: "auto", "cross_entropy", or "logistic" (multi-label).
+        epochs: Passes over the data; None is the paper's 80,000 iterations, or 100 epochs where that is less.
+        batch_size: Samples in a minibatch.
+        clip_norm: Largest norm of a gradient; None does not clip.
+        device: "auto", "cpu", "cuda", ...
+        precision: "auto" (float32), "float32", "bfloat16" or "float64".
+        cache: What is kept of each sample between passes: "auto", "residuals", "z0" or "none".
+        weights: File of the backbone's weights (.safetensors, .pth), for a backbone given by name; "random" for none.
+        preprocessing: Replaces the backbone's own, for images.
+        image_size: Side of the square that images are brought to; None is the backbone's own.
+        class_weight: A dict from class to weight, or "balanced"; multi-class only.
+        random_state: Seed.
+        verbose: Show progress bars with the time left.
+
+    Attributes:
+        classes_: Class labels, (c,); column numbers for multi-label targets.
+        omega_: The probe ω̄, (d, c).
+        w1_: Weights of the activations, (d, c).
+        b_: Intercept, (c,).
+        w2_: Weights of the gradients, by the names of θ₂.
+        probe_: The probe with the path of its penalty.
+        history_: Training loss by epoch.
+        seconds_: Time of each part of the fit.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(60, 2)); y = X[:, 0] > 0
+        >>> network = lambda shape: nn.Sequential(nn.Linear(shape[1], 16), nn.Tanh(), nn.Linear(16, 8))
+        >>> classifier = GradientFeatureClassifier(network, epochs=5, random_state=0).fit(X, y)
+        >>> bool(classifier.score(X, y) > 0.9)
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        theta2: str | Sequence[str] = "auto",
+        mode: str = "full",
+        solver: str = "auto",
+        penalty: float | str = "auto",
+        cv: int = 5,
+        rounds: int = 1,
+        parametrization: str = "standard",
+        loss: str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 64,
+        clip_norm: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        cache: str = "auto",
+        weights: str | Path | None = None,
+        preprocessing: Any = None,
+        image_size: int | None = None,
+        class_weight: Any = None,
+        random_state: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            theta2=theta2,
+            mode=mode,
+            solver=solver,
+            penalty=penalty,
+            cv=cv,
+            rounds=rounds,
+            parametrization=parametrization,
+            loss=loss,
+            epochs=epochs,
+            batch_size=batch_size,
+            clip_norm=clip_norm,
+            device=device,
+            precision=precision,
+            cache=cache,
+            weights=weights,
+            preprocessing=preprocessing,
+            image_size=image_size,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GradientFeatureClassifier:
+        """Fit to labelled samples.
+
+        Args:
+            X: n samples: a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths, or a
+                torch Dataset.
+            y: Labels, (n,), or an indicator matrix (n, c) for multi-label targets (NaN where a label is to be ignored). May be
+                left out for a Dataset of pairs.
+            sample_weight: A weight for each sample, (n,).
+
+        Raises:
+            DataError: Labels that are missing, or of one class only; samples that are not finite.
+            ConfigurationError: An argument that cannot be meant.
+        """
+        X, targets, loss, weight = self._read(X, y, sample_weight)
+        self._fit(X, targets, loss, weight)
+        return self
+
+    def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
+        """Check the data; return X, targets, the loss they call for, and weights."""
+        X = self._read_X(X, reset=True)
+        y = labels_of(X, y, self)
+        loss: Loss
+        if is_indicator(y):
+            targets = indicator(y)
+            self.classes_ = np.arange(targets.shape[1])
+            loss = MultiLabelLogistic()
+            if self.class_weight is not None:
+                raise ConfigurationError("class_weight is for multi-class labels; for an indicator matrix give sample_weight")
+        else:
+            y = column_or_1d(y, warn=True)
+            check_classification_targets(y)
+            if y.dtype.kind == "f" and not np.isfinite(y).all():
+                raise DataError("y has labels that are NaN or infinite")
+            self.classes_, targets = np.unique(y, return_inverse=True)
+            if len(self.classes_) < 2:
+                raise DataError(f"y has one class only ({self.classes_[0]!r}): a classifier needs at least two classes")
+            loss = CrossEntropy()
+        if self.loss not in ("auto", loss.name):
+            raise ConfigurationError(f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')")
+        check_lengths(X, targets)
+        weight = read_weight(sample_weight, len(targets))
+        if self.class_weight is not None:
+            balanced = compute_sample_weight(self.class_weight, y)
+            weight = balanced if weight is None else weight * balanced
+        return X, targets, loss, weight
+
+    @property
+    def multilabel_(self) -> bool:
+        """Whether the targets were an indicator matrix."""
+        return self.loss_.task == "multilabel"
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return logits, (n, c); for two classes the difference of the two, (n,)."""
+        logits = self._logits(X).double().numpy()
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, (n, c); for multi-label targets each label's own."""
+        return self.loss_.predict_proba(self._logits(X).double()).numpy() if self._is_fitted_or_raise() else np.empty(0)
+
+    def _is_fitted_or_raise(self) -> bool:
+        self._check_fitted()
+        return True
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each sample, (n,); for multi-label targets an indicator matrix, (n, c)."""
+        logits = self._logits(X)
+        if self.multilabel_:
+            return (logits > 0).numpy().astype(int)
+        return self.classes_[logits.argmax(1).numpy()]
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the accuracy; for multi-label targets the mean average precision (area)."""
+        y = labels_of(X, y, self)
+        if self._check_fitted() is None and self.multilabel_:
+            from gradfeat.metrics import mean_average_precision
+
+            values = np.asarray(y, dtype=float)
+            return float(mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values)))
+        return float(super().score(X, y, sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that fits depend on `random_state`, and that labels may be an indicator matrix."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        tags.non_deterministic = False
+        return tags
+
+
+class GradientFeatureRegressor(RegressorMixin, _GradientFeatureEstimator):
+    """Regress with a linear model over the activations and gradients of a pre-trained network (squared loss).
+
+    Arguments and attributes are those of `GradientFeatureClassifier`, without classes; y is (n,) or (n, k).
+    """
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GradientFeatureRegressor:
+        """Fit to samples with targets.
+
+        Args:
+            X: As for `GradientFeatureClassifier.fit`.
+            y: Targets, (n,) or (n, k).
+            sample_weight: A weight for each sample, (n,).
+        """
+        X, targets, loss, weight = self._read(X, y, sample_weight)
+        self._fit(X, targets, loss, weight)
+        return self
+
+    def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
+        X = self._read_X(X, reset=True)
+        targets = np.asarray(labels_of(X, y, self))
+        if targets.dtype.kind not in "fiub":
+            try:
+                targets = targets.astype(float)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"y must be numbers for regression, not {targets.dtype}") from error
+        targets = targets.astype(float)
+        if not np.isfinite(targets).all():
+            raise DataError("y contains NaN or infinite values")
+        self._one_output = targets.ndim == 1
+        if targets.ndim == 1:
+            targets = targets[:, None]
+        if self.loss not in ("auto", "squared"):
+            raise ConfigurationError(f"loss={self.loss!r} does not fit regression: it is 'squared' (or 'auto')")
+        check_lengths(X, targets)
+        return X, targets, Squared(), read_weight(sample_weight, len(targets))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return predictions, (n,) or (n, k) as y was."""
+        values = self._logits(X).double().numpy()
+        return values[:, 0] if self._one_output else values
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that several targets are allowed."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> Any:
+    """Return y, or the labels of a Dataset of pairs."""
+    if y is not None:
+        return y
+    found = Inputs(X).labels() if isinstance(X, torch.utils.data.Dataset) else X.labels() if isinstance(X, Inputs) else None
+    if found is None:
+        raise DataError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a Dataset of pairs "
+            "brings its own)"
+        )
+    return found
+
+
+def check_lengths(X: Any, targets: np.ndarray) -> None:
+    """Refuse X and y of different lengths."""
+    n = len(X)
+    if n != len(targets):
+        raise DataError(f"X has {n} samples and y has {len(targets)} labels")
+
+
+def is_indicator(y: Any) -> bool:
+    """Whether y is a matrix (n, c) with c > 1."""
+    shape = np.shape(y)
+    return len(shape) == 2 and shape[1] > 1
+
+
+def indicator(y: Any) -> np.ndarray:
+    """Check an indicator matrix: 0, 1, and NaN for a label that is to be ignored."""
+    values = np.asarray(y, dtype=float)
+    if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        raise DataError(
+            "y is a matrix, so it is read as a multi-label indicator, but it has values besides 0 and 1: Unknown label type. "
+            "For multi-class labels give a vector (n,)"
+        )
+    return values
+
+
+def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
+    """Check sample weights: finite, none below zero, one for each sample."""
+    if sample_weight is None:
+        return None
+    weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
+    if (weight < 0).any():
+        raise DataError("sample_weight must not be negative")
+    return weight
+
+
+def deep_copy_parameters(estimator: _GradientFeatureEstimator, **changes: Any) -> _GradientFeatureEstimator:
+    """Return an unfitted estimator with the same parameters, sharing the backbone, but for `changes`."""
+    return type(estimator)(**{**estimator.get_params(deep=False), **changes})
+
+
+def example_of(X: Any, preprocessing: Any) -> Tensor:
+    """Return the first samples of X as the network takes them."""
+    return Inputs(X, preprocessing).example(3)
+
+
+_ = (copy, nn)

@@ -1,0 +1,145 @@
+"""The task's own loss: softmax cross-entropy, independent logistic losses, or squared error."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradfeat.errors import ConfigurationError, did_you_mean
+
+
+class Loss(ABC):
+    """A loss of logits and targets, convex in the logits.
+
+    A subclass says the loss of each sample (`per_sample`) and what the logits mean (`predict_proba`).
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[str]
+
+    @abstractmethod
+    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, (n,)."""
+
+    @abstractmethod
+    def predict_proba(self, logits: Tensor) -> Tensor:
+        """Return what the logits (n, k) predict: probabilities, or values."""
+
+    @abstractmethod
+    def n_outputs(self, y: Tensor) -> int:
+        """Return k, the number of logits that targets y call for."""
+
+    def value(self, logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the mean loss, ``Σ wᵢ lᵢ / Σ wᵢ``.
+
+        Args:
+            logits: (n, k).
+            y: Targets, (n,) or (n, k).
+            weight: A weight for each sample, (n,); all one if None.
+        """
+        losses = self.per_sample(logits, y)
+        if weight is None:
+            return losses.mean()
+        weight = weight.to(losses.dtype)
+        return (weight * losses).sum() / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy, ``-log softmax(logits)[y]``; y holds class indices, (n,).
+
+    Example:
+        >>> CrossEntropy().value(torch.zeros(3, 4), torch.tensor([0, 1, 2])).exp().round(decimals=4)
+        tensor(4.)
+    """
+
+    name = "cross_entropy"
+    task = "multiclass"
+
+    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return ``-log p(yᵢ)``."""
+        return F.cross_entropy(logits, y, reduction="none")
+
+    def predict_proba(self, logits: Tensor) -> Tensor:
+        """Return class probabilities."""
+        return logits.softmax(1)
+
+    def n_outputs(self, y: Tensor) -> int:
+        """One logit for each class."""
+        return int(y.max()) + 1
+
+
+class MultiLabelLogistic(Loss):
+    """Independent logistic losses, the mean over a sample's labels; y is (n, k) with 0, 1, and NaN for a label to ignore.
+
+    Ignored labels add nothing; the mean is over k all the same, so that every label that counts weighs the same.
+
+    Example:
+        >>> y = torch.tensor([[1.0, float("nan")]])
+        >>> (2 * MultiLabelLogistic().value(torch.zeros(1, 2), y)).exp().round(decimals=4)
+        tensor(2.)
+    """
+
+    name = "logistic"
+    task = "multilabel"
+
+    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean over labels of ``log(1 + exp(∓ logit))``."""
+        known = ~torch.isnan(y)
+        losses = F.binary_cross_entropy_with_logits(logits, torch.where(known, y, 0.0).to(logits.dtype), reduction="none")
+        return (losses * known).mean(1)
+
+    def predict_proba(self, logits: Tensor) -> Tensor:
+        """Return the probability of each label."""
+        return logits.sigmoid()
+
+    def n_outputs(self, y: Tensor) -> int:
+        """One logit for each label."""
+        return y.shape[1]
+
+
+class Squared(Loss):
+    """Squared error, ``½ Σ_k (logit_k - y_k)²``; y is (n, k).
+
+    Example:
+        >>> Squared().value(torch.zeros(2, 1), torch.tensor([[2.0], [0.0]]))
+        tensor(1.)
+    """
+
+    name = "squared"
+    task = "regression"
+
+    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return half the squared distance."""
+        return 0.5 * (logits - y.to(logits.dtype)).square().sum(1)
+
+    def predict_proba(self, logits: Tensor) -> Tensor:
+        """Return the values themselves."""
+        return logits
+
+    def n_outputs(self, y: Tensor) -> int:
+        """One output for each target."""
+        return y.shape[1]
+
+
+LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, MultiLabelLogistic, Squared)}
+
+
+def loss_for(name: str, task: str) -> Loss:
+    """Return the loss called `name`; "auto" is the one of `task`.
+
+    Raises:
+        ConfigurationError: The loss is unknown, or is not one of the task.
+    """
+    by_task = {loss.task: loss for loss in LOSSES.values()}
+    if task not in by_task:
+        raise ConfigurationError(f"task must be one of {', '.join(by_task)}, not {task!r}")
+    chosen = by_task[task] if name == "auto" else LOSSES.get(name)
+    if chosen is None:
+        raise ConfigurationError(f"loss must be 'auto' or one of {', '.join(LOSSES)}, not {name!r}.{did_you_mean(name, LOSSES)}")
+    if chosen.task != task:
+        raise ConfigurationError(f"loss={name!r} is for {chosen.task} targets; these are {task}")
+    return chosen()

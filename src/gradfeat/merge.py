@@ -1,0 +1,78 @@
+"""Merging: a fitted model as an ordinary network with θ₂ + w₂ and head w₁."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfeat.errors import ConfigurationError
+from gradfeat.linearize import Linearization
+from gradfeat.linearize.capture import FeatureExtractor, Features
+from gradfeat.model import GradientFeatureModel
+
+if TYPE_CHECKING:
+    from gradfeat.backbones import Backbone
+
+
+class MergedNetwork(nn.Module):
+    """A backbone, changed in θ₂, and a linear head.
+
+    Attributes:
+        backbone: The network, with its own architecture and parameter names.
+        head: From f(x) to logits.
+    """
+
+    def __init__(self, backbone: nn.Module, features: Features, head: nn.Linear) -> None:
+        super().__init__()
+        self._extract = FeatureExtractor(backbone, features)
+        self.head = head
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network below the head."""
+        return self._extract.network
+
+    def forward(self, x: Any) -> Tensor:
+        """Return logits, (n, c)."""
+        return self.head(self._extract((x,), {}))
+
+
+def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
+    """Return a copy of the network with θ̄₂ + w₂ in place of θ̄₂, and w₁, b as its head.
+
+    A change of a folded weight is written back into the layer and its batch norm, so that the architecture stays as it was.
+
+    Raises:
+        ConfigurationError: The model is of mode `gradient`, which no network computes.
+    """
+    if model.mode == "gradient":
+        raise ConfigurationError("a model of mode 'gradient' has no merged network: it lacks the term w₁ᵀf; fit mode='full'")
+    network = copy.deepcopy(backbone.network)
+    state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name, value in merged_values(model.linearization, model.w2).items():
+            state[name].copy_(value)
+    head = nn.Linear(*model.w1.shape)
+    with torch.no_grad():
+        head.weight.copy_(model.w1.T)
+        head.bias.copy_(model.b)
+    some = next(iter(state.values()))
+    return MergedNetwork(network, backbone.features, head.to(some.device)).eval()
+
+
+def merged_values(linearization: Linearization, w2: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return new values, by the network's own names, under which it computes f(x; θ̄₂ + w₂)."""
+    moved = {name: value + w2[name].to(value) for name, value in linearization.theta2.items()}
+    values = dict(moved)
+    original = linearization.original
+    for folding in linearization.foldings:
+        if folding.weight not in moved and folding.bias not in moved:
+            continue
+        for name in (folding.weight, folding.bias):
+            values.pop(name, None)
+        weight, bias = folding.fold(original)
+        values |= folding.unfold(original, moved.get(folding.weight, weight), moved.get(folding.bias, bias))
+    return values

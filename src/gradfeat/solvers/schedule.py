@@ -1,0 +1,117 @@
+"""The paper's schedules, as data (Mu, Liang & Li, 2020, Sec. 4 and its published code)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from gradfeat.errors import ConfigurationError, did_you_mean
+
+SOLVERS = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An optimizer, its learning rate, and how both go on in time.
+
+    Attributes:
+        optimizer: "adam" or "sgd".
+        learning_rate: At the start.
+        halve_every: Iterations after which the learning rate is halved, again and again.
+        iterations: Length, in minibatches.
+        batch_size: Samples in a minibatch.
+        weight_decay: L2 penalty that the optimizer adds to the gradient.
+        betas: Adam's β₁ and β₂.
+        momentum: SGD's momentum.
+        clip_norm: Largest norm of the gradient; None does not clip.
+    """
+
+    optimizer: str
+    learning_rate: float
+    halve_every: int
+    iterations: int
+    batch_size: int
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.0
+    clip_norm: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.optimizer} {self.learning_rate:g}"
+
+    def n_epochs(self, n: int) -> int:
+        """Return the number of passes over n samples, the last one perhaps not whole."""
+        return math.ceil(self.iterations / math.ceil(n / self.batch_size))
+
+    def at(self, iteration: int) -> float:
+        """Return the learning rate of an iteration."""
+        return self.learning_rate * 0.5 ** (iteration // self.halve_every)
+
+    def shortened(self, iterations: int) -> Schedule:
+        """Return the schedule with another length, its learning rate halved at the same shares of it."""
+        every = max(1, round(self.halve_every * iterations / self.iterations))
+        return replace(self, iterations=iterations, halve_every=every)
+
+    def with_optimizer(self, other: Schedule) -> Schedule:
+        """Return this length and batch size with another's optimizer and learning rate."""
+        return replace(other, iterations=self.iterations, halve_every=self.halve_every, batch_size=self.batch_size, clip_norm=self.clip_norm)
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the torch optimizer."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+PAPER = Schedule("adam", 1e-3, 20_000, 80_000, 64, weight_decay=1e-6, betas=(0.5, 0.999))
+"""CIFAR-10, CIFAR-100 and SVHN: 80,000 iterations of Adam, the learning rate halved every 20,000."""
+
+PAPER_FINETUNE_SGD = replace(PAPER, optimizer="sgd", momentum=0.9, weight_decay=5e-5)
+"""The other optimizer of the paper's fine-tuning, whose better one it reports."""
+
+PUBLISHED_CODE = Schedule("sgd", 0.1, 10_000, 50_000, 128, weight_decay=5e-5, momentum=0.9, clip_norm=10.0)
+"""What the published code does instead."""
+
+VOC_EPOCHS, VOC_HALVE_EPOCHS = 50, 20
+"""VOC07 and COCO2014: 50 epochs, the learning rate halved every 20 of them; all else as `PAPER`."""
+
+_STARTS = {"adam": PAPER, "sgd": replace(PUBLISHED_CODE, learning_rate=0.1)}
+_MOST_EPOCHS = 100
+
+
+def paper_schedule(
+    solver: str, n: int, *, batch_size: int = 64, epochs: int | None = None, clip_norm: float | None = None
+) -> Schedule:
+    """Return the schedule for n samples: the paper's iterations, or 100 epochs where that is less.
+
+    Args:
+        solver: "adam" (the paper's), or "sgd" (the published code's).
+        n: Number of samples.
+        batch_size: Samples in a minibatch.
+        epochs: Another length; the learning rate is halved at the same shares of it.
+        clip_norm: Largest norm of the gradient; None leaves the schedule's own.
+
+    Raises:
+        ConfigurationError: The solver is unknown.
+
+    Example:
+        >>> paper_schedule("adam", 50_000).iterations, paper_schedule("adam", 1_800).iterations
+        (78200, 2900)
+    """
+    if solver not in _STARTS:
+        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}.{did_you_mean(solver, SOLVERS)}")
+    start = _STARTS[solver]
+    per_epoch = math.ceil(n / batch_size)
+    iterations = min(start.iterations, _MOST_EPOCHS * per_epoch) if epochs is None else epochs * per_epoch
+    schedule = replace(start.shortened(iterations), batch_size=batch_size)
+    return schedule if clip_norm is None else replace(schedule, clip_norm=clip_norm)
+
+
+def voc_schedule(n: int, *, batch_size: int = 64) -> Schedule:
+    """Return the paper's schedule for VOC07 and COCO2014 with n training images."""
+    per_epoch = math.ceil(n / batch_size)
+    return replace(PAPER, iterations=VOC_EPOCHS * per_epoch, halve_every=VOC_HALVE_EPOCHS * per_epoch, batch_size=batch_size)
