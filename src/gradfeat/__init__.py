@@ -9,7 +9,7 @@ from gradfeat._version import __version__
 
 if TYPE_CHECKING:
     from gradfeat.adapter import load
-    from gradfeat.compare import compare
+    from gradfeat.comparison import compare
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
     from gradfeat.linearize import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
@@ -21,7 +21,7 @@ _HOME = {
     "GradientFeatureClassifier": "gradfeat.estimators",
     "GradientFeatureRegressor": "gradfeat.estimators",
     "load": "gradfeat.adapter",
-    "compare": "gradfeat.compare",
+    "compare": "gradfeat.comparison",
 }
 
 __all__ = [

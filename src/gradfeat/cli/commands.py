@@ -16,7 +16,7 @@ import numpy as np
 from gradfeat.adapter import load
 from gradfeat.backbones import resolve
 from gradfeat.cli.show import note, table
-from gradfeat.compare import compare, test_metrics
+from gradfeat.comparison import compare, test_metrics
 from gradfeat.data import Dataset, load_dataset, load_images
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor

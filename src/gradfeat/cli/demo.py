@@ -13,7 +13,7 @@ import torch
 
 from gradfeat.adapter import load
 from gradfeat.cli.show import note, table
-from gradfeat.compare import Comparison, compare
+from gradfeat.comparison import Comparison, compare
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.progress import Progress
 

@@ -1,0 +1,204 @@
+"""One training pass of `full` against its rivals, on the same layers and the same kept z₀.
+
+    python -m benchmarks.training_pass [--device cpu] [--out results/training_pass.json]
+
+Compared, for one minibatch, forward and backward:
+
+- full: tangent program on kept residuals, gradients of w₁, b and w₂;
+- (a) fine-tuning of the same θ₂ and head from kept z₀, with the same folded batch norms;
+- (b) backward through `torch.func.jvp` of the same layers on kept z₀, gradients of w₁, b and w₂;
+- (c) the plain forward pass of those layers from kept z₀.
+
+Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival is the median
+of its ratios by round. Peak memory is what torch allocated during the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+
+from gradfeat import GradientFeatureModel
+from gradfeat.linearize import linearize
+from gradfeat.losses import CrossEntropy
+from gradfeat.optional import require
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the modules that are θ₂, and the size of its input."""
+
+    title: str
+    model: str
+    theta2: tuple[str, ...]
+    image: int = 224
+    batch: int = 64
+
+
+CASES = (
+    Case("ResNet-18, last block", "resnet18", ("layer4.1",)),
+    Case("ResNet-18, topmost convolution", "resnet18", ("layer4.1.conv2",)),
+    Case("ResNet-50, last block", "resnet50", ("layer4.2",)),
+    Case("MobileNetV2, head convolution", "mobilenetv2_100", ("conv_head",)),
+    Case("ViT-tiny, last block", "vit_tiny_patch16_224", ("blocks.11",)),
+)
+CLASSES = 10
+
+
+def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
+    """Return a function for each rival that runs one pass and returns its gradients."""
+    timm = require("timm", extra="vision")
+    torch.manual_seed(0)
+    network = timm.create_model(case.model, num_classes=0).eval()
+    lin = linearize(network, torch.randn(3, 3, case.image, case.image), case.theta2, check=False).to(device, dtype)
+    z0 = torch.cat([lin.bottom(torch.randn(8, 3, case.image, case.image)) for _ in range(case.batch // 8)])
+    f, residuals = lin.primal(z0)
+    y = torch.randint(0, CLASSES, (case.batch,), device=device)
+    omega = torch.randn(f.shape[1], CLASSES, device=device) * f.shape[1] ** -0.5
+    loss = CrossEntropy()
+    full = GradientFeatureModel(lin, omega, mode="full")
+    tuned = GradientFeatureModel(lin, omega, mode="finetune")
+
+    def gradients(model: GradientFeatureModel, logits: Tensor) -> Any:
+        return torch.autograd.grad(loss.value(logits, y), model.trained())
+
+    def jvp_pass() -> Any:
+        w2 = {name: value.to(dtype) for name, value in full.w2.items()}
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
+            features, moved = torch.func.jvp(lambda theta2: lin.network(theta2, z0), (lin.theta2,), (w2,))
+        logits = features.float() @ full.w1 + full.b + moved.float() @ full.omega
+        return gradients(full, logits)
+
+    def forward_pass() -> Any:
+        with torch.no_grad():
+            return lin.network(lin.theta2, z0)
+
+    return {
+        "full": lambda: gradients(full, full.logits(f, residuals)),
+        "finetune": lambda: gradients(tuned, tuned.finetuned(z0)),
+        "jvp": jvp_pass,
+        "forward": forward_pass,
+    }
+
+
+def times(passes: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Return seconds by rival and round; in each round every rival runs in turn."""
+    timers = {name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in passes.items()}
+    for run in passes.values():
+        run()
+    repeats = {name: max(1, round(0.3 / timer.timeit(1).median)) for name, timer in timers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            seconds[name].append(timer.timeit(repeats[name]).median)
+    return seconds
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> int:
+    """Return the most bytes that were allocated at one time during a pass, above what was there before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = run()
+    changes = _allocations(recorded)
+    del result
+    level = peak = 0
+    for change in changes:
+        level += change
+        peak = max(peak, level)
+    return peak
+
+
+def _allocations(recorded: Any) -> list[int]:
+    """Return sizes of allocations (above zero) and releases (below), in the order of time."""
+    found: list[tuple[int, int]] = []
+    queue = list(recorded.profiler.kineto_results.experimental_event_tree())
+    while queue:
+        event = queue.pop()
+        queue.extend(event.children)
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return [size for _, size in sorted(found, key=lambda pair: pair[0])]
+
+
+def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
+    """Time all rivals of a case."""
+    passes = rivals(case, dtype, device)
+    seconds = times(passes, rounds)
+    ratios = {
+        name: statistics.median(full / other for full, other in zip(seconds["full"], seconds[name], strict=True))
+        for name in ("finetune", "jvp", "forward")
+    }
+    return {
+        "case": case.title,
+        "dtype": str(dtype).removeprefix("torch."),
+        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
+        "full_over": ratios,
+        "peak_bytes": {name: peak_memory(run, device) for name, run in passes.items()},
+    }
+
+
+def markdown(rows: list[dict[str, Any]], about: str) -> str:
+    """Return the results as a table."""
+    header = ["θ₂", "dtype", "full", "(a) fine-tuning", "(b) jvp", "(c) forward", "full / (a)", "full / (b)", "full / (c)"]
+    lines = [about, "", "| " + " | ".join(header) + " | peak memory: full, (a), (b), (c) |", "|" + "---|" * (len(header) + 1)]
+    for row in rows:
+        ms, over, peak = row["milliseconds"], row["full_over"], row["peak_bytes"]
+        cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ("full", "finetune", "jvp", "forward"))]
+        cells += [f"{over[name]:.2f}" for name in ("finetune", "jvp", "forward")]
+        cells.append(", ".join(f"{peak[name] / 1e6:.0f} MB" for name in ("full", "finetune", "jvp", "forward")))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine(device: str) -> str:
+    """Describe where this ran."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--cases", default="", help="only cases whose title contains this")
+    parser.add_argument("--out", type=Path, default=Path("results/training_pass.json"))
+    options = parser.parse_args()
+    rows = []
+    for dtype in options.dtypes.split(","):
+        for case in CASES:
+            if options.cases.lower() in case.title.lower():
+                rows.append(measure(case, getattr(torch, dtype), options.device, options.rounds))
+                print(markdown(rows[-1:], "").splitlines()[-1], flush=True)
+    about = f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    table = markdown(rows, about)
+    options.out.with_suffix(".md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
