@@ -1,1 +1,10 @@
 """Data as users have it: folders, arrays, and the official layouts of the usual data sets."""
+
+from __future__ import annotations
+
+from gradfeat.data.dataset import Dataset
+from gradfeat.data.inputs import Inputs
+from gradfeat.data.load import load_dataset, load_images
+from gradfeat.data.preprocessing import Preprocessing
+
+__all__ = ["Dataset", "Inputs", "Preprocessing", "load_dataset", "load_images"]

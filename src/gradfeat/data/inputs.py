@@ -1,0 +1,308 @@
+"""One face for everything that X may be: arrays, tensors, images in memory or on disk, and torch Datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset, TensorDataset
+
+from gradfeat.data.arrays import check_finite
+from gradfeat.data.dataset import Dataset
+from gradfeat.data.images import in_threads, names, read_image
+from gradfeat.data.preprocessing import Preprocessing, to_unit
+from gradfeat.errors import ConfigurationError, DataError
+
+_ACCEPTED = (
+    "a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths, or a torch "
+    "Dataset"
+)
+
+
+class Inputs:
+    """Samples by index, as the network takes them.
+
+    Args:
+        X: A numeric array or tensor (n, ...) in the network's own layout, which keeps its dtype; uint8 images
+            (n, h, w, c); paths of images; or a map-style torch Dataset of tensors x or pairs (x, y).
+        preprocessing: How images become inputs. Paths need it; uint8 images without it are scaled to [0, 1].
+
+    Raises:
+        DataError: X has no samples, NaN, another shape or other channels than the network takes, or files that are not
+            there.
+        ConfigurationError: Paths without a preprocessing, texts, or an X of a kind that is not known.
+
+    Example:
+        >>> inputs = Inputs(np.arange(6.0).reshape(3, 2))
+        >>> inputs.batch([2, 0]).tolist()
+        [[4.0, 5.0], [0.0, 1.0]]
+    """
+
+    def __init__(self, X: Any, preprocessing: Preprocessing | None = None) -> None:
+        self._source = _source(X, preprocessing)
+        n = len(self._source)
+        if not n:
+            raise DataError("X has no samples")
+        self._positions = np.arange(n)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def random(self) -> bool:
+        """Whether a sample may change from pass to pass: a torch Dataset may augment."""
+        return self._source.random
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of X, (n, ...); None for paths and torch Datasets."""
+        return None if self._source.shape is None else (len(self), *self._source.shape)
+
+    def batch(self, indices: Sequence[int] | range) -> Tensor:
+        """Return samples; a copy, which the network may change.
+
+        Args:
+            indices: Which; each from 0 to len - 1.
+
+        Returns:
+            (len(indices), ...), in that order.
+
+        Raises:
+            DataError: A sample cannot be read; the message names it.
+        """
+        return self._source.batch(self._positions[np.asarray(indices, dtype=np.int64)])
+
+    def example(self, k: int = 3) -> Tensor:
+        """Return the first `k` samples, or all where there are fewer."""
+        return self.batch(range(min(k, len(self))))
+
+    def labels(self) -> np.ndarray | None:
+        """Return the labels of a torch Dataset of pairs, (n,) or (n, c); None for any other X."""
+        return self._source.labels(self._positions)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Inputs:
+        """Return the samples at `indices`, without a copy of X."""
+        rest = object.__new__(Inputs)
+        rest._source = self._source
+        rest._positions = self._positions[np.asarray(indices, dtype=None if len(indices) else np.int64)]
+        return rest
+
+
+class _Source(Protocol):
+    """What `Inputs` needs of one kind of X."""
+
+    random: bool
+    shape: tuple[int, ...] | None  # of one sample
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: np.ndarray) -> Tensor: ...
+
+    def labels(self, positions: np.ndarray) -> np.ndarray | None: ...
+
+
+class _Array:
+    """Numbers in the network's own layout."""
+
+    random = False
+
+    def __init__(self, X: np.ndarray | Tensor, y: Tensor | None = None) -> None:
+        self.X, self.y = X, y
+        self.shape: tuple[int, ...] | None = tuple(X.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def batch(self, positions: np.ndarray) -> Tensor:
+        if isinstance(self.X, Tensor):
+            return self.X[torch.from_numpy(positions).to(self.X.device)].detach()
+        picked = self.X[positions]
+        return torch.from_numpy(np.asarray(picked, dtype=picked.dtype.newbyteorder("=")))
+
+    def labels(self, positions: np.ndarray) -> np.ndarray | None:
+        return None if self.y is None else self.y.detach().cpu().numpy()[positions]
+
+
+class _Images(_Array):
+    """uint8 images (n, h, w, c) in memory."""
+
+    def __init__(self, X: np.ndarray, preprocessing: Preprocessing | None, y: Tensor | None = None) -> None:
+        super().__init__(X, y)
+        self.convert = to_unit if preprocessing is None else preprocessing.from_uint8
+
+    def batch(self, positions: np.ndarray) -> Tensor:
+        return self.convert(np.asarray(self.X)[positions])
+
+
+class _Paths:
+    """Images on disk, decoded when they are asked for."""
+
+    random = False
+    shape: tuple[int, ...] | None = None
+
+    def __init__(self, paths: list[Path], preprocessing: Preprocessing) -> None:
+        self.paths, self.preprocessing = paths, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, positions: np.ndarray) -> Tensor:
+        return torch.stack(in_threads(self._read, [self.paths[i] for i in positions]))
+
+    def labels(self, positions: np.ndarray) -> np.ndarray | None:
+        return None
+
+    def _read(self, path: Path) -> Tensor:
+        return self.preprocessing.from_pil(read_image(path))
+
+
+class _Items:
+    """A map-style torch Dataset of tensors x, or of pairs (x, y)."""
+
+    random = True
+    shape: tuple[int, ...] | None = None
+
+    def __init__(self, X: Any) -> None:
+        self.X = X
+        self.pairs = len(X) > 0 and isinstance(X[0], (tuple, list))
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def batch(self, positions: np.ndarray) -> Tensor:
+        samples = [self._item(int(i))[0] for i in positions]
+        for i, sample in zip(positions, samples, strict=True):
+            if sample.shape != samples[0].shape:
+                raise DataError(
+                    f"The samples of the Dataset have different shapes: {tuple(samples[0].shape)} at {positions[0]}, "
+                    f"{tuple(sample.shape)} at {i}; give it a transform that makes them equal"
+                )
+            if sample.is_floating_point() and not torch.isfinite(sample).all():
+                raise DataError(f"Sample {i} of the Dataset has NaN or infinite values")
+        return torch.stack(samples).detach()
+
+    def labels(self, positions: np.ndarray) -> np.ndarray | None:
+        if not self.pairs:
+            return None
+        targets = [self._item(int(i))[1] for i in positions]
+        return np.stack([y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y) for y in targets])
+
+    def _item(self, i: int) -> tuple[Tensor, Any]:
+        item = self.X[i]
+        if isinstance(item, (tuple, list)):
+            if len(item) != 2:
+                raise DataError(
+                    f"Expected tensors x or pairs (x, y) from the Dataset; sample {i} has {len(item)} parts"
+                )
+            x, y = item
+        else:
+            x, y = item, None
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"Expected tensors from the Dataset; sample {i} is a {type(x).__name__}: give the Dataset a transform that "
+                "makes tensors as the network takes them"
+            )
+        return x, y
+
+
+def _source(X: Any, preprocessing: Preprocessing | None) -> _Source:
+    """Find out what X is, and check it."""
+    if isinstance(X, Dataset):
+        raise ConfigurationError("X is a whole data set: pass its parts, dataset.X and dataset.y")
+    if isinstance(X, TensorDataset):
+        if len(X.tensors) > 2:
+            raise DataError(f"Expected a TensorDataset of x, or of x and y; got {len(X.tensors)} tensors")
+        return _numeric(X.tensors[0], preprocessing, *X.tensors[1:])
+    if isinstance(X, TorchDataset):
+        if isinstance(X, IterableDataset) or not hasattr(X, "__len__"):
+            raise ConfigurationError(
+                "A torch Dataset must be map-style, with a length and samples by index; this one is not"
+            )
+        return _Items(X)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "UO" and X.ndim == 1:
+        X = X.tolist()
+    if isinstance(X, (str, Path)):
+        raise ConfigurationError(
+            f"X is a single path or text, {str(X)!r}: pass a list, or gradfeat.data.load_images({str(X)!r})"
+        )
+    if isinstance(X, (list, tuple)) and X and all(isinstance(item, (str, Path)) for item in X):
+        return _files(X, preprocessing)
+    if isinstance(X, Tensor):
+        return _numeric(X, preprocessing)
+    try:
+        array = np.asarray(X)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigurationError(f"X cannot be read: {error}. Expected {_ACCEPTED}") from error
+    return _numeric(array, preprocessing)
+
+
+def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Tensor | None = None) -> _Source:
+    shape = tuple(X.shape)
+    if X.dtype in (torch.uint8, np.uint8):
+        images = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+        _check_images(shape, preprocessing)
+        return _Images(images, preprocessing, y)
+    kind = "c" if isinstance(X, Tensor) and X.is_complex() else "f" if isinstance(X, Tensor) else X.dtype.kind
+    if kind not in "fiub" or (isinstance(X, np.ndarray) and X.dtype.itemsize > 8):
+        raise ConfigurationError(f"X has the type {X.dtype}. Expected {_ACCEPTED}")
+    if len(shape) < 2:
+        raise DataError(
+            f"X must have one row for each sample, (n, ...); got the shape {shape}. For one feature: X.reshape(-1, 1)"
+        )
+    if preprocessing is not None and len(shape) == 4 and shape[1] != preprocessing.channels:
+        way = (
+            " It looks like (n, h, w, c): X.transpose(0, 3, 1, 2) has the network's layout; uint8 images need no change."
+            if shape[3] == preprocessing.channels
+            else ""
+        )
+        raise DataError(f"The network takes (n, {preprocessing.channels}, h, w); X has the shape {shape}.{way}")
+    check_finite(X)
+    return _Array(X, y)
+
+
+def _check_images(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> None:
+    known = (1, 3, 4) if preprocessing is None else (1, 3, 4, preprocessing.channels)
+    if len(shape) == 4 and shape[3] in known and min(shape[1:3]) > 0:
+        if preprocessing is not None:
+            preprocessing.check_channels(shape[3])
+        return
+    way = ""
+    if len(shape) == 3:
+        way = " For grey images: X[..., np.newaxis]."
+    elif len(shape) == 4 and shape[1] in known:
+        way = " It looks like (n, c, h, w): X.transpose(0, 2, 3, 1), or as floats in the network's own layout."
+    elif len(shape) < 3:
+        way = " For a table: X.astype(np.float32)."
+    raise DataError(
+        f"X of type uint8 is read as images (n, h, w, c) with 1, 3 or 4 channels; got the shape {shape}.{way}"
+    )
+
+
+def _files(X: Sequence[str | Path], preprocessing: Preprocessing | None) -> _Source:
+    paths = [Path(item) for item in X]
+    missing = [path for path in paths if not _is_file(path)]
+    if len(missing) == len(paths) and isinstance(X[0], str):
+        raise ConfigurationError(
+            f"X is a list of strings that are no files, as {X[0][:60]!r}. Text needs a tokenizer, and is not supported "
+            "yet; for images give paths that exist"
+        )
+    if missing:
+        raise DataError(f"{len(missing)} of {len(paths)} files are not there:{names(missing)}")
+    if preprocessing is None:
+        raise ConfigurationError(
+            "X is a list of image paths, and how the network wants its images is not known: give preprocessing="
+            "dict(size=[224, 224], mean=[...], std=[...]), or a backbone that brings its own (timm and torchvision names do)"
+        )
+    return _Paths(paths, preprocessing)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text may be too long for a name, or hold a zero byte
+        return False

@@ -1,0 +1,121 @@
+"""One call for every layout: find out what a path holds, and read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gradfeat.data.dataset import Dataset
+from gradfeat.data.images import ON_ERROR, SUFFIXES, find_images, is_image, without_unreadable
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+
+FORMATS = ("auto", "folder", "npz", "cifar", "voc")
+
+
+def load_dataset(
+    path: str | os.PathLike[str], *, split: str = "train", format: str = "auto", on_error: str = "raise"
+) -> Dataset:
+    """Read labelled data.
+
+    Args:
+        path: A folder of class folders with images (or of parts, "train" and so on, that hold them), an ``.npz`` file
+            with X and y, CIFAR's official binary or python layout, or a VOC devkit.
+        split: The part to read; data without parts is taken whole, and the result's split is then "all".
+        format: "folder", "npz", "cifar", "voc", or "auto": found out from what is there.
+        on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
+            a warning.
+
+    Returns:
+        The data; see `Dataset`.
+
+    Raises:
+        DataError: Nothing is there, or it cannot be used; the message names the file, row or value.
+        ConfigurationError: An unknown format or `on_error`.
+    """
+    if format not in FORMATS:
+        raise ConfigurationError(
+            f"format must be one of {', '.join(FORMATS)}, not {format!r}.{did_you_mean(format, FORMATS)}"
+        )
+    if on_error not in ON_ERROR:
+        raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    path = existing(path)
+    if format == "auto":
+        format = _detect(path)
+    dataset = _load(path, split, format)
+    return dataset if hasattr(dataset.X, "dtype") else without_unreadable(dataset, on_error)
+
+
+def load_images(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the images to predict: one file, or all images of a folder and its folders, sorted.
+
+    Args:
+        path: An image, or a folder.
+
+    Raises:
+        DataError: Nothing is there, or no image.
+    """
+    path = existing(path)
+    if path.is_file():
+        if not is_image(path):
+            raise DataError(f"{path} is no image file. Known suffixes: {', '.join(SUFFIXES)}")
+        return [path]
+    found = find_images(path)
+    if not found:
+        raise DataError(f"{path} and its folders hold no image. Known suffixes: {', '.join(SUFFIXES)}")
+    return found
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Return the path, or say from where on it does not exist.
+
+    Raises:
+        DataError: Nothing is there; the message has the nearest names.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        return path
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    near = (
+        did_you_mean(missing.name, (entry.name for entry in missing.parent.iterdir()))
+        if missing.parent.is_dir()
+        else ""
+    )
+    raise DataError(f"There is no {path}: {missing.parent.resolve()} has no {missing.name!r}.{near}")
+
+
+def _detect(path: Path) -> str:
+    from gradfeat.data.cifar import is_cifar
+    from gradfeat.data.voc import is_voc
+
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return "npz"
+    if is_cifar(path):
+        return "cifar"
+    if is_voc(path):
+        return "voc"
+    if path.is_dir():
+        return "folder"
+    raise DataError(
+        f"{path} is a file, and not an .npz: expected a folder of class folders with images, an .npz file with X and "
+        "y, CIFAR's official files, or a VOC devkit"
+    )
+
+
+def _load(path: Path, split: str, format: str) -> Dataset:
+    if format == "folder":
+        from gradfeat.data.folder import load_folder
+
+        return load_folder(path, split)
+    if format == "npz":
+        from gradfeat.data.arrays import load_npz
+
+        return load_npz(path, split)
+    if format == "cifar":
+        from gradfeat.data.cifar import load_cifar
+
+        return load_cifar(path, split)
+    from gradfeat.data.voc import load_voc
+
+    return load_voc(path, split)
