@@ -8,7 +8,7 @@ A node has a tangent only if a parameter of θ₂ reaches it; an absent tangent 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -52,10 +52,21 @@ class Gate:
 
 
 class Trace:
-    """What a tangent rule may do: read duals, keep primal values, and emit tangents."""
+    """What a tangent rule may do: read duals, keep primal values, and emit tangents.
 
-    def __init__(self, captured: Captured, theta2: Sequence[str]) -> None:
+    Args:
+        captured: The network's graph; rules append to it.
+        theta2: Names of the parameters that move.
+        rules: Operation -> rule; by default the registry.
+    """
+
+    def __init__(
+        self, captured: Captured, theta2: Sequence[str], *, rules: Mapping[Any, Callable[..., Any]] | None = None
+    ) -> None:
+        from gradfeat.linearize.rules import RULES
+
         self.captured = captured
+        self.rules = RULES if rules is None else rules
         self.values = captured.graph
         self.tangents = fx.Graph()
         self.samples = self.tangents.placeholder("n")
@@ -138,7 +149,7 @@ class Trace:
         return self._tangent_of.get(self.captured.output)
 
     def _visit(self, node: fx.Node) -> None:
-        from gradfeat.linearize.rules import RULES, has_derivative
+        from gradfeat.linearize.rules import has_derivative
         from gradfeat.linearize.rules.fallback import fallback
 
         if node.target is operator.getitem:
@@ -149,13 +160,13 @@ class Trace:
             return
         if not has_derivative(node):
             return
-        rule = RULES.get(node.target)
+        rule = self.rules.get(node.target)
         with self.values.inserting_before(node.next):
-            args = fx.map_arg(node.args, self._dual)
-            kwargs = fx.map_arg(node.kwargs, self._dual)
+            args, kwargs = fx.map_arg(_bound(node), self._dual)
             tangent = NotImplemented if rule is None else rule(self, node, *args, **kwargs)
-            if tangent is NotImplemented:
+            if tangent is NotImplemented or _misses_one(node, tangent):
                 rule = None
+                self._replacement = None
                 tangent = fallback(self, node, *args, **kwargs)
         self.by_rule.append((node.name, str(node.target), "fallback" if rule is None else rule.__name__))
         node = self._replace(node)
@@ -209,13 +220,39 @@ class Trace:
         self.tangents.lint()
 
 
+def _bound(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a node as rules take them: by position, unless they can only be given by name."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not node.kwargs:
+        return node.args, dict(node.kwargs)
+    positional = [argument for argument in schema.arguments if not argument.kwarg_only]
+    given = [argument.name in node.kwargs for argument in positional]
+    last = max([i for i, named in enumerate(given) if named], default=-1)
+    between = [
+        node.kwargs[argument.name] if argument.name in node.kwargs else argument.default_value
+        for argument in positional[len(node.args) : last + 1]
+    ]
+    taken = {argument.name for argument in positional}
+    return (*node.args, *between), {name: value for name, value in node.kwargs.items() if name not in taken}
+
+
+def _misses_one(node: fx.Node, tangent: Any) -> bool:
+    """Whether a rule left out the tangent of an output that is read and has one."""
+    if not isinstance(tangent, tuple):
+        return False
+    return any(
+        "val" in user.meta and tangent[cast(int, user.args[1])] is None and user.meta["val"].dtype.is_floating_point
+        for user in node.users
+    )
+
+
 def _nothing() -> None:
     """Mark a place in the tangent graph."""
 
 
 def _gate(tangent: Tensor, mask: Tensor, slope: float) -> Tensor:
     if slope == 0.0:
-        return tangent * mask
+        return tangent * mask.to(tangent.dtype)  # torch multiplies by floats much faster than by booleans
     return torch.where(mask, tangent, tangent * slope)
 
 
