@@ -78,18 +78,17 @@ def check_finite(X: np.ndarray | Tensor, what: str = "X") -> None:
             first = start + int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
     if bad:
         raise DataError(
-            f"{what} has {bad} NaN or infinite value{'s' if bad > 1 else ''}, first in sample {first}: fill in or leave "
-            "out such samples"
+            f"{what} has {bad} NaN or infinite value{'s' if bad > 1 else ''}, first in sample {first}: fill in or "
+            "leave out such samples"
         )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{path} holds a single array, not an .npz with X and y: save it with np.savez(path, X=X, y=y)"
-                )
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError(f"{path} holds a single array: save X and y together with np.savez(path, X=X, y=y)")
+        with file:
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, DataError):

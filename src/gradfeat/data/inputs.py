@@ -204,8 +204,8 @@ class _Items:
             x, y = item, None
         if not isinstance(x, Tensor):
             raise DataError(
-                f"Expected tensors from the Dataset; sample {i} is a {type(x).__name__}: give the Dataset a transform that "
-                "makes tensors as the network takes them"
+                f"Expected tensors from the Dataset; sample {i} is a {type(x).__name__}: give the Dataset a transform "
+                "that makes tensors as the network takes them"
             )
         return x, y
 
@@ -256,7 +256,7 @@ def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Ten
         )
     if preprocessing is not None and len(shape) == 4 and shape[1] != preprocessing.channels:
         way = (
-            " It looks like (n, h, w, c): X.transpose(0, 3, 1, 2) has the network's layout; uint8 images need no change."
+            " It looks like (n, h, w, c): X.transpose(0, 3, 1, 2) has the network's layout; uint8 images stay as is."
             if shape[3] == preprocessing.channels
             else ""
         )
@@ -296,7 +296,8 @@ def _files(X: Sequence[str | Path], preprocessing: Preprocessing | None) -> _Sou
     if preprocessing is None:
         raise ConfigurationError(
             "X is a list of image paths, and how the network wants its images is not known: give preprocessing="
-            "dict(size=[224, 224], mean=[...], std=[...]), or a backbone that brings its own (timm and torchvision names do)"
+            "dict(size=[224, 224], mean=[...], std=[...]), or a backbone that brings its own (timm and torchvision "
+            "names do)"
         )
     return _Paths(paths, preprocessing)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,11 +62,11 @@ class Preprocessing:
         for name in ("size", "mean", "std"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         wrong = []
-        if len(self.size) != 2 or any(side != int(side) or side < 1 for side in self.size):
+        if len(self.size) != 2 or not all(map(_is_count, self.size)):
             wrong.append(f"size must be (height, width) in whole pixels, not {self.size}")
-        if not 0 < self.crop_pct <= 1:
+        if not (isinstance(self.crop_pct, numbers.Real) and 0 < self.crop_pct <= 1):
             wrong.append(f"crop_pct must be above 0 and at most 1, not {self.crop_pct!r}")
-        if self.channels != int(self.channels) or self.channels < 1:
+        if not _is_count(self.channels):
             wrong.append(f"channels must be a whole number from 1, not {self.channels!r}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
@@ -83,6 +84,8 @@ class Preprocessing:
         if wrong:
             raise ConfigurationError("Preprocessing: " + "; ".join(wrong))
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+        object.__setattr__(self, "crop_pct", float(self.crop_pct))
+        object.__setattr__(self, "channels", int(self.channels))
 
     def from_pil(self, image: Image.Image) -> Tensor:
         """Return an image as the network's input.
@@ -207,6 +210,11 @@ def _resize(image: np.ndarray, height: int, width: int, resample: Image.Resampli
     # Channel by channel: Pillow would take a fourth one for transparency, and weight the colours by it.
     parts = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
     return np.stack([np.asarray(part.resize((width, height), resample)) for part in parts], axis=-1)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether `value` is a whole number from 1."""
+    return isinstance(value, numbers.Real) and float(value) >= 1 and float(value).is_integer()
 
 
 def _numbers(name: str, value: Sequence[float]) -> tuple[float, ...]:

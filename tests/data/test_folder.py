@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradfeat.data import load_dataset, load_images
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+
+
+def save(path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), (value, 0, 0)).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for name in ("dog/b.JPG", "dog/a.png", "cat/1.jpeg", "cat/deep/2.bmp"):
+        save(tmp_path / "pets" / name)
+    (tmp_path / "pets/cat/notes.txt").write_text("no image")
+    (tmp_path / "pets/cat/.hidden.jpg").write_text("no image")
+    (tmp_path / "pets/.git/objects").mkdir(parents=True)
+    (tmp_path / "pets/__MACOSX/cat").mkdir(parents=True)
+    return tmp_path / "pets"
+
+
+@pytest.mark.parametrize("format", ["auto", "folder"])
+def test_class_folders(pets, format):
+    data = load_dataset(pets, format=format)
+    assert [path.relative_to(pets).as_posix() for path in data.X] == [
+        "cat/1.jpeg",
+        "cat/deep/2.bmp",
+        "dog/a.png",
+        "dog/b.JPG",
+    ]
+    assert data.y.tolist() == ["cat", "cat", "dog", "dog"]
+    assert (data.classes, data.task, data.name, data.split) == (["cat", "dog"], "multiclass", "pets", "all")
+    assert data.describe() == "pets (all): 4 images, 2 classes"
+    assert len(data.subset([3, 0])) == 2
+    dogs = data.subset(data.y == "dog")
+    assert data.X[2:] == dogs.X
+    assert len(data.subset([])) == 0
+
+
+def test_parts(tmp_path):
+    for part, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                save(tmp_path / part / name / f"{i}.png")
+    data = load_dataset(tmp_path, split="val", format="folder")
+    assert (len(data), data.split, data.name) == (4, "val", tmp_path.name)
+    assert len(load_dataset(tmp_path, format="folder")) == 6
+    with pytest.raises(DataError, match=r"no part 'valid'. Its parts: train, val. Did you mean val\?"):
+        load_dataset(tmp_path, split="valid", format="folder")
+
+
+def test_classes_may_be_called_like_parts(tmp_path):
+    for name in ("test", "training"):
+        save(tmp_path / name / "a.png")
+    assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
+
+
+def test_path_that_is_not_there(pets):
+    with pytest.raises(DataError, match=r"has no 'pet'. Did you mean pets\?"):
+        load_dataset(pets.parent / "pet" / "train")
+    with pytest.raises(DataError, match="has no 'pet'"):
+        load_images(pets.parent / "pet")
+
+
+def test_unknown_options(pets):
+    with pytest.raises(ConfigurationError, match="Did you mean folder"):
+        load_dataset(pets, format="folders")
+    with pytest.raises(ConfigurationError, match="on_error must be"):
+        load_dataset(pets, on_error="ignore")
+
+
+def test_folders_without_classes(tmp_path):
+    with pytest.raises(DataError, match="has no folders"):
+        load_dataset(tmp_path, format="folder")
+    save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="1 images without class folders"):
+        load_dataset(tmp_path, format="folder")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match="no images in its 1 folders"):
+        load_dataset(tmp_path, format="folder")
+    with pytest.raises(DataError, match="is no folder"):
+        load_dataset(tmp_path / "a.png", format="folder")
+
+
+def test_one_class_only(tmp_path):
+    save(tmp_path / "cat/a.png")
+    with pytest.raises(DataError, match="only one class, 'cat'"):
+        load_dataset(tmp_path, format="folder")
+
+
+def test_empty_class_folders_are_named(pets):
+    (pets / "fish").mkdir()
+    with pytest.raises(DataError, match=r"class folder .fish. of .*fill it"):
+        load_dataset(pets, format="folder")
+
+
+def damage(pets) -> None:
+    whole = (pets / "dog/b.JPG").read_bytes()
+    (pets / "dog/truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (pets / "cat/text.png").write_text("this is no image")
+    (pets / "cat/zero.gif").write_bytes(b"")
+
+
+def test_all_unreadable_images_are_named_at_once(pets):
+    damage(pets)
+    with pytest.raises(DataError) as caught:
+        load_dataset(pets, format="folder")
+    message = str(caught.value)
+    assert "3 of 7 images" in message
+    assert all(name in message for name in ("truncated.jpg", "text.png", "zero.gif", "on_error='skip'"))
+    assert "b.JPG" not in message
+
+
+def test_unreadable_images_are_skipped_on_request(pets):
+    expected = load_dataset(pets, format="folder")
+    damage(pets)
+    with pytest.warns(GradfeatWarning, match=r"3 of 7 images(.|\n)*truncated.jpg") as caught:
+        data = load_dataset(pets, format="folder", on_error="skip")
+    assert len(caught) == 1
+    assert data.X == expected.X
+    assert np.array_equal(data.y, expected.y)
+
+
+def test_long_lists_are_counted(pets):
+    for i in range(25):
+        (pets / f"cat/bad{i:02}.jpg").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"25 of 29 images(.|\n)*bad09.jpg(.|\n)*\.\.\. and 15 more"):
+        load_dataset(pets, format="folder")
+
+
+def test_skipping_does_not_lose_a_class(pets):
+    for name in ("dog/a.png", "dog/b.JPG"):
+        (pets / name).write_bytes(b"no")
+    with pytest.raises(DataError, match="class 'dog' has no readable image"):
+        load_dataset(pets, format="folder", on_error="skip")
+
+
+def test_images_to_predict(pets, tmp_path):
+    assert [path.name for path in load_images(pets)] == ["1.jpeg", "2.bmp", "a.png", "b.JPG"]
+    assert load_images(pets / "dog/b.JPG") == [pets / "dog/b.JPG"]
+    with pytest.raises(DataError, match=r"notes\.txt is no image"):
+        load_images(pets / "cat/notes.txt")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="hold no image"):
+        load_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 1800), ("validation", 341), ("test", 372)])
+def test_clothing10(shared_data, split, count):
+    data = load_dataset(shared_data / "clothing10", split=split)
+    assert (len(data), len(data.classes), data.split) == (count, 10, split)
+    assert sorted(set(data.y)) == data.classes
+    assert all(path.parent.name == label for path, label in zip(data.X, data.y, strict=True))
