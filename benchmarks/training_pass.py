@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 
 from gradfeat import GradientFeatureModel
@@ -64,7 +65,8 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     torch.manual_seed(0)
     network = timm.create_model(case.model, num_classes=0).eval()
     lin = linearize(network, torch.randn(3, 3, case.image, case.image), case.theta2, check=False).to(device, dtype)
-    z0 = torch.cat([lin.bottom(torch.randn(8, 3, case.image, case.image)) for _ in range(case.batch // 8)])
+    parts = [lin.bottom(torch.randn(8, 3, case.image, case.image)) for _ in range(case.batch // 8)]
+    z0 = tree_map(lambda *tensors: torch.cat(tensors), *parts)
     f, residuals = lin.primal(z0)
     y = torch.randint(0, CLASSES, (case.batch,), device=device)
     omega = torch.randn(f.shape[1], CLASSES, device=device) * f.shape[1] ** -0.5
@@ -96,7 +98,9 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
 
 def times(passes: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Return seconds by rival and round; in each round every rival runs in turn."""
-    timers = {name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in passes.items()}
+    timers = {
+        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in passes.items()
+    }
     for run in passes.values():
         run()
     repeats = {name: max(1, round(0.3 / timer.timeit(1).median)) for name, timer in timers.items()}
@@ -156,8 +160,23 @@ def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[st
 
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
     """Return the results as a table."""
-    header = ["θ₂", "dtype", "full", "(a) fine-tuning", "(b) jvp", "(c) forward", "full / (a)", "full / (b)", "full / (c)"]
-    lines = [about, "", "| " + " | ".join(header) + " | peak memory: full, (a), (b), (c) |", "|" + "---|" * (len(header) + 1)]
+    header = [
+        "θ₂",
+        "dtype",
+        "full",
+        "(a) fine-tuning",
+        "(b) jvp",
+        "(c) forward",
+        "full / (a)",
+        "full / (b)",
+        "full / (c)",
+    ]
+    lines = [
+        about,
+        "",
+        "| " + " | ".join(header) + " | peak memory: full, (a), (b), (c) |",
+        "|" + "---|" * (len(header) + 1),
+    ]
     for row in rows:
         ms, over, peak = row["milliseconds"], row["full_over"], row["peak_bytes"]
         cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ("full", "finetune", "jvp", "forward"))]
@@ -192,7 +211,9 @@ def main() -> None:
             if options.cases.lower() in case.title.lower():
                 rows.append(measure(case, getattr(torch, dtype), options.device, options.rounds))
                 print(markdown(rows[-1:], "").splitlines()[-1], flush=True)
-    about = f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"
+    about = (
+        f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
     table = markdown(rows, about)

@@ -68,7 +68,9 @@ def save(estimator: Any, path: str | Path) -> Path:
         "backbone": {
             "name": backbone.name,
             "weights": None if estimator.weights is None else str(estimator.weights),
-            "features": backbone.features if backbone.features is None or isinstance(backbone.features, str) else "a function",
+            "features": backbone.features
+            if backbone.features is None or isinstance(backbone.features, str)
+            else "a function",
             "fingerprint": backbone.fingerprint,
             "summary": summary(backbone.network),
         },
@@ -79,7 +81,9 @@ def save(estimator: Any, path: str | Path) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={_KEY: json.dumps(about)})
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={_KEY: json.dumps(about)}
+        )
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
@@ -87,7 +91,9 @@ def save(estimator: Any, path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, backbone: Any = None, *, weights: str | Path | None = None) -> GradientFeatureClassifier | GradientFeatureRegressor:
+def load(
+    path: str | Path, backbone: Any = None, *, weights: str | Path | None = None
+) -> GradientFeatureClassifier | GradientFeatureRegressor:
     """Read a saved model.
 
     Args:
@@ -114,8 +120,14 @@ def load(path: str | Path, backbone: Any = None, *, weights: str | Path | None =
                 "it, gradfeat.load(path, backbone=...)"
             )
         backbone, weights = stored["name"], weights if weights is not None else stored["weights"]
-    settings = {**about["settings"], "preprocessing": None if about["preprocessing"] is None else about["preprocessing"]}
-    cls = {"GradientFeatureClassifier": GradientFeatureClassifier, "GradientFeatureRegressor": GradientFeatureRegressor}.get(about["estimator"])
+    settings = {
+        **about["settings"],
+        "preprocessing": None if about["preprocessing"] is None else about["preprocessing"],
+    }
+    cls = {
+        "GradientFeatureClassifier": GradientFeatureClassifier,
+        "GradientFeatureRegressor": GradientFeatureRegressor,
+    }.get(about["estimator"])
     if cls is None:
         raise AdapterError(f"{path} holds a {about['estimator']!r}, which this version does not know")
     estimator = cls(backbone, weights=weights, **settings)
@@ -134,13 +146,19 @@ def load(path: str | Path, backbone: Any = None, *, weights: str | Path | None =
     estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
     if about["classes"] is not None:
         estimator.classes_ = np.asarray(about["classes"]["values"], dtype=about["classes"]["dtype"])
-    for name, value in (("class_names_", about["class_names"]), ("_one_output", about["one_output"]), ("n_features_in_", about["n_features_in"])):
+    for name, value in (
+        ("class_names_", about["class_names"]),
+        ("_one_output", about["one_output"]),
+        ("n_features_in_", about["n_features_in"]),
+    ):
         if value is not None:
             setattr(estimator, name, value)
     estimator.probe_ = _Known(about["penalty"])
     present = list(estimator.linearization_.theta2)
     if present != about["theta2_names"]:
-        raise AdapterError(f"{path}: θ₂ is {', '.join(about['theta2_names'])} there, and {', '.join(present)} with this backbone")
+        raise AdapterError(
+            f"{path}: θ₂ is {', '.join(about['theta2_names'])} there, and {', '.join(present)} with this backbone"
+        )
     return estimator
 
 
@@ -196,7 +214,9 @@ def _classes_to_json(classes: np.ndarray | None) -> dict[str, Any] | None:
         return None
     if classes.dtype.kind == "O":
         if not all(isinstance(value, str) for value in classes):
-            raise ConfigurationError("classes of mixed Python objects cannot be saved: use strings or numbers as labels")
+            raise ConfigurationError(
+                "classes of mixed Python objects cannot be saved: use strings or numbers as labels"
+            )
         classes = classes.astype(str)
     return {"values": classes.tolist(), "dtype": classes.dtype.str}
 

@@ -39,7 +39,9 @@ def available_memory() -> int:
         return 4 << 30
 
 
-def choose_level(cache: str, n: int, bytes_per_sample: dict[str, int], *, random: bool, budget: int | None = None) -> str:
+def choose_level(
+    cache: str, n: int, bytes_per_sample: dict[str, int], *, random: bool, budget: int | None = None
+) -> str:
     """Return what to keep: the most that fits in half of the free memory, nothing of samples that change.
 
     Args:
@@ -56,7 +58,9 @@ def choose_level(cache: str, n: int, bytes_per_sample: dict[str, int], *, random
         raise ConfigurationError(f"cache must be 'auto' or one of {', '.join(LEVELS)}, not {cache!r}")
     if random:
         if cache in ("residuals", "z0"):
-            raise ConfigurationError(f"cache={cache!r} would freeze the first version of each sample: this data set may change its samples")
+            raise ConfigurationError(
+                f"cache={cache!r} would freeze the first version of each sample: this data set may change its samples"
+            )
         return "none"
     if cache != "auto":
         return cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,11 +87,21 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the table as text: its header, and a list for each row."""
-        header = ["model", *(_TITLES[name] for name in self.metric_names), "training loss", "trained parameters", "time", "note"]
+        header = [
+            "model",
+            *(_TITLES[name] for name in self.metric_names),
+            "training loss",
+            "trained parameters",
+            "time",
+            "note",
+        ]
         body = [
             [
                 row.mode,
-                *(f"{100 * row.metrics[name]:.2f}" if name in _PERCENT else f"{row.metrics[name]:.4f}" for name in self.metric_names),
+                *(
+                    f"{100 * row.metrics[name]:.2f}" if name in _PERCENT else f"{row.metrics[name]:.4f}"
+                    for name in self.metric_names
+                ),
                 f"{row.train_loss:.4f}",
                 f"{row.parameters:,}",
                 f"{row.seconds:.1f} s",
@@ -174,7 +183,9 @@ def compare(
     """
     for mode in modes:
         if mode not in MODES:
-            raise ConfigurationError(f"modes: {mode!r} is not one of {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}")
+            raise ConfigurationError(
+                f"modes: {mode!r} is not one of {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}"
+            )
     if task not in ("classification", "regression"):
         raise ConfigurationError(f"task must be 'classification' or 'regression', not {task!r}")
     cls = GradientFeatureClassifier if task == "classification" else GradientFeatureRegressor
@@ -225,7 +236,9 @@ def compare(
         notes.extend(fit.notes)
         if any("interrupted" in text for text in fit.notes):
             break
-    return Comparison(rows, list(problem.linearization.theta2), problem.seconds, len(problem.store), len(store), notes, fitted)
+    return Comparison(
+        rows, list(problem.linearization.theta2), problem.seconds, len(problem.store), len(store), notes, fitted
+    )
 
 
 def _share(base: Any, estimator: Any) -> None:
@@ -271,9 +284,8 @@ def test_metrics(estimator: Any, logits: np.ndarray, truth: np.ndarray) -> dict[
         }
     unknown = np.setdiff1d(truth, estimator.classes_)
     if len(unknown):
-        raise ConfigurationError(f"the test labels have classes that the training data has not: {', '.join(map(str, unknown[:5]))}")
+        raise ConfigurationError(
+            f"the test labels have classes that the training data has not: {', '.join(map(str, unknown[:5]))}"
+        )
     index = np.searchsorted(estimator.classes_, truth)
     return {"accuracy": accuracy(index, probability.argmax(1)), "log_loss": log_loss(index, probability)}
-
-
-_ = time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.cache import LEVELS
@@ -48,7 +47,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         mode: str = "full",
         solver: str = "auto",
         penalty: float | str = "auto",
-        cv: int = 5,
+        cv: Any = 5,
         rounds: int = 1,
         parametrization: str = "standard",
         loss: str = "auto",
@@ -104,9 +103,10 @@ class _GradientFeatureEstimator(BaseEstimator):
         )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
         keep = np.flatnonzero(weight) if weight is not None else None
-        if keep is not None and len(keep) < len(inputs):  # a sample of weight zero is not there
-            if not len(keep):
-                raise DataError("all sample weights are zero")
+        if keep is not None and not len(keep):
+            raise DataError("all sample weights are zero")
+        # a sample of weight zero is not there (but pairs of indices in cv count it)
+        if keep is not None and len(keep) < len(inputs) and isinstance(self.cv, numbers.Integral):
             inputs, y, weight = inputs.subset(keep), y[keep], weight[keep]  # type: ignore[index]
         progress = Progress(self.verbose)
         example = inputs.example(3)
@@ -122,7 +122,7 @@ class _GradientFeatureEstimator(BaseEstimator):
             inputs,
             targets,
             loss,
-            weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float32).to(targets.device),
+            weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
             penalty=self.penalty,
             cv=self.cv,
             cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
@@ -180,7 +180,9 @@ class _GradientFeatureEstimator(BaseEstimator):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "w1_"):
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one.")
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one."
+            )
 
     def _logits(self, X: Any) -> Tensor:
         self._check_fitted()
@@ -241,7 +243,9 @@ class _GradientFeatureEstimator(BaseEstimator):
         def one_of(name: str, known: Sequence[str]) -> None:
             value = getattr(self, name)
             if value not in known:
-                wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
+                wrong.append(
+                    f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}"
+                )
 
         one_of("mode", MODES)
         one_of("solver", ("auto", *SOLVERS))
@@ -252,10 +256,10 @@ class _GradientFeatureEstimator(BaseEstimator):
             wrong.append(f"penalty must be 'auto' or a number from 0, not {self.penalty!r}")
         if self.rounds != 1:
             wrong.append(f"rounds must be 1 (one linearization), not {self.rounds!r}")
-        for name, least in (("cv", 2), ("batch_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < least:
-                wrong.append(f"{name} must be a whole number from {least}, not {value!r}")
+        if isinstance(self.cv, (str, float)) or (isinstance(self.cv, numbers.Integral) and self.cv < 2):
+            wrong.append(f"cv must be a number of folds from 2, a splitter, or pairs of indices, not {self.cv!r}")
+        if not isinstance(self.batch_size, numbers.Integral) or self.batch_size < 1:
+            wrong.append(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
         if self.epochs is not None and not (isinstance(self.epochs, numbers.Integral) and self.epochs >= 1):
             wrong.append(f"epochs must be None (the paper's schedule) or a whole number from 1, not {self.epochs!r}")
         if self.clip_norm is not None and not (isinstance(self.clip_norm, numbers.Real) and self.clip_norm > 0):
@@ -289,7 +293,9 @@ def model_from_weights(
     w2: dict[str, Tensor],
 ) -> GradientFeatureModel:
     """Return a model with given weights, w₂ in the units of θ₂."""
-    model = GradientFeatureModel(linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization)
+    model = GradientFeatureModel(
+        linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization
+    )
     model.set_weights(w1=w1, b=b, w2=w2)
     return model
 
@@ -305,7 +311,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "adam" or "sgd", with the paper's schedule; "auto" is "adam".
         penalty: L2 penalty of the probe, ``mean loss + penalty/2 ‖ω̄‖²``; "auto" chooses it by cross-validation.
-        cv: Folds of that choice.
+        cv: Folds of that choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization.
         parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
         loss: "auto", "cross_entropy", or "logistic" (multi-label).
@@ -333,7 +339,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         seconds_: Time of each part of the fit.
 
     Example:
-        >>> import numpy as np
+        >>> from torch import nn
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(60, 2)); y = X[:, 0] > 0
         >>> network = lambda shape: nn.Sequential(nn.Linear(shape[1], 16), nn.Tanh(), nn.Linear(16, 8))
@@ -350,7 +356,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         mode: str = "full",
         solver: str = "auto",
         penalty: float | str = "auto",
-        cv: int = 5,
+        cv: Any = 5,
         rounds: int = 1,
         parametrization: str = "standard",
         loss: str = "auto",
@@ -412,14 +418,16 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
         """Check the data; return X, targets, the loss they call for, and weights."""
         X = self._read_X(X, reset=True)
-        y = labels_of(X, y, self)
+        y = np.asarray(labels_of(X, y, self))
         loss: Loss
         if is_indicator(y):
             targets = indicator(y)
             self.classes_ = np.arange(targets.shape[1])
             loss = MultiLabelLogistic()
             if self.class_weight is not None:
-                raise ConfigurationError("class_weight is for multi-class labels; for an indicator matrix give sample_weight")
+                raise ConfigurationError(
+                    "class_weight is for multi-class labels; for an indicator matrix give sample_weight"
+                )
         else:
             y = column_or_1d(y, warn=True)
             check_classification_targets(y)
@@ -430,7 +438,9 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
                 raise DataError(f"y has one class only ({self.classes_[0]!r}): a classifier needs at least two classes")
             loss = CrossEntropy()
         if self.loss not in ("auto", loss.name):
-            raise ConfigurationError(f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')")
+            raise ConfigurationError(
+                f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')"
+            )
         check_lengths(X, targets)
         weight = read_weight(sample_weight, len(targets))
         if self.class_weight is not None:
@@ -450,11 +460,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class, (n, c); for multi-label targets each label's own."""
-        return self.loss_.predict_proba(self._logits(X).double()).numpy() if self._is_fitted_or_raise() else np.empty(0)
-
-    def _is_fitted_or_raise(self) -> bool:
-        self._check_fitted()
-        return True
+        logits = self._logits(X)
+        return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable class of each sample, (n,); for multi-label targets an indicator matrix, (n, c)."""
@@ -465,19 +472,21 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy; for multi-label targets the mean average precision (area)."""
-        y = labels_of(X, y, self)
-        if self._check_fitted() is None and self.multilabel_:
+        self._check_fitted()
+        y = np.asarray(labels_of(X, y, self))
+        if self.multilabel_:
             from gradfeat.metrics import mean_average_precision
 
             values = np.asarray(y, dtype=float)
-            return float(mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values)))
+            return float(
+                mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
+            )
         return float(super().score(X, y, sample_weight))
 
     def __sklearn_tags__(self) -> Any:
-        """Say that fits depend on `random_state`, and that labels may be an indicator matrix."""
+        """Say that labels may be an indicator matrix."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
-        tags.non_deterministic = False
         return tags
 
 
@@ -534,7 +543,9 @@ def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> Any:
     """Return y, or the labels of a Dataset of pairs."""
     if y is not None:
         return y
-    found = Inputs(X).labels() if isinstance(X, torch.utils.data.Dataset) else X.labels() if isinstance(X, Inputs) else None
+    found = (
+        Inputs(X).labels() if isinstance(X, torch.utils.data.Dataset) else X.labels() if isinstance(X, Inputs) else None
+    )
     if found is None:
         raise DataError(
             f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a Dataset of pairs "
@@ -550,15 +561,14 @@ def check_lengths(X: Any, targets: np.ndarray) -> None:
         raise DataError(f"X has {n} samples and y has {len(targets)} labels")
 
 
-def is_indicator(y: Any) -> bool:
+def is_indicator(y: np.ndarray) -> bool:
     """Whether y is a matrix (n, c) with c > 1."""
-    shape = np.shape(y)
-    return len(shape) == 2 and shape[1] > 1
+    return y.ndim == 2 and y.shape[1] > 1
 
 
-def indicator(y: Any) -> np.ndarray:
+def indicator(y: np.ndarray) -> np.ndarray:
     """Check an indicator matrix: 0, 1, and NaN for a label that is to be ignored."""
-    values = np.asarray(y, dtype=float)
+    values = y.astype(float)
     if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
         raise DataError(
             "y is a matrix, so it is read as a multi-label indicator, but it has values besides 0 and 1: Unknown label type. "
@@ -575,16 +585,3 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
     return weight
-
-
-def deep_copy_parameters(estimator: _GradientFeatureEstimator, **changes: Any) -> _GradientFeatureEstimator:
-    """Return an unfitted estimator with the same parameters, sharing the backbone, but for `changes`."""
-    return type(estimator)(**{**estimator.get_params(deep=False), **changes})
-
-
-def example_of(X: Any, preprocessing: Any) -> Tensor:
-    """Return the first samples of X as the network takes them."""
-    return Inputs(X, preprocessing).example(3)
-
-
-_ = (copy, nn)

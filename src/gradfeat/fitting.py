@@ -78,7 +78,7 @@ def prepare(
     *,
     weight: Tensor | None = None,
     penalty: float | str = "auto",
-    cv: int = 5,
+    cv: Any = 5,
     cache: str = "auto",
     batch_size: int = 64,
     random_state: int | None = None,
@@ -93,7 +93,7 @@ def prepare(
         loss: The task's loss.
         weight: Sample weights, (n,).
         penalty: The probe's penalty, or "auto": chosen by cross-validation.
-        cv: Folds.
+        cv: Folds, a scikit-learn splitter, or pairs of indices.
         cache: What to keep of each sample (see `SampleStore`).
         batch_size: Samples at a time.
         random_state: Seed of the folds.
@@ -105,7 +105,9 @@ def prepare(
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
     after_store = time.perf_counter()
     with progress.step("probe"):
-        probe = fit_probe(store.features, y, loss, sample_weight=weight, penalty=penalty, cv=cv, random_state=random_state)
+        probe = fit_probe(
+            store.features, y, loss, sample_weight=weight, penalty=penalty, cv=cv, random_state=random_state
+        )
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
     return Problem(store, y, weight, loss, probe, seconds)
 
@@ -146,7 +148,9 @@ def fit_mode(
             candidates = [schedule.with_optimizer(candidate) for candidate in FINETUNE_GRID]
 
             def run(candidate: Schedule) -> float:
-                model, _ = _train(problem, mode, candidate, seen, parametrization, random_state, progress, f"finetune {candidate}")
+                model, _ = _train(
+                    problem, mode, candidate, seen, parametrization, random_state, progress, f"finetune {candidate}"
+                )
                 return -_loss_at(problem, model, unseen)
 
             selection = select(candidates, run)
@@ -156,7 +160,9 @@ def fit_mode(
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
     model, history = _train(problem, mode, schedule, everything, parametrization, random_state, progress, mode)
     if history.stopped == "interrupted":
-        notes.append(f"{mode}: interrupted after {len(history.loss)} epochs; the weights are those of the last finished one")
+        notes.append(
+            f"{mode}: interrupted after {len(history.loss)} epochs; the weights are those of the last finished one"
+        )
     return Fit(model, history, selection, time.perf_counter() - start, notes)
 
 
@@ -164,7 +170,9 @@ def _new_model(problem: Problem, mode: str, parametrization: str) -> GradientFea
     probe = problem.probe
     dtype = torch.float64 if problem.linearization.dtype == torch.float64 else torch.float32
     omega = probe.omega.to(problem.linearization.device, dtype)
-    model = GradientFeatureModel(problem.linearization, omega, mode=mode, parametrization=parametrization, bias=probe.bias)
+    model = GradientFeatureModel(
+        problem.linearization, omega, mode=mode, parametrization=parametrization, bias=probe.bias
+    )
     return model.to(omega.device)
 
 
@@ -206,7 +214,9 @@ def batch_logits(model: GradientFeatureModel, store: SampleStore, batch: Tensor)
     return model.logits(*store.primal(batch))
 
 
-def predict_logits(model: GradientFeatureModel, inputs: Batches, batch_size: int, progress: Progress | None = None) -> Tensor:
+def predict_logits(
+    model: GradientFeatureModel, inputs: Batches, batch_size: int, progress: Progress | None = None
+) -> Tensor:
     """Return the logits of new samples, (n, c)."""
     n = len(inputs)
     rows: list[Tensor] = []

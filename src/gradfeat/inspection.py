@@ -66,7 +66,12 @@ class Inspection:
 
 
 def inspect_network(
-    network: nn.Module, example: Tensor, *, features: Features = None, theta2: Sequence[str] | None = None, most: int = 10
+    network: nn.Module,
+    example: Tensor,
+    *,
+    features: Features = None,
+    theta2: Sequence[str] | None = None,
+    most: int = 10,
 ) -> Inspection:
     """Linearize a network at several depths and count what each costs.
 
@@ -89,7 +94,9 @@ def inspect_network(
     return Inspection(rows, auto, width, sum(p.numel() for p in network.parameters()), [])
 
 
-def _cost(name: str, modules: tuple[str, ...], linearization: Linearization, example: Tensor) -> tuple[CandidateCost, int]:
+def _cost(
+    name: str, modules: tuple[str, ...], linearization: Linearization, example: Tensor
+) -> tuple[CandidateCost, int]:
     n = example.shape[0]
     with _Count() as bottom:
         z0 = linearization.bottom(example)

@@ -89,7 +89,9 @@ class MultiLabelLogistic(Loss):
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean over labels of ``log(1 + exp(∓ logit))``."""
         known = ~torch.isnan(y)
-        losses = F.binary_cross_entropy_with_logits(logits, torch.where(known, y, 0.0).to(logits.dtype), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(
+            logits, torch.where(known, y, 0.0).to(logits.dtype), reduction="none"
+        )
         return (losses * known).mean(1)
 
     def predict_proba(self, logits: Tensor) -> Tensor:
@@ -139,7 +141,9 @@ def loss_for(name: str, task: str) -> Loss:
         raise ConfigurationError(f"task must be one of {', '.join(by_task)}, not {task!r}")
     chosen = by_task[task] if name == "auto" else LOSSES.get(name)
     if chosen is None:
-        raise ConfigurationError(f"loss must be 'auto' or one of {', '.join(LOSSES)}, not {name!r}.{did_you_mean(name, LOSSES)}")
+        raise ConfigurationError(
+            f"loss must be 'auto' or one of {', '.join(LOSSES)}, not {name!r}.{did_you_mean(name, LOSSES)}"
+        )
     if chosen.task != task:
         raise ConfigurationError(f"loss={name!r} is for {chosen.task} targets; these are {task}")
     return chosen()

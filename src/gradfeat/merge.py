@@ -49,7 +49,9 @@ def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
         ConfigurationError: The model is of mode `gradient`, which no network computes.
     """
     if model.mode == "gradient":
-        raise ConfigurationError("a model of mode 'gradient' has no merged network: it lacks the term w₁ᵀf; fit mode='full'")
+        raise ConfigurationError(
+            "a model of mode 'gradient' has no merged network: it lacks the term w₁ᵀf; fit mode='full'"
+        )
     network = copy.deepcopy(backbone.network)
     state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     with torch.no_grad():

@@ -54,7 +54,9 @@ class GradientFeatureModel(nn.Module):
     ) -> None:
         super().__init__()
         if mode not in MODES:
-            raise ConfigurationError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES)}")
+            raise ConfigurationError(
+                f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES)}"
+            )
         omega = torch.as_tensor(omega)
         if omega.ndim != 2:
             raise ConfigurationError(f"omega must have the shape (d, c), not {tuple(omega.shape)}")
@@ -73,7 +75,9 @@ class GradientFeatureModel(nn.Module):
         self._names = list(self._scales)
         theta2 = linearization.theta2
         self._trained = nn.ParameterList(
-            theta2[name].detach().to(omega.dtype).clone() if mode == "finetune" else torch.zeros_like(theta2[name], dtype=omega.dtype)
+            theta2[name].detach().to(omega.dtype).clone()
+            if mode == "finetune"
+            else torch.zeros_like(theta2[name], dtype=omega.dtype)
             for name in self._names
         )
 
@@ -82,7 +86,9 @@ class GradientFeatureModel(nn.Module):
         """w₂ by the names of θ₂, in the units of θ₂ whatever the parametrization; for `finetune`, θ₂ - θ̄₂."""
         if self.mode == "finetune":
             theta2 = self.linearization.theta2
-            return {name: value - theta2[name].to(value) for name, value in zip(self._names, self._trained, strict=True)}
+            return {
+                name: value - theta2[name].to(value) for name, value in zip(self._names, self._trained, strict=True)
+            }
         return {
             name: value if self._scales[name] == 1.0 else value * self._scales[name]
             for name, value in zip(self._names, self._trained, strict=True)

@@ -44,7 +44,12 @@ def bar_chart(
     axes.set_ylim(bottom if low < 0 else max(0.0, bottom), high + 0.35 * room + 2 * margin)
     for bar, value, error in zip(bars, values, errors or [0.0] * len(values), strict=True):
         axes.annotate(
-            f"{value:.2f}", (bar.get_x() + bar.get_width() / 2, value + error), (0, 3), textcoords="offset points", ha="center", color=INK
+            f"{value:.2f}",
+            (bar.get_x() + bar.get_width() / 2, value + error),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
         )
     axes.set_ylabel(label)
     if title:

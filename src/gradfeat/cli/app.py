@@ -18,16 +18,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DataPath = Annotated[Path, typer.Argument(help="A folder of class folders, an .npz file, a CIFAR folder, or a VOC devkit.")]
+DataPath = Annotated[
+    Path, typer.Argument(help="A folder of class folders, an .npz file, a CIFAR folder, or a VOC devkit.")
+]
 Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar or voc.")]
-BackboneName = Annotated[str, typer.Option("--backbone", "-b", help='"timm/<name>", "torchvision/<name>" or a gradfeat encoder file.')]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", "-b", help='"timm/<name>", "torchvision/<name>" or a gradfeat encoder file.')
+]
 Weights = Annotated[str | None, typer.Option(help="File of the backbone's weights (.safetensors, .pth), or 'random'.")]
-Theta2 = Annotated[list[str] | None, typer.Option(help="Module, parameter or glob to linearize; may be given several times. [auto]")]
+Theta2 = Annotated[
+    list[str] | None, typer.Option(help="Module, parameter or glob to linearize; may be given several times. [auto]")
+]
 ImageSize = Annotated[int | None, typer.Option(help="Side that images are brought to. [the backbone's own]")]
-Mean = Annotated[str | None, typer.Option(help="Mean of the backbone's input, one number or one for each channel: 0.5 or 0.485,0.456,0.406")]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Mean of the backbone's input, one number or one for each channel: 0.5 or 0.485,0.456,0.406"),
+]
 Std = Annotated[str | None, typer.Option(help="Standard deviation of the backbone's input, as for --mean.")]
 Resize = Annotated[str | None, typer.Option(help="How images are brought to size: shortest (crop) or squash.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data. [the paper's 80,000 iterations, or 100 epochs if that is less]")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the data. [the paper's 80,000 iterations, or 100 epochs if that is less]"),
+]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[str, typer.Option(help="auto, adam or sgd, with the paper's schedules.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
@@ -35,7 +47,9 @@ Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
-SkipBad = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, instead of stopping.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, instead of stopping.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 
@@ -46,7 +60,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     """Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020)."""
 
 
@@ -115,7 +133,9 @@ def fit(
 def compare(
     data: DataPath,
     backbone: BackboneName,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the table, the picture and the models.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the table, the picture and the models.")
+    ] = None,
     test_data: Annotated[Path | None, typer.Option(help="Test data, if not the test part of the same data.")] = None,
     split: Annotated[str, typer.Option(help="Part to fit to.")] = "train",
     test_split: Annotated[str, typer.Option(help="Part to report on.")] = "test",
@@ -166,10 +186,14 @@ def compare(
 def predict(
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: Annotated[Path, typer.Argument(help="An image, a folder of images, or data in a known layout.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for the predictions. [standard output]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV file for the predictions. [standard output]")
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
     data_format: Format = "auto",
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
+    ] = None,
     weights: Weights = None,
     skip_unreadable: SkipBad = False,
     json: Json = False,
@@ -186,7 +210,9 @@ def evaluate(
     data: DataPath,
     split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
     data_format: Format = "auto",
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
+    ] = None,
     weights: Weights = None,
     skip_unreadable: SkipBad = False,
     json: Json = False,
@@ -199,7 +225,9 @@ def evaluate(
 
 @app.command()
 def inspect(
-    backbone: Annotated[str, typer.Argument(help='"timm/<name>", "torchvision/<name>", an encoder file, or a saved model.')],
+    backbone: Annotated[
+        str, typer.Argument(help='"timm/<name>", "torchvision/<name>", an encoder file, or a saved model.')
+    ],
     weights: Weights = None,
     theta2: Theta2 = None,
     image_size: ImageSize = None,

@@ -6,7 +6,6 @@ import csv
 import io
 import json as json_module
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from gradfeat.adapter import load
-from gradfeat.backbones import resolve
 from gradfeat.cli.show import note, table
 from gradfeat.comparison import compare, test_metrics
 from gradfeat.data import Dataset, load_dataset, load_images
@@ -91,9 +89,7 @@ def labels(dataset: Dataset) -> np.ndarray:
     return dataset.y
 
 
-def fit_command(
-    data: Path, split: str, data_format: str, skip: bool, settings: Settings, mode: str, out: Path
-) -> None:
+def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: Settings, mode: str, out: Path) -> None:
     """Fit one model and save it."""
     dataset = read(data, split, data_format, skip)
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
@@ -201,7 +197,11 @@ def predict_command(
     names, X = _samples(data, split, data_format, skip)
     classes = _class_names(estimator)
     predicted = estimator.predict(X)
-    probability = estimator.predict_proba(X) if hasattr(estimator, "predict_proba") else np.asarray(predicted).reshape(len(names), -1)
+    probability = (
+        estimator.predict_proba(X)
+        if hasattr(estimator, "predict_proba")
+        else np.asarray(predicted).reshape(len(names), -1)
+    )
     shown = [_label(row, classes, estimator) for row in predicted]
     if json:
         _print_json(
@@ -215,7 +215,9 @@ def predict_command(
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["sample", "prediction", *classes])
     for name, label, row in zip(names, shown, probability, strict=True):
-        writer.writerow([name, label if isinstance(label, str) else ";".join(label), *(f"{value:.6f}" for value in row)])
+        writer.writerow(
+            [name, label if isinstance(label, str) else ";".join(label), *(f"{value:.6f}" for value in row)]
+        )
     if out is None:
         sys.stdout.write(stream.getvalue())
     else:
@@ -244,7 +246,14 @@ def _samples(data: Path, split: str, data_format: str, skip: bool) -> tuple[list
 
 
 def evaluate_command(
-    model: Path, data: Path, split: str, data_format: str, backbone: str | None, weights: str | None, skip: bool, json: bool
+    model: Path,
+    data: Path,
+    split: str,
+    data_format: str,
+    backbone: str | None,
+    weights: str | None,
+    skip: bool,
+    json: bool,
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json)
@@ -255,16 +264,12 @@ def evaluate_command(
     if json:
         _print_json({"model": str(model), "data": dataset.name, "split": split, "n": len(dataset), **metrics})
         return
-    table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], title=f"{model} on {dataset.name}")
-
-
-def default_backbone_notes(name: str, weights: str | None) -> list[str]:
-    """Return what was decided in making a backbone."""
-    return list(resolve(name, weights=weights).notes)
+    table(
+        ["metric", "value"],
+        [[name, f"{value:.4f}"] for name, value in metrics.items()],
+        title=f"{model} on {dataset.name}",
+    )
 
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-_ = warnings

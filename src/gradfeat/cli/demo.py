@@ -41,25 +41,39 @@ def run(out: Path, seed: int, json: bool) -> None:
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     unlabelled, X, y, X_test, y_test = digits(seed)
-    note(json, f"1. Pre-train a small encoder on {len(unlabelled)} digits without their labels (variational auto-encoder).")
+    note(
+        json,
+        f"1. Pre-train a small encoder on {len(unlabelled)} digits without their labels (variational auto-encoder).",
+    )
     progress = Progress(not json)
     with progress.step("pre-training") as done:
-        encoder = pretrain_encoder(unlabelled, random_state=seed, progress=lambda epoch, epochs, loss: done(epoch, epochs))
+        encoder = pretrain_encoder(
+            unlabelled, random_state=seed, progress=lambda epoch, epochs, loss: done(epoch, epochs)
+        )
     weights = out / "encoder.safetensors"
     save_encoder(encoder, weights, task="vae", preprocessing=input_scaling(unlabelled))
     after_pretraining = time.perf_counter()
 
-    note(json, f"2. Fit the four models to {len(X)} labelled digits; test on {len(X_test)} others. θ₂ is the topmost convolution.")
+    note(
+        json,
+        f"2. Fit the four models to {len(X)} labelled digits; test on {len(X_test)} others. θ₂ is the topmost convolution.",
+    )
     result = compare(f"gradfeat/{weights}", X, y, X_test, y_test, random_state=seed, verbose=not json)
     after_fit = time.perf_counter()
 
     model = result.estimators["full"].save(out / "model.safetensors")
-    picture = result.plot(out / "comparison.png", title=f"digits, {len(X)} labels: VAE encoder without labels, then four models")
+    picture = result.plot(
+        out / "comparison.png", title=f"digits, {len(X)} labels: VAE encoder without labels, then four models"
+    )
     result.save_json(out / "comparison.json")
     again = load(model, backbone=f"gradfeat/{weights}")
     predicted = again.predict(X_test)
     same = bool((predicted == result.estimators["full"].predict(X_test)).all())
-    seconds = {"pre-training": after_pretraining - start, "four models": after_fit - after_pretraining, "all": time.perf_counter() - start}
+    seconds = {
+        "pre-training": after_pretraining - start,
+        "four models": after_fit - after_pretraining,
+        "all": time.perf_counter() - start,
+    }
     _show(result, model, picture, same, predicted, y_test, seconds, json)
 
 
@@ -86,6 +100,12 @@ def _show(
         return
     header, body = result.cells()
     table(header, body)
-    note(False, f"3. Saved {model} ({model.stat().st_size / 1e3:.0f} kB) and {picture}; loaded the model again: its predictions are")
-    note(False, f"   {'the same' if same else 'NOT the same'}. The first ten test digits: predicted {predicted[:10].tolist()}, true {truth[:10].tolist()}.")
+    note(
+        False,
+        f"3. Saved {model} ({model.stat().st_size / 1e3:.0f} kB) and {picture}; loaded the model again: its predictions are",
+    )
+    note(
+        False,
+        f"   {'the same' if same else 'NOT the same'}. The first ten test digits: predicted {predicted[:10].tolist()}, true {truth[:10].tolist()}.",
+    )
     note(False, ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,9 @@ from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
 
 
-def run(backbone: str, weights: str | None, theta2: list[str] | None, image_size: int | None, most: int, json: bool) -> None:
+def run(
+    backbone: str, weights: str | None, theta2: list[str] | None, image_size: int | None, most: int, json: bool
+) -> None:
     """Show a network's candidates of θ₂, or what a saved model says about itself."""
     path = Path(backbone)
     if path.is_file() and _is_model(path):
@@ -69,20 +70,35 @@ def _show_model(path: Path, json: bool) -> None:
     rows: list[list[str]] = [
         ["model", f"{about['settings']['mode']}, {about['task']}, {tensors['w1'].shape[1]} outputs"],
         ["classes", ", ".join(map(str, classes[:20])) + (" ..." if len(classes) > 20 else "")],
-        ["backbone", f"{backbone['name']}, {backbone['summary']['class']}, {backbone['summary']['n_parameters']:,} parameters"],
+        [
+            "backbone",
+            f"{backbone['name']}, {backbone['summary']['class']}, {backbone['summary']['n_parameters']:,} parameters",
+        ],
         ["fingerprint", backbone["fingerprint"]],
         ["features", "the network's output" if backbone["features"] is None else backbone["features"]],
         ["θ₂", ", ".join(about["theta2_names"])],
         ["parametrization", about["settings"]["parametrization"]],
         ["probe penalty", f"{about['penalty']:.3g}"],
         ["preprocessing", json_module.dumps(about["preprocessing"])],
-        ["written by", f"gradfeat {about['gradfeat_version']}, torch {about['torch_version']}, format {about['format_version']}"],
+        [
+            "written by",
+            f"gradfeat {about['gradfeat_version']}, torch {about['torch_version']}, format {about['format_version']}",
+        ],
     ]
     table(["", str(path)], rows)
 
 
 def _show_network(backbone: Backbone, example: torch.Tensor, result: Inspection) -> None:
-    header = ["θ₂ up to", "parameters", "z₀ / sample", "residuals / sample", "below θ₂", "primal", "full: pass", "fine-tuning: pass"]
+    header = [
+        "θ₂ up to",
+        "parameters",
+        "z₀ / sample",
+        "residuals / sample",
+        "below θ₂",
+        "primal",
+        "full: pass",
+        "fine-tuning: pass",
+    ]
     rows = [
         [
             row.name,
@@ -97,8 +113,15 @@ def _show_network(backbone: Backbone, example: torch.Tensor, result: Inspection)
         for row in result.rows
     ]
     shape = " × ".join(str(size) for size in example.shape[1:])
-    table(header, rows, title=f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters")
-    note(False, "Costs are multiply-adds per sample; a pass is forward and backward. 'below θ₂' and 'primal' run once per sample.")
+    table(
+        header,
+        rows,
+        title=f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters",
+    )
+    note(
+        False,
+        "Costs are multiply-adds per sample; a pass is forward and backward. 'below θ₂' and 'primal' run once per sample.",
+    )
     note(False, f"theta2='auto' is {result.auto}. Each row takes all rows above it along.")
     for text in [*result.notes, *backbone.notes]:
         note(False, text)
@@ -116,6 +139,3 @@ def _operations(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
-
-
-_: Any = None
