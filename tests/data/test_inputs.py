@@ -180,6 +180,7 @@ NAN = np.where(np.eye(5, 3) > 0, np.nan, 0.0)[::-1]
         ("photo.png", COLOUR, ConfigurationError, "single path"),
         (np.zeros((2, 2), complex), None, ConfigurationError, "complex128"),
         ([[1.0], [2.0, 3.0]], None, ConfigurationError, "cannot be read"),
+        (torch.eye(3).to_sparse(), None, ConfigurationError, "to_dense"),
         ([object()], None, ConfigurationError, "object"),
         (TensorDataset(*[torch.zeros(2, 2)] * 3), None, DataError, "3 tensors"),
         (Dataset(np.zeros((2, 2)), None, [], "regression", "a", "all"), None, ConfigurationError, "dataset.X"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gradfeat.data import Preprocessing
+from gradfeat.data import Inputs, Preprocessing
 from gradfeat.errors import ConfigurationError, DataError, MissingDependencyError
 from gradfeat.optional import require
 
@@ -96,8 +96,9 @@ def test_any_number_of_channels_is_resized_channel_by_channel():
         four.from_pil(Image.new("RGB", (8, 8)))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(orientation, tmp_path):
+def test_exif_orientation_is_honoured(orientation, suffix, tmp_path):
     upright = picture(4, 4, 1)[..., 0]
     undo = {  # how a camera stores the upright picture, by the orientation it notes
         1: lambda a: a,
@@ -111,8 +112,11 @@ def test_exif_orientation_is_honoured(orientation, tmp_path):
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).save(tmp_path / "a.png", exif=exif)
-    assert torch.equal(grey().from_pil(Image.open(tmp_path / "a.png")), grey().from_pil(Image.fromarray(upright)))
+    Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).save(tmp_path / f"a.{suffix}", exif=exif)
+    expected = grey().from_pil(Image.fromarray(upright))
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert torch.equal(grey().from_pil(image), expected)
+    assert torch.equal(Inputs([tmp_path / f"a.{suffix}"], grey()).batch([0])[0], expected)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])

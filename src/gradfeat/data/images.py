@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.errors import DataError, GradfeatWarning
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ON_ERROR = ("raise", "skip")
@@ -56,11 +56,16 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return eight_bit(ImageOps.exif_transpose(image))
+            return eight_bit(upright(image))
     except MemoryError:
         raise
     except Exception as error:  # damaged files make decoders fail in more ways than OSError
         raise DataError(f"{path} cannot be read as an image: {_reason(error)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF orientation says; itself, and no copy, where it is upright."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -104,7 +109,7 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: why for path, why in zip(paths, in_threads(reason, paths), strict=True) if why is not None}
 
 
-def without_unreadable(dataset: Dataset, on_error: str = "raise") -> Dataset:
+def without_unreadable(dataset: Dataset, on_error: str) -> Dataset:
     """Decode every image of a data set once, so that a damaged file is known before any long work.
 
     Args:
@@ -116,10 +121,7 @@ def without_unreadable(dataset: Dataset, on_error: str = "raise") -> Dataset:
 
     Raises:
         DataError: Files cannot be decoded, or leaving them out leaves a class without images.
-        ConfigurationError: Another `on_error`.
     """
-    if on_error not in ON_ERROR:
-        raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     bad = unreadable([Path(path) for path in dataset.X])
     if not bad:
         return dataset
@@ -132,7 +134,8 @@ def without_unreadable(dataset: Dataset, on_error: str = "raise") -> Dataset:
         )
     rest = dataset.subset([i for i, path in enumerate(dataset.X) if Path(path) not in bad])
     if rest.task == "multiclass" and rest.y is not None:
-        lost = [name for name in dataset.classes if name not in set(rest.y.astype(str))]
+        left = set(rest.y.astype(str))
+        lost = [name for name in dataset.classes if name not in left]
         if lost:
             raise DataError(f"{dataset.name}: class {lost[0]!r} has no readable image: {files} cannot be read:{listed}")
     if not len(rest):

@@ -243,6 +243,8 @@ def _source(X: Any, preprocessing: Preprocessing | None) -> _Source:
 
 def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Tensor | None = None) -> _Source:
     shape = tuple(X.shape)
+    if isinstance(X, Tensor) and X.layout != torch.strided:
+        raise ConfigurationError(f"X is a sparse tensor ({X.layout}): X.to_dense() makes it one that networks take")
     if X.dtype in (torch.uint8, np.uint8):
         images = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
         _check_images(shape, preprocessing)

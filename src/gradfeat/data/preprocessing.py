@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from gradfeat.data.images import eight_bit, in_threads
+from gradfeat.data.images import eight_bit, in_threads, upright
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
 _RESAMPLING = {
@@ -105,11 +105,11 @@ class Preprocessing:
                 f"Images have 1 or 3 channels, and the network takes {self.channels}: pass X as arrays "
                 f"(n, h, w, {self.channels})"
             )
-        upright = eight_bit(ImageOps.exif_transpose(image)).convert(_MODES[self.channels])
-        height, width = self._resized(upright.height, upright.width)
-        if (height, width) != (upright.height, upright.width):
-            upright = upright.resize((width, height), _RESAMPLING[self.interpolation])
-        pixels = np.asarray(upright)
+        picture = eight_bit(upright(image)).convert(_MODES[self.channels])
+        height, width = self._resized(picture.height, picture.width)
+        if (height, width) != (picture.height, picture.width):
+            picture = picture.resize((width, height), _RESAMPLING[self.interpolation])
+        pixels = np.asarray(picture)
         return self._normalised(self._cropped(pixels.reshape(1, height, width, self.channels)))[0]
 
     def from_uint8(self, images: np.ndarray) -> Tensor:
