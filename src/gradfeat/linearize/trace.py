@@ -229,8 +229,7 @@ def _bound(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     given = [argument.name in node.kwargs for argument in positional]
     last = max([i for i, named in enumerate(given) if named], default=-1)
     between = [
-        node.kwargs[argument.name] if argument.name in node.kwargs else argument.default_value
-        for argument in positional[len(node.args) : last + 1]
+        node.kwargs.get(argument.name, argument.default_value) for argument in positional[len(node.args) : last + 1]
     ]
     taken = {argument.name for argument in positional}
     return (*node.args, *between), {name: value for name, value in node.kwargs.items() if name not in taken}

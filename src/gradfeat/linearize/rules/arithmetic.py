@@ -14,7 +14,9 @@ aten = torch.ops.aten
 
 
 def spread(trace: Trace, node: fx.Node, tangent: Any, source: Any) -> Any:
-    """Broadcast the tangent of one operand to the shape of the result."""
+    """Broadcast the tangent of one operand to the shape of the result, in the dtype of the result."""
+    if source.fake.dtype != node.meta["val"].dtype:
+        tangent = trace.emit(aten._to_copy.default, tangent, dtype=node.meta["val"].dtype)
     return trace.spread(tangent, node.meta["val"], like=source.fake)
 
 
@@ -94,9 +96,11 @@ def div(trace: Trace, node: fx.Node, a: Any, b: Any) -> Any:
 def addcmul(trace: Trace, node: fx.Node, c: Dual, a: Dual, b: Dual, *, value: float = 1) -> Any:
     """``(c + v a b)˙``."""
     product = scaled(mul(trace, node, a, b), value)
-    if c.tangent is None:
-        return product  # a's and b's shapes may be smaller than c's
-    return spread(trace, node, c.tangent, c) if product is None else c.tangent + product
+    if product is None:
+        return spread(trace, node, c.tangent, c)
+    if c.tangent is None:  # a b may be smaller than c
+        return trace.emit(aten.expand.default, product, trace.shape(node.meta["val"]))
+    return c.tangent + product
 
 
 @rule(aten.neg.default)
@@ -207,15 +211,11 @@ def clamp(trace: Trace, node: fx.Node, z: Dual, low: Any = None, high: Any = Non
 def where(trace: Trace, node: fx.Node, condition: Dual, a: Dual, b: Dual) -> Any:
     """The tangent of the operand that is chosen; zero where that one has none."""
     mask = trace.keep(condition.primal)
-    return (
-        trace.emit(aten.where.ScalarOther, mask, a.tangent, 0.0)
-        if b.tangent is None
-        else (
-            trace.emit(aten.where.ScalarSelf, mask, 0.0, b.tangent)
-            if a.tangent is None
-            else trace.emit(aten.where.self, mask, a.tangent, b.tangent)
-        )
-    )
+    if a.tangent is not None and b.tangent is not None:
+        return trace.emit(aten.where.self, mask, a.tangent, b.tangent)
+    if b.tangent is None:
+        return trace.emit(aten.where.ScalarOther, mask, spread(trace, node, a.tangent, a), 0.0)
+    return trace.emit(aten.where.ScalarSelf, mask, 0.0, spread(trace, node, b.tangent, b))
 
 
 @rule(aten.masked_fill.Scalar)
@@ -227,13 +227,14 @@ def masked_fill(trace: Trace, node: fx.Node, z: Dual, mask: Dual, value: float) 
 @rule(aten.maximum.default, aten.minimum.default)
 def extremum(trace: Trace, node: fx.Node, a: Dual, b: Dual) -> Any:
     """The tangent of the larger (smaller); half of each where they are equal, as in torch."""
-    larger, smaller = (a, b) if node.target is aten.maximum.default else (b, a)
-    tie = trace.compute(aten.eq.Tensor, a.primal, b.primal)
+    larger, smaller = (a.primal, b.primal) if node.target is aten.maximum.default else (b.primal, a.primal)
     dtype = node.meta["val"].dtype
-    share = trace.compute(aten._to_copy.default, larger.primal > smaller.primal, dtype=dtype)
-    share = share + trace.compute(aten._to_copy.default, tie, dtype=dtype) * 0.5
-    left = larger.tangent * trace.keep(share) if larger.tangent is not None else None
-    right = smaller.tangent * trace.keep(1 - share) if smaller.tangent is not None else None
+    share = trace.compute(aten._to_copy.default, larger > smaller, dtype=dtype)  # of a: 1, 0, or ½
+    share = (
+        share + trace.compute(aten._to_copy.default, trace.compute(aten.eq.Tensor, larger, smaller), dtype=dtype) / 2
+    )
+    left = a.tangent * trace.keep(share) if a.tangent is not None else None
+    right = b.tangent * trace.keep(1 - share) if b.tangent is not None else None
     return total(left, right)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from gradfeat.errors import BatchDependenceError
 from gradfeat.linearize.rules import rule
 from gradfeat.linearize.rules.activation import softmax_tangent
-from gradfeat.linearize.trace import Dual, Trace, total
+from gradfeat.linearize.trace import Dual, Symbol, Trace, total
 
 aten = torch.ops.aten
 
@@ -34,23 +35,33 @@ def attention(
     enable_gqa: bool = False,
 ) -> Any:
     """``Ṡ = (q̇ kᵀ + q k̇ᵀ)·scale + ṁ``, ``Ṗ = P ⊙ (Ṡ - Σ P ⊙ Ṡ)``, ``ȯ = Ṗ v + P v̇``."""
-    if dropout_p > 0 or enable_gqa or q.fake.ndim < 3:
-        return NotImplemented
+    if dropout_p > 0:
+        raise BatchDependenceError(
+            f"{node.name}: attention draws random numbers also in evaluation mode; give it dropout_p=0.0 there"
+        )
     factor = 1.0 / math.sqrt(q.fake.shape[-1]) if scale is None else scale
-    keys = trace.compute(aten.transpose.int, k.primal, -2, -1)
+    repeats = int(q.fake.shape[-3] // k.fake.shape[-3]) if enable_gqa else 1
+
+    def per_head(call: Any, value: Symbol) -> Symbol:  # grouped queries: several heads share keys and values
+        return value if repeats == 1 else call(aten.repeat_interleave.self_int, value, repeats, -3)
+
+    def flipped(call: Any, value: Symbol) -> Symbol:
+        return call(aten.transpose.int, per_head(call, value), -2, -1)
+
+    keys = flipped(trace.compute, k.primal)
     scores = trace.compute(aten.matmul.default, q.primal * factor, keys)
     if is_causal:
         scores = trace.compute(_causal, scores)
     elif attn_mask is not None:
         scores = trace.compute(_masked, scores, attn_mask.primal)
     p = trace.compute(aten._safe_softmax.default, scores, -1)
-    trace.replace_value(trace.compute(aten.matmul.default, p, v.primal))
+    trace.replace_value(trace.compute(aten.matmul.default, p, per_head(trace.compute, v.primal)))
 
     left = right = None
     if q.tangent is not None:
-        left = trace.emit(aten.matmul.default, q.tangent, trace.keep(keys))
+        left = trace.emit(aten.matmul.default, q.tangent, flipped(trace.emit, trace.keep(k.primal)))
     if k.tangent is not None:
-        right = trace.emit(aten.matmul.default, trace.keep(q.primal), trace.emit(aten.transpose.int, k.tangent, -2, -1))
+        right = trace.emit(aten.matmul.default, trace.keep(q.primal), flipped(trace.emit, k.tangent))
     s = total(left, right)
     if s is not None:
         s = s * factor
@@ -58,9 +69,10 @@ def attention(
         s = total(s, attn_mask.tangent)
     through_p = through_v = None
     if s is not None:
-        through_p = trace.emit(aten.matmul.default, softmax_tangent(trace, s, p, -1), trace.keep(v.primal))
+        values = per_head(trace.emit, trace.keep(v.primal))
+        through_p = trace.emit(aten.matmul.default, softmax_tangent(trace, s, p, -1), values)
     if v.tangent is not None:
-        through_v = trace.emit(aten.matmul.default, trace.keep(p), v.tangent)
+        through_v = trace.emit(aten.matmul.default, trace.keep(p), per_head(trace.emit, v.tangent))
     return total(through_p, through_v)
 
 

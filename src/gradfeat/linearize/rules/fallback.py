@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from gradfeat.linearize.trace import Dual, Trace
@@ -14,11 +16,12 @@ from gradfeat.linearize.trace import Dual, Trace
 
 def fallback(trace: Trace, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """Keep the operation's inputs, and call `node_jvp` with them and the tangents."""
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Dual))
+    leaves, spec = pytree.tree_flatten((list(args), kwargs))
     primals = [trace.keep(leaf.primal) if isinstance(leaf, Dual) else leaf for leaf in leaves]
-    tangents = [leaf.tangent if isinstance(leaf, Dual) else None for leaf in leaves]
+    moving = {i: leaf.tangent for i, leaf in enumerate(leaves) if isinstance(leaf, Dual) and leaf.tangent is not None}
     fake = node.meta["val"]
-    result = trace.emit(node_jvp, node.target, spec, primals, tangents)
+    kept_args, kept_kwargs = pytree.tree_unflatten(primals, spec)
+    result = trace.emit(node_jvp, node.target, kept_args, kept_kwargs, list(moving), list(moving.values()))
     if isinstance(fake, Tensor):
         return result[0]
     return tuple(
@@ -28,19 +31,44 @@ def fallback(trace: Trace, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 
 def node_jvp(
-    function: Callable[..., Any], spec: pytree.TreeSpec, primals: list[Any], tangents: list[Tensor | None]
+    function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], moving: list[int], tangents: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return the tangents of the outputs of ``function(*args, **kwargs)``, whose flattened arguments are `primals`."""
-    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    """Return the tangents of the outputs of ``function(*args, **kwargs)``.
+
+    Args:
+        function: The operation.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        moving: Which of the flattened arguments move.
+        tangents: Their tangents.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
 
     def of_moving(*values: Tensor) -> Any:
-        leaves = list(primals)
+        filled = list(leaves)
         for i, value in zip(moving, values, strict=True):
-            leaves[i] = value
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
+            filled[i] = value
+        args, kwargs = pytree.tree_unflatten(filled, spec)
         return function(*args, **kwargs)
 
-    return _NodeJVP.apply(of_moving, [primals[i] for i in moving], *[tangents[i] for i in moving])
+    return _NodeJVP.apply(of_moving, [leaves[i] for i in moving], *tangents)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Use operations that torch can differentiate forward, and not their fused twins (attention, recurrent layers)."""
+    mha, mkldnn, cudnn = torch.backends.mha, torch.backends.mkldnn, torch.backends.cudnn
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            mkldnn.flags(enabled=False, allow_tf32=mkldnn.allow_tf32),
+            cudnn.flags(enabled=False, allow_tf32=cudnn.allow_tf32),
+        ):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
 
 
 class _NodeJVP(torch.autograd.Function):
@@ -50,12 +78,12 @@ class _NodeJVP(torch.autograd.Function):
     def forward(ctx: Any, function: Callable[..., Any], primals: list[Tensor], *tangents: Tensor) -> tuple[Tensor, ...]:
         ctx.function, ctx.primals = function, primals
         real = _real_outputs(function)
-        try:
-            directions = tuple(t.to(p.dtype) for t, p in zip(tangents, primals, strict=True))
-            moved = torch.func.jvp(real, tuple(primals), directions)[1]
-        except (NotImplementedError, RuntimeError):
-            moved = _jvp_by_two_vjps(real, primals, tangents)
-        return tuple(moved)
+        directions = tuple(t.to(p.dtype) for t, p in zip(tangents, primals, strict=True))
+        with plain_kernels():
+            try:
+                return tuple(torch.func.jvp(real, tuple(primals), directions)[1])
+            except (NotImplementedError, RuntimeError):
+                return _jvp_by_two_vjps(real, primals, directions)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
@@ -81,7 +109,10 @@ def _jvp_by_two_vjps(
         variables = [p.detach().requires_grad_() for p in primals]
         outputs = function(*variables)
         dummies = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-        pulled = torch.autograd.grad(outputs, variables, dummies, create_graph=True, allow_unused=True)
+        live = [(o, d) for o, d in zip(outputs, dummies, strict=True) if o.requires_grad]
+        pulled = torch.autograd.grad(
+            [o for o, _ in live], variables, [d for _, d in live], create_graph=True, allow_unused=True
+        )
         pairs = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g is not None]
         moved = torch.autograd.grad([g for g, _ in pairs], dummies, [t for _, t in pairs], allow_unused=True)
     return tuple(torch.zeros_like(o) if m is None else m.detach() for m, o in zip(moved, outputs, strict=True))

@@ -105,5 +105,39 @@ def einsum(trace: Trace, node: fx.Node, equation: str, operands: list[Dual], **n
 
 @rule(aten.embedding.default)
 def embedding(trace: Trace, node: fx.Node, w: Dual, index: Dual, *settings: Any) -> Any:
-    """Rows of w̃ (and, as for w, no gradient through a padding index is asked for in a forward pass)."""
+    """Rows of w̃. The padding row is one like any other: f depends on it, though torch's backward pass leaves it out."""
     return trace.emit(aten.embedding.default, w.tangent, trace.keep(index.primal))
+
+
+@rule("embedding_bag", "embedding_bag.padding_idx", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    trace: Trace,
+    node: fx.Node,
+    w: Dual,
+    index: Dual,
+    offsets: Dual,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Dual | None = None,
+    *settings: Any,
+) -> Any:
+    """Sums (mode 0) and means (mode 1) of rows: linear in the rows, and in the weights of the sum."""
+    if mode == _MAXIMUM:
+        return NotImplemented
+    forward_only = node.target is aten._embedding_bag_forward_only.default
+    operation = aten._embedding_bag.default if forward_only else node.target
+
+    def bag(table: Any, factors: Any) -> Any:
+        places = trace.keep(index.primal), trace.keep(offsets.primal)
+        return trace.emit(operation, table, *places, False, mode, False, factors, *settings)[0]
+
+    own = passed = None
+    if w.tangent is not None:
+        own = bag(w.tangent, None if weights is None else trace.keep(weights.primal))
+    if weights is not None and weights.tangent is not None:
+        passed = bag(trace.keep(w.primal), weights.tangent)
+    return total(own, passed), None, None, None
+
+
+_MAXIMUM = 2

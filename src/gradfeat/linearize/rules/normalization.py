@@ -93,6 +93,8 @@ def group_norm(
     tangent = split(trace.emit, tangent, channels) if tangent is not None else None
     result = affine(trace, w, b, normalized, tangent, [1, -1, 1])
     y = node.meta["val"]
+    if result is None:
+        return None  # only running statistics move, which are not read
     if tangent is None and (w is None or w.tangent is None):  # b̃ alone
         axes = [1, -1] + [1] * (y.ndim - 2)
         return trace.emit(aten.expand.default, trace.emit(aten.reshape.default, result, axes), trace.shape(y))
@@ -123,7 +125,6 @@ def instance_norm(
     aten.batch_norm.default,
     aten._native_batch_norm_legit_no_training.default,
     "native_batch_norm.default",
-    "cudnn_batch_norm.default",
 )
 def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, variance: Any, *settings: Any) -> Any:
     """Batch norm in evaluation mode, not folded: ``ẏ = w s ẋ + w̃ x̂ + b̃`` with a fixed ``s = 1/√(σ² + ε)``."""
@@ -137,6 +138,8 @@ def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, 
             f"{node.name}: a batch norm uses the statistics of the batch also in evaluation mode "
             "(track_running_stats=False), so that a sample's features depend on the others of its batch"
         )
+    if mean.tangent is not None or variance.tangent is not None:
+        return NotImplemented
     axes = [1, -1] + [1] * (x.fake.ndim - 2)
     s = trace.compute(aten.rsqrt.default, variance.primal + eps)
     own = None

@@ -33,7 +33,9 @@ def max_pool(trace: Trace, node: fx.Node, z: Dual, *settings: Any) -> Any:
     y = node.meta["val"][0] if several else node.meta["val"]
     if z.fake.ndim != axes + 2:
         return NotImplemented
-    both = trace.compute(function, z.primal, *settings)
+    both = trace.output(node) if several else trace.compute(function, z.primal, *settings)
+    if not several:
+        trace.replace_value(trace.compute(operator.getitem, both, 0))
     places = trace.compute(aten._to_copy.default, trace.compute(operator.getitem, both, 1), dtype=torch.int32)
     flat = trace.emit(aten.flatten.using_ints, z.tangent, 2)
     index = trace.emit(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from gradfeat.errors import BatchDependenceError
 from gradfeat.linearize.rules import rule
 from gradfeat.linearize.trace import Dual, Trace
 
@@ -102,6 +103,8 @@ def reshape(trace: Trace, node: fx.Node, x: Dual, shape: Any, *_: Any) -> Any:
 @rule("view_as", "reshape_as", "expand_as")
 def shape_as(trace: Trace, node: fx.Node, x: Dual, other: Dual) -> Any:
     """The shape of another tensor, known from the graph."""
+    if x.tangent is None:
+        return None
     function = aten.expand.default if node.target is aten.expand_as.default else aten.reshape.default
     return trace.emit(function, x.tangent, trace.shape(node.meta["val"]))
 
@@ -109,7 +112,7 @@ def shape_as(trace: Trace, node: fx.Node, x: Dual, other: Dual) -> Any:
 @rule("type_as")
 def type_as(trace: Trace, node: fx.Node, x: Dual, other: Dual) -> Any:
     """The dtype of another tensor, known from the graph."""
-    if x.fake.dtype == other.fake.dtype:
+    if x.tangent is None or x.fake.dtype == other.fake.dtype:
         return x.tangent
     return trace.emit(aten._to_copy.default, x.tangent, dtype=other.fake.dtype)
 
@@ -120,8 +123,10 @@ def type_as(trace: Trace, node: fx.Node, x: Dual, other: Dual) -> Any:
 def identity(trace: Trace, node: fx.Node, x: Dual, *settings: Any, **named: Any) -> Any:
     """What changes no number; dropout, too, in evaluation mode."""
     name = node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
-    if "dropout" in name and settings[1:2] != (False,):
-        return NotImplemented
+    if "dropout" in name and settings[0] > 0 and settings[1] is not False:
+        raise BatchDependenceError(
+            f"{node.name}: dropout draws random numbers also in evaluation mode; give it training=self.training"
+        )
     return (x.tangent, None) if name == "native_dropout" else x.tangent
 
 
@@ -131,6 +136,37 @@ def join(trace: Trace, node: fx.Node, parts: list[Dual], dim: int = 0) -> Any:
     beside = next(part.tangent for part in parts if part.tangent is not None)
     filled = [part.tangent if part.tangent is not None else trace.zeros(part.fake, beside) for part in parts]
     return trace.emit(node.target, filled, dim)
+
+
+@rule(
+    *("slice_scatter", "select_scatter", "diagonal_scatter", "scatter.src", "scatter_add", "masked_scatter"),
+    *("index_put", "index_add", "index_copy"),
+)
+def place(trace: Trace, node: fx.Node, *args: Any, **named: Any) -> Any:
+    """One tensor written into places of another: linear in both."""
+    beside = next(arg.tangent for arg in args if isinstance(arg, Dual) and arg.tangent is not None)
+
+    def linear(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [linear(entry) for entry in value]
+        if not isinstance(value, Dual):
+            return value
+        if not value.fake.dtype.is_floating_point:
+            return trace.keep(value.primal)
+        return trace.zeros(value.fake, beside) if value.tangent is None else value.tangent
+
+    return trace.emit(node.target, *linear(args), **named)
+
+
+@rule("copy")
+def overwrite(trace: Trace, node: fx.Node, x: Dual, source: Dual, *_: Any) -> Any:
+    """All of x overwritten: nothing of ẋ is left."""
+    if source.tangent is None:
+        return None
+    moved = source.tangent
+    if source.fake.dtype != x.fake.dtype:
+        moved = trace.emit(aten._to_copy.default, moved, dtype=x.fake.dtype)
+    return trace.spread(moved, node.meta["val"], like=source.fake)
 
 
 @rule("index.Tensor", "index_select", "gather", "take_along_dim", "masked_select", "_unsafe_index.Tensor")
