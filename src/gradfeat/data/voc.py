@@ -1,0 +1,97 @@
+"""The VOC devkit: images with several labels each, from ``ImageSets/Main/<class>_<split>.txt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gradfeat.data.dataset import Dataset
+from gradfeat.errors import DataError, did_you_mean
+
+
+def is_voc(path: Path) -> bool:
+    """Whether `path` is a VOC year, a VOCdevkit, or the folder around one."""
+    return _year(path) is not None
+
+
+def load_voc(path: Path, split: str) -> Dataset:
+    """Read image-level labels of the VOC devkit.
+
+    In the lists 1 means present, -1 absent, and 0 `difficult`: that entry counts neither in training nor in the average precision of
+    its class, as in the devkit, and is True in the data set's `ignore`.
+
+    Args:
+        path: ``VOCdevkit/VOC2007``, ``VOCdevkit``, or the folder that holds it.
+        split: "train", "val", "trainval" or "test". As the VOC07 protocol trains on trainval, "train" means trainval where that list
+            is there; "train-only" means the train list itself.
+
+    Returns:
+        Paths of the images, and an indicator (n, c); the classes are those with a list, sorted.
+
+    Raises:
+        DataError: A list or an image is missing, or a line cannot be read; the message names it.
+    """
+    year = _year(path)
+    if year is None:
+        raise DataError(
+            f"{path} is no VOC devkit: expected ImageSets/Main and JPEGImages in it, or in VOCdevkit/VOC<year> below it"
+        )
+    lists = year / "ImageSets" / "Main"
+    splits = sorted({file.stem.rpartition("_")[2] for file in lists.glob("*_*.txt")})
+    if split == "train-only":
+        split = "train"
+    elif split == "train" and "trainval" in splits:
+        split = "trainval"
+    files = sorted(lists.glob(f"*_{split}.txt"))
+    if not files:
+        raise DataError(
+            f"{lists} has no lists <class>_{split}.txt; splits there: {', '.join(splits)}.{did_you_mean(split, splits)}"
+        )
+    classes = [file.stem.removesuffix(f"_{split}") for file in files]
+    columns = [_read_list(file) for file in files]
+    names = list(columns[0])
+    for file, column in zip(files, columns, strict=True):
+        if column.keys() != columns[0].keys():
+            differing = sorted(column.keys() ^ columns[0].keys())
+            raise DataError(
+                f"{file} lists other images than {files[0].name}: {', '.join(differing[:5])} ({len(differing)} in all)"
+            )
+    values = np.array([[column[name] for column in columns] for name in names])
+    images = [year / "JPEGImages" / f"{name}.jpg" for name in names]
+    missing = [image.name for image in images if not image.is_file()]
+    if missing:
+        raise DataError(
+            f"{year / 'JPEGImages'}: {len(missing)} of {len(images)} images are missing: {', '.join(missing[:10])}"
+        )
+    difficult = values == 0
+    return Dataset(
+        X=images,
+        y=(values == 1).astype(np.int64),
+        classes=classes,
+        task="multilabel",
+        name=year.name,
+        split=split,
+        ignore=difficult if difficult.any() else None,
+    )
+
+
+def _year(path: Path) -> Path | None:
+    candidates = (
+        [path, *sorted(path.glob("VOC[0-9]*")), *sorted(path.glob("VOCdevkit/VOC[0-9]*"))] if path.is_dir() else []
+    )
+    return next((folder for folder in candidates if (folder / "ImageSets" / "Main").is_dir()), None)
+
+
+def _read_list(file: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) != 2 or parts[1] not in ("1", "-1", "0"):
+            raise DataError(f"{file}, line {number}: expected an image's name and 1, -1 or 0, found {line!r}")
+        found[parts[0]] = int(parts[1])
+    if not found:
+        raise DataError(f"{file} is empty")
+    return found

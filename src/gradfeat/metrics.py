@@ -1,0 +1,199 @@
+"""Metrics: accuracy, log loss, average precision in its three readings, calibration error, R², RMSE.
+
+Average precision of a class ranks samples by score, highest first. Samples with the same score enter together, as one threshold, so that
+the order of the data decides nothing. "area" is the area under the monotone envelope of precision over recall (VOC from 2010 on),
+"11point" the mean of that envelope at recalls 0, 0.1, ... 1 (VOC 2007), and "step" the sum of precision times the gain in recall
+(scikit-learn's `average_precision_score`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+
+AP_METHODS = ("area", "11point", "step")
+
+
+def accuracy(y_true: Any, y_pred: Any) -> float:
+    """Return the share of samples whose class is right.
+
+    Args:
+        y_true: Classes, (n,).
+        y_pred: Predicted classes, (n,).
+
+    Example:
+        >>> accuracy([0, 1, 1, 2], [0, 1, 2, 2])
+        0.75
+    """
+    true, predicted = np.asarray(y_true), np.asarray(y_pred)
+    if true.shape != predicted.shape or true.ndim != 1 or not len(true):
+        raise DataError(f"expected two vectors of the same length, got shapes {true.shape} and {predicted.shape}")
+    return float((true == predicted).mean())
+
+
+def log_loss(y_true: Any, probability: Any) -> float:
+    """Return the mean of ``-log p``; probabilities are kept away from 0 and 1 by float64's ε.
+
+    Args:
+        y_true: Class indices, (n,), for one class a sample; or a 0/1 matrix (n, c) for independent labels, NaN where one is ignored.
+        probability: (n, c).
+
+    Example:
+        >>> round(log_loss([0, 1], [[0.5, 0.5], [0.5, 0.5]]), 4)
+        0.6931
+    """
+    true, p = np.asarray(y_true), _finite(probability, 2)
+    if len(true) != len(p) or not len(p) or true.ndim not in (1, 2):
+        raise DataError(f"expected labels and probabilities of the same samples, got shapes {true.shape} and {p.shape}")
+    eps = np.finfo(np.float64).eps
+    if p.min() < -eps or p.max() > 1 + 1e-6:
+        raise DataError("probabilities must lie between 0 and 1")
+    p = np.clip(p, eps, 1 - eps)
+    if true.ndim == 1:
+        if true.min() < 0 or true.max() >= p.shape[1]:
+            raise DataError(
+                f"class indices must lie between 0 and {p.shape[1] - 1}, found {true.min()} to {true.max()}"
+            )
+        return float(-np.log(p[np.arange(len(p)), true.astype(int)]).mean())
+    labels = _zero_one(true, p.shape)
+    losses = -np.where(labels == 1, np.log(p), np.log1p(-p))
+    return float(losses[~np.isnan(labels)].mean())
+
+
+def average_precision(scores: Any, labels: Any, method: str = "area") -> float:
+    """Return the average precision of one class; NaN if no sample has it.
+
+    Args:
+        scores: The higher, the surer, (n,).
+        labels: 0 or 1, (n,).
+        method: "area", "11point" or "step"; see the module.
+
+    Example:
+        >>> average_precision([0.9, 0.8, 0.7], [1, 0, 1])  # precision 1 at recall 1/2, 2/3 at recall 1
+        0.8333333333333333
+    """
+    if method not in AP_METHODS:
+        raise ConfigurationError(f"method must be one of {', '.join(AP_METHODS)}, not {method!r}")
+    s = _finite(scores, 1)
+    y = _zero_one(np.asarray(labels), s.shape)
+    if np.isnan(y).any():
+        raise DataError("labels must be 0 or 1; leave out samples without a label")
+    if not y.sum():
+        return float("nan")
+    order = np.argsort(-s, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(s[order])), len(s) - 1)  # the last sample of each tied group
+    hits = np.cumsum(y[order])[ends]
+    precision, recall = hits / (ends + 1), hits / y.sum()
+    if method == "step":
+        return float((precision * np.diff(recall, prepend=0.0)).sum())
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if method == "area":
+        return float((envelope * np.diff(recall, prepend=0.0)).sum())
+    reached = [envelope[recall >= point - 1e-12] for point in np.linspace(0, 1, 11)]
+    return float(np.mean([values[0] if len(values) else 0.0 for values in reached]))
+
+
+def average_precisions(scores: Any, labels: Any, *, ignore: Any = None, method: str = "area") -> np.ndarray:
+    """Return the average precision of each class, (c,); NaN for a class that no sample has.
+
+    Args:
+        scores: (n, c).
+        labels: 0 or 1, (n, c).
+        ignore: True where a label does not count (VOC's `difficult`), (n, c).
+        method: "area", "11point" or "step".
+    """
+    s, y = _finite(scores, 2), np.asarray(labels, dtype=float)
+    if s.shape != y.shape:
+        raise DataError(f"expected scores and labels of one shape (n, c), got {s.shape} and {y.shape}")
+    counts = np.ones(s.shape, dtype=bool) if ignore is None else ~np.asarray(ignore, dtype=bool)
+    if counts.shape != s.shape:
+        raise DataError(f"ignore must have the shape {s.shape}, not {counts.shape}")
+    columns = zip(s.T, y.T, counts.T, strict=True)
+    return np.array([average_precision(a[c], b[c], method) if c.any() else np.nan for a, b, c in columns])
+
+
+def mean_average_precision(scores: Any, labels: Any, *, ignore: Any = None, method: str = "area") -> float:
+    """Return the mean of the classes' average precisions; classes that no sample has are left out, with a warning.
+
+    Args:
+        scores: (n, c).
+        labels: 0 or 1, (n, c).
+        ignore: True where a label does not count, (n, c).
+        method: "area", "11point" or "step".
+    """
+    values = average_precisions(scores, labels, ignore=ignore, method=method)
+    missing = np.flatnonzero(np.isnan(values))
+    if len(missing) == len(values):
+        raise DataError("no class has a positive sample: mean average precision is not defined")
+    if len(missing):
+        names = ", ".join(map(str, missing[:10]))
+        warnings.warn(f"no positive sample of class {names}: left out of the mean", GradfeatWarning, stacklevel=2)
+    return float(np.nanmean(values))
+
+
+def expected_calibration_error(y_true: Any, probability: Any, bins: int = 15) -> float:
+    """Return the mean distance between confidence and accuracy over equal bins of confidence (Guo et al., 2017).
+
+    Args:
+        y_true: Class indices, (n,).
+        probability: (n, c).
+        bins: Number of bins.
+
+    Example:
+        >>> expected_calibration_error([0, 0], [[1.0, 0.0], [1.0, 0.0]])
+        0.0
+    """
+    true, p = np.asarray(y_true), _finite(probability, 2)
+    if true.shape != (len(p),):
+        raise DataError(f"expected class indices (n,) and probabilities (n, c), got {true.shape} and {p.shape}")
+    confidence, right = p.max(1), p.argmax(1) == true
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = np.bincount(which, minlength=bins)
+    gap = np.abs(np.bincount(which, right, bins) - np.bincount(which, confidence, bins))
+    return float(gap[total > 0].sum() / len(p))
+
+
+def r2(y_true: Any, y_pred: Any) -> float:
+    """Return R², the mean over outputs, of (n, k) targets; an output that never varies counts 1 if it is met exactly, else 0."""
+    true, predicted = _pair(y_true, y_pred)
+    residual = ((true - predicted) ** 2).sum(0)
+    spread = ((true - true.mean(0)) ** 2).sum(0)
+    flat = spread == 0
+    values = np.where(flat, (residual == 0).astype(float), 1 - residual / np.where(flat, 1, spread))
+    return float(values.mean())
+
+
+def rmse(y_true: Any, y_pred: Any) -> float:
+    """Return the root of the mean squared error over samples and outputs, of (n, k) targets."""
+    true, predicted = _pair(y_true, y_pred)
+    return float(np.sqrt(((true - predicted) ** 2).mean()))
+
+
+def _finite(values: Any, axes: int) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != axes:
+        raise DataError(f"expected scores with {axes} axes, got the shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise DataError("scores contain NaN or infinite values")
+    return array
+
+
+def _zero_one(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = labels.astype(np.float64)
+    if values.shape != shape:
+        raise DataError(f"expected labels of the shape {shape}, got {values.shape}")
+    if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        raise DataError("labels must be 0 or 1")
+    return values
+
+
+def _pair(y_true: Any, y_pred: Any) -> tuple[np.ndarray, np.ndarray]:
+    true, predicted = np.asarray(y_true, dtype=np.float64), np.asarray(y_pred, dtype=np.float64)
+    true, predicted = (array.reshape(len(array), -1) for array in (true, predicted))
+    if true.shape != predicted.shape or not len(true):
+        raise DataError(f"expected targets and predictions of one shape, got {true.shape} and {predicted.shape}")
+    return true, predicted
