@@ -86,7 +86,7 @@ def _usable(args: list[Any], kwargs: dict[str, Any]) -> bool:
     return (
         any(t.dtype is torch.float64 for t in tensors)
         and not any(t.is_complex() for t in tensors)
-        and 0 < min(t.numel() for t in tensors)
+        and min(t.numel() for t in tensors) > 0
         and sum(t.numel() for t in tensors) < 5_000
     )
 

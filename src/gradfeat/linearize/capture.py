@@ -343,6 +343,8 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
         values[short] = store[name].detach().clone()
         if spec.kind is InputKind.PARAMETER:
             parameters.append(short)
+    aliases = _shared_names(network)
+    _merge_shared(graph, values, constants, parameters, aliases)
     for node in list(graph.nodes):
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.name.split("::")[-1] in _CHECKS_ONLY:
@@ -351,7 +353,24 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
     features = output.args[0][0]
     graph.eliminate_dead_code()
     in_spec = program.call_spec.in_spec
-    return Captured(graph, values, constants, inputs, parameters, _shared_names(network), in_spec, features, notes)
+    return Captured(graph, values, constants, inputs, parameters, aliases, in_spec, features, notes)
+
+
+def _merge_shared(
+    graph: fx.Graph,
+    values: dict[str, Tensor],
+    constants: dict[fx.Node, str],
+    parameters: list[str],
+    aliases: dict[str, str],
+) -> None:
+    """Let a shared parameter be one constant, under its first name: torch.export reads it under any of its names."""
+    node_of = {name: node for node, name in constants.items()}
+    for alias, first in aliases.items():
+        if alias in node_of and first in node_of:
+            node_of[alias].replace_all_uses_with(node_of[first])
+            graph.erase_node(node_of[alias])
+            del values[alias], constants[node_of[alias]]
+            parameters.remove(alias)
 
 
 def _shared_names(network: nn.Module) -> dict[str, str]:

@@ -23,11 +23,12 @@ def check_linearization(
     *,
     features: Features = None,
     fold_batchnorm: bool = True,
+    batch_sizes: Sequence[int] = (1, 5),
     tolerance: float = 1e-10,
 ) -> Linearization:
     """Linearize a copy of `network` in float64, and check all that a linearization promises.
 
-    For batches of 1, 5 and as many samples as `x` has: f is the network's output; J w₂ is torch's derivative of it (of
+    For batches of several sizes: f is the network's output; J w₂ is torch's derivative of it (of
     the network itself where no batch norm is folded into θ₂, else of the folded one); Jᵀu is autograd's gradient of
     ⟨u, f⟩; ⟨u, J w₂⟩ = ⟨Jᵀu, w₂⟩; J w₂ is linear in w₂; its own backward pass is Jᵀ; z₀ and residuals can be indexed by
     sample; the network with θ₂ free gives f at θ̄₂.
@@ -38,6 +39,7 @@ def check_linearization(
         theta2: As for `gradfeat.linearize`.
         features: As for `gradfeat.linearize`.
         fold_batchnorm: As for `gradfeat.linearize`.
+        batch_sizes: Sizes of the batches; their samples are those of `x`, repeated, with noise.
         tolerance: Largest error, relative to the largest entry.
 
     Returns:
@@ -56,8 +58,8 @@ def check_linearization(
     x = pytree.tree_map(_double, x)
     lin = linearize(network, x, theta2, features=features, fold_batchnorm=fold_batchnorm)
     folded = any(name in lin.theta2 for f in lin.foldings for name in (f.weight, f.bias))
-    for n in (1, 5, None):
-        batch = x if n is None else pytree.tree_map(lambda leaf, n=n: _batch(leaf, n), x)
+    for n in batch_sizes:
+        batch = pytree.tree_map(lambda leaf, n=n: _batch(leaf, n), x)
         _check_batch(network, lin, batch, features, folded, tolerance)
     return lin
 
@@ -99,9 +101,10 @@ def _check_batch(
     variables = [value.detach().clone().requires_grad_() for value in point]
     with torch.enable_grad(), plain_kernels():
         gradients = torch.autograd.grad(function(*variables), variables, u, allow_unused=True)
+    largest = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
     for name, variable, gradient in zip(names, variables, gradients, strict=True):
         gradient = torch.zeros_like(variable) if gradient is None else gradient
-        expect_close(pulled[name], gradient, tolerance, f"J'u of {n} samples, {name}")
+        expect_close(pulled[name], gradient, tolerance, f"J'u of {n} samples, {name}", scale=largest)
 
     v = _random(lin.theta2, 3)
     combined = lin.tangent({name: 2.0 * w[name] - 0.5 * v[name] for name in names}, residuals)

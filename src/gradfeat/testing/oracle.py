@@ -57,8 +57,8 @@ def _twice_reversed(
     return tuple(torch.zeros_like(o) if m is None else m for m, o in zip(moved, outputs, strict=True))
 
 
-def expect_close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raise unless `got` is `expected` up to `tolerance` times its largest entry.
+def expect_close(got: Tensor, expected: Tensor, tolerance: float, what: str, *, scale: float = 0.0) -> None:
+    """Raise unless `got` is `expected` up to `tolerance` times its largest entry (or `scale`, if that is larger).
 
     Raises:
         AssertionError: The shapes or numbers differ.
@@ -70,7 +70,7 @@ def expect_close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> 
     finite = torch.isfinite(expected)
     if not finite.any():
         return
-    scale = expected[finite].abs().max().item()
+    scale = max(scale, expected[finite].abs().max().item())
     error = (got[finite].to(expected.dtype) - expected[finite]).abs().max().item()
     if error > tolerance * scale:
         raise AssertionError(f"{what}: off by {error:.3g}, where the largest entry is {scale:.3g}")
