@@ -315,7 +315,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         rounds: 1: one linearization.
         parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
         loss: "auto", "cross_entropy", or "logistic" (multi-label).
-        epochs: Passes over the data; None is the paper's 80,000 iterations, or 100 epochs where that is less.
+        epochs: Passes over the data; None is the paper's 50 epochs, or 80,000 iterations where that is less.
         batch_size: Samples in a minibatch.
         clip_norm: Largest norm of a gradient; None does not clip.
         device: "auto", "cpu", "cuda", ...

@@ -38,7 +38,7 @@ Std = Annotated[str | None, typer.Option(help="Standard deviation of the backbon
 Resize = Annotated[str | None, typer.Option(help="How images are brought to size: shortest (crop) or squash.")]
 Epochs = Annotated[
     int | None,
-    typer.Option(help="Passes over the data. [the paper's 80,000 iterations, or 100 epochs if that is less]"),
+    typer.Option(help="Passes over the data. [the paper's 50 epochs, or 80,000 iterations if that is less]"),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[str, typer.Option(help="auto, adam or sgd, with the paper's schedules.")]

@@ -79,39 +79,44 @@ PUBLISHED_CODE = Schedule("sgd", 0.1, 10_000, 50_000, 128, weight_decay=5e-5, mo
 VOC_EPOCHS, VOC_HALVE_EPOCHS = 50, 20
 """VOC07 and COCO2014: 50 epochs, the learning rate halved every 20 of them; all else as `PAPER`."""
 
-_STARTS = {"adam": PAPER, "sgd": replace(PUBLISHED_CODE, learning_rate=0.1)}
-_MOST_EPOCHS = 100
+_OPTIMIZERS = {"adam": PAPER, "sgd": PUBLISHED_CODE}
+
+
+def voc_schedule(n: int, *, batch_size: int = 64) -> Schedule:
+    """Return the paper's schedule for VOC07 and COCO2014 with n training images."""
+    per_epoch = math.ceil(n / batch_size)
+    iterations, halve_every = VOC_EPOCHS * per_epoch, VOC_HALVE_EPOCHS * per_epoch
+    return replace(PAPER, iterations=iterations, halve_every=halve_every, batch_size=batch_size)
 
 
 def paper_schedule(
     solver: str, n: int, *, batch_size: int = 64, epochs: int | None = None, clip_norm: float | None = None
 ) -> Schedule:
-    """Return the schedule for n samples: the paper's iterations, or 100 epochs where that is less.
+    """Return the paper's schedule for n samples: VOC's 50 epochs, or CIFAR's 80,000 iterations where that is less.
 
     Args:
         solver: "adam" (the paper's), or "sgd" (the published code's).
         n: Number of samples.
         batch_size: Samples in a minibatch.
-        epochs: Another length; the learning rate is halved at the same shares of it.
+        epochs: Another length; the learning rate is then halved at the same shares of it as in VOC's.
         clip_norm: Largest norm of the gradient; None leaves the schedule's own.
 
     Raises:
         ConfigurationError: The solver is unknown.
 
     Example:
-        >>> paper_schedule("adam", 50_000).iterations, paper_schedule("adam", 1_800).iterations
-        (78200, 2900)
+        >>> paper_schedule("adam", 1_800).iterations, paper_schedule("adam", 200_000).iterations
+        (1450, 80000)
     """
-    if solver not in _STARTS:
-        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}.{did_you_mean(solver, SOLVERS)}")
-    start = _STARTS[solver]
-    per_epoch = math.ceil(n / batch_size)
-    iterations = min(start.iterations, _MOST_EPOCHS * per_epoch) if epochs is None else epochs * per_epoch
-    schedule = replace(start.shortened(iterations), batch_size=batch_size)
+    if solver not in _OPTIMIZERS:
+        raise ConfigurationError(
+            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}.{did_you_mean(solver, SOLVERS)}"
+        )
+    length = voc_schedule(n, batch_size=batch_size)
+    if epochs is not None:
+        length = length.shortened(epochs * math.ceil(n / batch_size))
+    elif length.iterations > PAPER.iterations:
+        length = replace(PAPER, batch_size=batch_size)
+    own = _OPTIMIZERS[solver]
+    schedule = replace(length, clip_norm=own.clip_norm).with_optimizer(own)
     return schedule if clip_norm is None else replace(schedule, clip_norm=clip_norm)
-
-
-def voc_schedule(n: int, *, batch_size: int = 64) -> Schedule:
-    """Return the paper's schedule for VOC07 and COCO2014 with n training images."""
-    per_epoch = math.ceil(n / batch_size)
-    return replace(PAPER, iterations=VOC_EPOCHS * per_epoch, halve_every=VOC_HALVE_EPOCHS * per_epoch, batch_size=batch_size)
