@@ -1,15 +1,15 @@
 """The fitted model as one safetensors file: weights as tensors, all else as JSON. Nothing in it is ever executed.
 
-The file holds what was learnt (w₁, b, w₂, ω̄) and what must be known to use it: the classes, the names of θ₂, the parametrization, the
-preprocessing, and the name and fingerprint of the backbone. It does not hold the backbone.
+The file holds what was learnt (w₁, b, w₂, ω̄) and what must be known to use it: the classes, the names of θ₂, the
+parametrization, the preprocessing, and the name and fingerprint of the backbone. It does not hold the backbone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import struct
-import tempfile
+import numbers
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradfeat._version import __version__
-from gradfeat.backbones import difference, resolve, summary
-from gradfeat.errors import AdapterError, ConfigurationError
+from gradfeat.backbones import Backbone, difference, resolve, summary
+from gradfeat.errors import AdapterError, BackboneError, ConfigurationError, GradfeatError
+from gradfeat.losses import loss_for
+from gradfeat.solvers.probe import Probe
 
 if TYPE_CHECKING:
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
@@ -29,6 +31,22 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _KEY = "gradfeat"
 _SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss")
+_OPTIONAL = ("class_names_", "feature_names_in_", "n_features_in_", "_one_output")
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64)
+}
+_DESCRIPTION: dict[str, type | tuple[type, ...]] = {
+    "task": str,
+    "settings": dict,
+    "classes": (dict, type(None)),
+    "fitted": dict,
+    "theta2_names": list,
+    "example": dict,
+    "backbone": dict,
+    "preprocessing": (dict, type(None)),
+    "probe": dict,
+}
 
 
 def save(estimator: Any, path: str | Path) -> Path:
@@ -42,52 +60,31 @@ def save(estimator: Any, path: str | Path) -> Path:
         The path.
 
     Raises:
-        AdapterError: The weights are not finite.
+        AdapterError: The weights are not finite, or the file cannot be written.
+        ConfigurationError: The classes are Python objects other than strings.
     """
-    path = Path(path)
-    tensors = {"omega": estimator.omega_, "w1": estimator.w1_, "b": estimator.b_}
-    tensors |= {f"w2/{name}": value for name, value in estimator.w2_.items()}
+    path = Path(path).expanduser()
+    tensors = {
+        "omega": estimator.omega_,
+        "w1": estimator.w1_,
+        "b": estimator.b_,
+        "probe_bias": estimator.probe_.bias.cpu(),
+        **{f"w2/{name}": value for name, value in estimator.w2_.items()},
+    }
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
-        raise AdapterError(f"nothing was saved: {', '.join(bad)} has values that are not finite")
-    backbone = estimator.backbone_
-    example = estimator.example_
-    about = {
-        "format_version": FORMAT_VERSION,
-        "gradfeat_version": __version__,
-        "torch_version": torch.__version__,
-        "estimator": type(estimator).__name__,
-        "task": estimator.loss_.task,
-        "settings": {name: _plain(getattr(estimator, name)) for name in _SETTINGS},
-        "classes": _classes_to_json(getattr(estimator, "classes_", None)),
-        "class_names": getattr(estimator, "class_names_", None),
-        "one_output": getattr(estimator, "_one_output", None),
-        "n_features_in": getattr(estimator, "n_features_in_", None),
-        "theta2_names": list(estimator.w2_),
-        "example": {"shape": [1, *example.shape[1:]], "dtype": str(example.dtype).removeprefix("torch.")},
-        "backbone": {
-            "name": backbone.name,
-            "weights": None if estimator.weights is None else str(estimator.weights),
-            "features": backbone.features
-            if backbone.features is None or isinstance(backbone.features, str)
-            else "a function",
-            "fingerprint": backbone.fingerprint,
-            "summary": summary(backbone.network),
-        },
-        "preprocessing": None if backbone.preprocessing is None else backbone.preprocessing.to_dict(),
-        "penalty": float(estimator.probe_.penalty),
-    }
+        raise AdapterError(f"nothing was saved: values that are not finite in {', '.join(bad)}")
+    metadata = {_KEY: json.dumps(_describe(estimator))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    # beside the file, so that putting it in place is a rename within one file system, which is atomic
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={_KEY: json.dumps(about)}
-        )
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be written: {error}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -105,68 +102,57 @@ def load(
         The fitted estimator.
 
     Raises:
-        AdapterError: The file is damaged, of a newer format, or made for another backbone (the message says what differs).
+        AdapterError: The file is damaged, of a newer format, or made for another backbone (the message says what
+            differs), or the backbone that it names is not to be had.
     """
-    from gradfeat.data import Preprocessing
-    from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-    from gradfeat.losses import loss_for
+    from gradfeat.estimators import (
+        GradientFeatureClassifier,
+        GradientFeatureRegressor,
+        linearize_backbone,
+        model_from_weights,
+    )
 
     about, tensors = read(path)
-    stored = about["backbone"]
-    if backbone is None:
-        if stored["name"] is None or "/" not in stored["name"]:
-            raise AdapterError(
-                f"{path} was made for a backbone given as {'a module' if stored['name'] is None else 'the callable ' + stored['name']}: pass "
-                "it, gradfeat.load(path, backbone=...)"
-            )
-        backbone, weights = stored["name"], weights if weights is not None else stored["weights"]
-    settings = {
-        **about["settings"],
-        "preprocessing": None if about["preprocessing"] is None else about["preprocessing"],
-    }
-    cls = {
-        "GradientFeatureClassifier": GradientFeatureClassifier,
-        "GradientFeatureRegressor": GradientFeatureRegressor,
-    }.get(about["estimator"])
-    if cls is None:
-        raise AdapterError(f"{path} holds a {about['estimator']!r}, which this version does not know")
-    estimator = cls(backbone, weights=weights, **settings)
-    preprocessing = None if about["preprocessing"] is None else Preprocessing.from_dict(about["preprocessing"])
-    shape = tuple(about["example"]["shape"])
-    resolved = resolve(backbone, weights=weights, X_shape=shape, preprocessing=preprocessing, random_state=0)
-    if resolved.fingerprint != stored["fingerprint"]:
-        lines = difference(stored["summary"], summary(resolved.network)) or [
-            f"features: expected {stored['features']!r}, found {resolved.features!r}"
-        ]
-        raise AdapterError(f"{path} was made for another backbone:\n  " + "\n  ".join(lines))
-    estimator.backbone_ = resolved
-    estimator.example_ = _example(shape, about["example"]["dtype"])
-    estimator.loss_ = loss_for("auto", about["task"])
-    estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
-    estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
-    if about["classes"] is not None:
-        estimator.classes_ = np.asarray(about["classes"]["values"], dtype=about["classes"]["dtype"])
-    for name, value in (
-        ("class_names_", about["class_names"]),
-        ("_one_output", about["one_output"]),
-        ("n_features_in_", about["n_features_in"]),
-    ):
-        if value is not None:
-            setattr(estimator, name, value)
-    estimator.probe_ = _Known(about["penalty"])
-    present = list(estimator.linearization_.theta2)
-    if present != about["theta2_names"]:
-        raise AdapterError(
-            f"{path}: θ₂ is {', '.join(about['theta2_names'])} there, and {', '.join(present)} with this backbone"
-        )
+    try:
+        cls = GradientFeatureRegressor if about["task"] == "regression" else GradientFeatureClassifier
+        settings = {name: about["settings"][name] for name in _SETTINGS}
+        stored, shape = about["backbone"], tuple(about["example"]["shape"])
+        if backbone is None:
+            backbone = _stored_name(path, stored["name"])
+        if weights is None and isinstance(backbone, str) and backbone == stored["name"]:
+            weights = stored["weights"]
+        estimator: Any = cls(backbone, weights=weights, preprocessing=about["preprocessing"], **settings)
+        X_shape, seed = (stored["built_from"][name] for name in ("X_shape", "random_state"))
+        estimator._built_from = {"X_shape": None if X_shape is None else tuple(X_shape), "random_state": seed}
+        estimator.backbone_ = _backbone(path, stored, backbone, weights, estimator)
+        estimator.example_ = _example(shape, about["example"]["dtype"])
+        estimator.loss_ = loss_for("auto", about["task"])
+        estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
+        estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
+        estimator.probe_ = Probe(omega=tensors["omega"], bias=tensors["probe_bias"], **about["probe"])
+        if about["classes"] is not None:
+            estimator.classes_ = _classes_from_json(about["classes"])
+        for name in _OPTIONAL:
+            if name in about["fitted"]:
+                value = about["fitted"][name]
+                setattr(estimator, name, np.array(value, dtype=object) if name == "feature_names_in_" else value)
+    except GradfeatError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
+    theta2, precision = estimator.theta2, estimator.precision
+    linearization = linearize_backbone(estimator.backbone_, estimator.example_, theta2, precision=precision)
+    _check_theta2(path, linearization.theta2, estimator.w2_)
+    estimator._model = model_from_weights(
+        linearization,
+        estimator.mode,
+        estimator.parametrization,
+        estimator.omega_,
+        estimator.w1_,
+        estimator.b_,
+        estimator.w2_,
+    )
     return estimator
-
-
-class _Known:
-    """What a file knows of the probe: its penalty."""
-
-    def __init__(self, penalty: float) -> None:
-        self.penalty = penalty
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -175,14 +161,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         AdapterError: There is no such file, or it is damaged, no model of gradfeat, or of a newer format.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise AdapterError(f"there is no file {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, struct.error, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} is no safetensors file, or is damaged or cut off: {error}") from error
     if _KEY not in metadata:
         raise AdapterError(f"{path} is a safetensors file, but not a model that gradfeat saved")
@@ -190,42 +176,154 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         about = json.loads(metadata[_KEY])
         version = int(about["format_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path}: its description is damaged") from error
+        raise AdapterError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
     if version > FORMAT_VERSION:
         raise AdapterError(
-            f"{path} has format {version}, written by gradfeat {about.get('gradfeat_version')}; this version reads up to {FORMAT_VERSION}: upgrade gradfeat"
+            f"{path} has format {version}, written by gradfeat {about.get('gradfeat_version')}; this version reads up "
+            f"to {FORMAT_VERSION}: upgrade gradfeat"
         )
-    names = {"omega", "w1", "b", *(f"w2/{name}" for name in about["theta2_names"])}
-    if names != set(tensors):
-        raise AdapterError(f"{path}: tensors are missing or unknown: {', '.join(sorted(names ^ set(tensors)))}")
+    wrong = [name for name, kind in _DESCRIPTION.items() if not isinstance(about.get(name, ...), kind)]
+    if wrong:
+        raise AdapterError(f"{path}: its description is damaged: {', '.join(wrong)} missing or of another type")
+    _check_tensors(path, about, tensors)
     return about, tensors
 
 
+def _describe(estimator: Any) -> dict[str, Any]:
+    """Return all that is no tensor, as JSON."""
+    backbone: Backbone = estimator.backbone_
+    probe = {field.name: getattr(estimator.probe_, field.name) for field in dataclasses.fields(Probe)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "gradfeat_version": __version__,
+        "torch_version": torch.__version__,
+        "task": estimator.loss_.task,
+        "settings": {name: _plain(getattr(estimator, name)) for name in _SETTINGS},
+        "classes": _classes_to_json(getattr(estimator, "classes_", None)),
+        "fitted": {name: _plain(getattr(estimator, name)) for name in _OPTIONAL if hasattr(estimator, name)},
+        "theta2_names": list(estimator.w2_),
+        "example": {
+            "shape": list(estimator.example_.shape),
+            "dtype": str(estimator.example_.dtype).removeprefix("torch."),
+        },
+        "backbone": {
+            "name": backbone.name,
+            "weights": _weights(estimator.weights),
+            "features": backbone.features,
+            "fingerprint": backbone.fingerprint,
+            "summary": summary(backbone.network),
+            "built_from": {name: _plain(value) for name, value in estimator._built_from.items()},
+        },
+        "preprocessing": None if backbone.preprocessing is None else backbone.preprocessing.to_dict(),
+        "probe": {name: _plain(value) for name, value in probe.items() if not isinstance(value, Tensor)},
+    }
+
+
+def _weights(weights: str | Path | None) -> str | None:
+    """Return a weights file in a form that holds in any working directory."""
+    return None if weights is None else "random" if weights == "random" else str(Path(weights).expanduser().absolute())
+
+
+def _stored_name(path: str | Path, name: str | None) -> str:
+    if name is None or "/" not in name:
+        raise AdapterError(
+            f"{path} was made for a backbone given as {'a module' if name is None else f'the callable {name}'}, which "
+            "no file holds: pass it, gradfeat.load(path, backbone=...)"
+        )
+    return name
+
+
+def _backbone(
+    path: str | Path,
+    stored: dict[str, Any],
+    backbone: Any,
+    weights: str | Path | None,
+    estimator: Any,
+) -> Backbone:
+    """Make the backbone, and refuse another one than the model was made for."""
+    try:
+        found = resolve(
+            backbone,
+            weights=weights,
+            preprocessing=estimator.preprocessing,
+            **estimator._built_from,
+        )
+    except BackboneError as error:
+        raise AdapterError(
+            f"{path} was made for the backbone {stored['name'] or backbone!r}, which cannot be had: {error}\n"
+            "Say where it is now: gradfeat.load(path, backbone=..., weights=...), or --backbone and --weights"
+        ) from error
+    if found.fingerprint == stored["fingerprint"]:
+        return found
+    lines = difference(stored["summary"], summary(found.network)) or [
+        f"features: expected {stored['features']!r}, found {found.features!r}"
+    ]
+    if stored["name"] is not None and callable(backbone) and estimator._built_from["random_state"] is None:
+        lines.append("(a callable that draws random weights must be fitted with a random_state, or load its own)")
+    raise AdapterError(f"{path} was made for another backbone:\n  " + "\n  ".join(lines))
+
+
+def _check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that are missing, unknown, or of shapes that do not fit each other."""
+    names = {"omega", "w1", "b", "probe_bias", *(f"w2/{name}" for name in about["theta2_names"])}
+    if names != set(tensors):
+        raise AdapterError(f"{path}: tensors are missing or unknown: {', '.join(sorted(names ^ set(tensors)))}")
+    shape = tuple(tensors["omega"].shape)
+    outputs = shape[-1:]
+    fits = tensors["w1"].shape == shape and tensors["b"].shape == outputs and tensors["probe_bias"].shape == outputs
+    if len(shape) != 2 or not fits:
+        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in ("omega", "w1", "b", "probe_bias"))
+        raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {shapes}")
+
+
+def _check_theta2(path: str | Path, theta2: dict[str, Tensor], w2: dict[str, Tensor]) -> None:
+    here, there = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (theta2, w2))
+    if list(here.items()) != list(there.items()):
+        raise AdapterError(f"{path}: θ₂ is {_shapes(there)} there, and {_shapes(here)} with this backbone")
+
+
+def _shapes(tensors: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in tensors.items())
+
+
 def _example(shape: tuple[int, ...], dtype: str) -> Tensor:
-    kind = getattr(torch, dtype)
+    """Return samples of the right shape and dtype, to capture the network with."""
+    if dtype not in _DTYPES:
+        raise AdapterError(f"the samples' dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
     generator = torch.Generator().manual_seed(0)
-    if kind.is_floating_point:
-        return torch.randn(3, *shape[1:], generator=generator).to(kind)
-    return torch.randint(0, 2, (3, *shape[1:]), generator=generator).to(kind)
+    if _DTYPES[dtype].is_floating_point:
+        return torch.randn(shape, generator=generator).to(_DTYPES[dtype])
+    return torch.randint(0, 2, shape, generator=generator).to(_DTYPES[dtype])
 
 
 def _classes_to_json(classes: np.ndarray | None) -> dict[str, Any] | None:
     if classes is None:
         return None
-    if classes.dtype.kind == "O":
-        if not all(isinstance(value, str) for value in classes):
-            raise ConfigurationError(
-                "classes of mixed Python objects cannot be saved: use strings or numbers as labels"
-            )
-        classes = classes.astype(str)
-    return {"values": classes.tolist(), "dtype": classes.dtype.str}
+    objects = classes.dtype.kind == "O"
+    if classes.dtype.kind not in "biufUO" or (objects and not all(isinstance(value, str) for value in classes)):
+        raise ConfigurationError(
+            f"classes of dtype {classes.dtype} with such values cannot be saved: use strings or numbers as labels"
+        )
+    return {"values": classes.tolist(), "dtype": "object" if objects else classes.dtype.str}
+
+
+def _classes_from_json(classes: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(object if classes["dtype"] == "object" else classes["dtype"])
+    if dtype.kind not in "biufUO":
+        raise ValueError(f"classes of dtype {dtype}")
+    return np.array(classes["values"], dtype=dtype)
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Return numpy's numbers and arrays, tuples and paths as JSON has them."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return value

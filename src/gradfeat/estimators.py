@@ -93,13 +93,14 @@ class _GradientFeatureEstimator(BaseEstimator):
     def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
         """Linearize the network, run the bottom on X, and fit the probe."""
         self._check_parameters()
+        # what a callable or random weights were made from, so that `gradfeat.load` can make them again
+        self._built_from = {"X_shape": getattr(X, "shape", None), "random_state": self._seed()}
         backbone = resolve(
             self.backbone,
             weights=self.weights,
-            X_shape=getattr(X, "shape", None),
             preprocessing=self.preprocessing,
             image_size=self.image_size,
-            random_state=self.random_state,
+            **self._built_from,
         )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
         keep = np.flatnonzero(weight) if weight is not None else None
