@@ -116,6 +116,8 @@ def linearize(
         notes=captured.notes,
     )
     _find_layouts(blueprint, start, example)
+    for node in captured.graph.nodes:
+        node.meta.clear()  # shapes and stack traces have served
     linearization = Linearization(blueprint, start)
     if check:
         _check(network, features, linearization, example)
@@ -209,7 +211,7 @@ def _check(network: nn.Module, features: Features, linearization: Linearization,
     """Compare the programs with the network, and the tangent with torch's derivative, on the example."""
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
-    with torch.no_grad(), evaluation_mode(extractor), _single_precision():
+    with torch.no_grad(), evaluation_mode(extractor), _single_precision(linearization.device.type):
         expected = extractor(*as_inputs(example))
         again = extractor(*as_inputs(example))
     if not agree(expected, again):
@@ -243,7 +245,7 @@ def _check(network: nn.Module, features: Features, linearization: Linearization,
 
 
 @contextlib.contextmanager
-def _single_precision() -> Iterator[None]:
+def _single_precision(device: str) -> Iterator[None]:
     """Leave out a surrounding autocast, which would compare numbers of different precision."""
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         yield

@@ -7,7 +7,9 @@ nothing else sees the overwritten value, which is nearly always, and otherwise l
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -93,8 +95,9 @@ class FeatureExtractor(nn.Module):
         if value.ndim == 4:
             value = value.mean((2, 3))
         if value.ndim != 2:
+            shape = ", ".join(str(size) if isinstance(size, int) else "n" for size in value.shape)
             raise ConfigurationError(
-                f"features must have the shape (n, d) or (n, d, height, width), not {tuple(value.shape)}: pass "
+                f"features must have the shape (n, d) or (n, d, height, width), not ({shape}): pass "
                 "features=, a module's name or a function from the network's output to a tensor (n, d)"
             )
         return value
@@ -176,8 +179,7 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
         raise
     except Exception as error:  # torch.export raises many types; the reason is in the message
         raise LinearizationError(
-            f"torch.export cannot capture {type(network).__name__} with a free batch size. "
-            f"Its reason: {_first_lines(error)}"
+            f"{type(network).__name__} cannot be captured with a free batch size: {_why(error)}"
         ) from error
     if not _write_out_of_place(program.graph):
         with _quiet_export():
@@ -191,20 +193,36 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
     """Leave out what torch.export says about its own insides."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
-def _first_lines(error: Exception, most: int = 12) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return "\n".join([f"{type(error).__name__}: {lines[0] if lines else ''}", *lines[1:most]])
+def _why(error: Exception) -> str:
+    """Say why torch.export refuses a network, and the way out where the reason is a usual one."""
+    text = str(error)
+    place = next((line.strip() for line in text.splitlines() if line.strip().startswith("File ")), "")
+    at = f" ({place})" if place else ""
+    if fixed := re.search(r"specialized it to be a constant \((\d+)\)", text):
+        return (
+            f"its code works for {fixed[1]} samples only. It has the number of samples written into a shape or a loop; "
+            "use x.shape[0], or -1, in its place"
+        )
+    if "data-dependent" in text:
+        return (
+            f"it takes a path, or makes a shape, that depends on the values of its data{at}. Choose with torch.where, or "
+            "name a module before that place as features="
+        )
+    lines = [line for line in text.strip().splitlines() if line.strip() and not _ADVICE.search(line)]
+    return "\n".join([f"torch.export says {type(error).__name__}: {lines[0] if lines else ''}", *lines[1:12]])
+
+
+_ADVICE = re.compile("TORCH_LOGS|TORCHDYNAMO|draft_export|docs.google.com|TORCH_COMPILE")
 
 
 _CHECKS_ONLY = {

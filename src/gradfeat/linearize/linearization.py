@@ -14,7 +14,7 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearize.capture import flatten_inputs
 from gradfeat.linearize.fold import Folding
 from gradfeat.linearize.layout import Layout
-from gradfeat.linearize.programs import Parts, build_module
+from gradfeat.linearize.programs import Parts, build_module, prefer_channels_last
 
 Residuals = tuple[Tensor, ...]
 
@@ -75,6 +75,9 @@ class Blueprint:
     notes: list[str]
     bytes_per_sample: dict[str, int] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Blueprint:
+        return self  # nothing in it ever changes
+
 
 class Linearization(nn.Module):
     """A network linearized in θ₂ at θ̄₂: ``f(x; θ̄₂ + w₂) ≈ f(x) + J(x) w₂``.
@@ -93,6 +96,7 @@ class Linearization(nn.Module):
         values = blueprint.parts.constant_values(needed, theta2)
         for program, graph in blueprint.graphs.items():
             self.add_module(f"_{program}", build_module(graph, blueprint.attributes[program], values))
+        self._channels_last = prefer_channels_last(self._bottom)
         self.eval()
 
     @property
@@ -143,10 +147,14 @@ class Linearization(nn.Module):
         Returns:
             z₀: a tensor, or a tuple of tensors, each with n samples as first axis.
         """
-        inputs = [self._cast(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flatten_inputs(x)]
-        n = next(leaf for leaf in inputs if isinstance(leaf, Tensor)).shape[0]
+        inputs = [self._cast(leaf) for leaf in flatten_inputs(x) if isinstance(leaf, Tensor)]
+        n = inputs[0].shape[0]
+        if self._channels_last:
+            inputs = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in inputs]
         with torch.no_grad():
-            values = self._bottom(n, *[leaf for leaf in inputs if isinstance(leaf, Tensor)])
+            values = self._bottom(n, *inputs)
+        if self._channels_last:
+            values = tuple(value.contiguous() for value in values)
         packed = tuple(layout.pack(value, n) for layout, value in zip(self._blueprint.z0_layouts, values, strict=True))
         return packed[0] if len(packed) == 1 else packed
 
@@ -259,7 +267,7 @@ class Linearization(nn.Module):
             raise ConfigurationError(f"{name!r} has the shape {tuple(value.shape)}; θ₂ has {tuple(shape)}")
         return value if value.dtype == dtype else value.to(dtype)
 
-    _bottom: Callable[..., tuple[Tensor, ...]]
+    _bottom: fx.GraphModule
     _primal: Callable[..., tuple[Tensor, ...]]
     _tangent: Callable[..., Tensor]
     _network: Callable[..., tuple[Tensor, ...]]
