@@ -23,7 +23,9 @@ LEVELS = ("residuals", "z0", "none")
 class Batches(Protocol):
     """Samples that can be read by index: `gradfeat.data.Inputs`."""
 
-    random: bool
+    @property
+    def random(self) -> bool:
+        """Whether a sample may change from pass to pass."""
 
     def __len__(self) -> int: ...  # noqa: D105
 

@@ -11,25 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, did_you_mean
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor, check_lengths, labels_of
-from gradfeat.fitting import Problem, batch_logits, fit_mode
+from gradfeat.fitting import Fit, Problem, batch_logits, fit_mode
+from gradfeat.losses import Loss
 from gradfeat.metrics import accuracy, log_loss, mean_average_precision, r2, rmse
-from gradfeat.model import MODES
+from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
 
-_TITLES = {
+TITLES = {
     "accuracy": "accuracy %",
     "log_loss": "log loss",
-    "map_area": "mAP % (area)",
-    "map_11point": "mAP % (11-point)",
+    "map_area": "mAP % area",
+    "map_11point": "mAP % 11-point",
     "r2": "R²",
     "rmse": "RMSE",
 }
-_PERCENT = ("accuracy", "map_area", "map_11point")
+PERCENT = ("accuracy", "map_area", "map_11point")
 
 
 @dataclass(frozen=True)
@@ -81,35 +83,42 @@ class Comparison:
         return list(self.rows[0].metrics) if self.rows else []
 
     def best(self) -> str:
-        """Return the mode with the best main metric on the test data: to read the table by, not to choose by."""
-        main = self.metric_names[0]
+        """Return the mode with the best main metric on the test data: to read the table by, not to choose by.
+
+        Raises:
+            ConfigurationError: No model was finished.
+        """
+        main = self._main_metric()
         return max(self.rows, key=lambda row: row.metrics[main]).mode
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the table as text: its header, and a list for each row."""
-        header = [
-            "model",
-            *(_TITLES[name] for name in self.metric_names),
-            "training loss",
-            "trained parameters",
-            "time",
-            "note",
-        ]
+        """Return the numbers of the table as text: its header, and a list for each row."""
+        metrics = [TITLES[name] for name in self.metric_names]
+        header = ["model", *metrics, "train loss", "parameters", "time"]
         body = [
             [
                 row.mode,
                 *(
-                    f"{100 * row.metrics[name]:.2f}" if name in _PERCENT else f"{row.metrics[name]:.4f}"
+                    f"{100 * row.metrics[name]:.2f}" if name in PERCENT else f"{row.metrics[name]:.4f}"
                     for name in self.metric_names
                 ),
                 f"{row.train_loss:.4f}",
                 f"{row.parameters:,}",
                 f"{row.seconds:.1f} s",
-                row.note,
             ]
             for row in self.rows
         ]
         return header, body
+
+    def remarks(self) -> list[str]:
+        """Return what belongs below the table: what was chosen for each model, θ₂, shared time, notes."""
+        shared = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.shared_seconds.items())
+        return [
+            *(f"{row.mode}: {row.note}" for row in self.rows if row.note),
+            f"θ₂: {', '.join(self.theta2)}",
+            f"{self.n_train:,} training and {self.n_test:,} test samples; shared by all models: {shared}",
+            *self.notes,
+        ]
 
     def __str__(self) -> str:
         header, body = self.cells()
@@ -129,22 +138,31 @@ class Comparison:
         }
 
     def plot(self, path: str | Path, title: str = "") -> Path:
-        """Draw the main metric of each model, and its training time, as a PNG."""
+        """Draw the main metric of each model as a PNG; for accuracy with its standard error on the test data.
+
+        Raises:
+            ConfigurationError: No model was finished.
+        """
         from gradfeat.plots import bar_chart
 
-        main = self.metric_names[0]
-        factor = 100 if main in _PERCENT else 1
+        main = self._main_metric()
+        factor = 100 if main in PERCENT else 1
         values = [factor * row.metrics[main] for row in self.rows]
         errors = None
         if main == "accuracy":
             errors = [100 * math.sqrt(row.metrics[main] * (1 - row.metrics[main]) / self.n_test) for row in self.rows]
-        return bar_chart(path, [row.mode for row in self.rows], values, _TITLES[main], errors=errors, title=title)
+        return bar_chart(path, [row.mode for row in self.rows], values, TITLES[main], errors=errors, title=title)
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON."""
         path = Path(path)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         return path
+
+    def _main_metric(self) -> str:
+        if not self.rows:
+            raise ConfigurationError("the comparison has no finished model")
+        return self.metric_names[0]
 
 
 def compare(
@@ -180,7 +198,55 @@ def compare(
 
     Raises:
         ConfigurationError: A mode or parameter is unknown.
+        DataError: Test labels that do not fit the training labels.
     """
+    cls = _check(modes, task, parameters)
+    estimators: dict[str, Any] = {mode: cls(backbone, **{**parameters, "mode": mode}) for mode in modes}
+    # `full` needs all that any mode needs to be kept of each sample
+    base: Any = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
+    progress = Progress(base.verbose)
+    X, targets, loss, weight = base._read(X, y, sample_weight)
+    truth = read_truth(np.asarray(labels_of(X_test, y_test, base)), loss.task, getattr(base, "classes_", None))
+    test = base._read_X(X_test, reset=False)
+    check_lengths(test, truth)
+    problem = base._prepare(X, targets, loss, weight)
+    inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
+    with progress.step("test activations") as done:
+        cache = "none" if base.mode == "activation" else base.cache
+        store = SampleStore(problem.linearization, inputs, cache=cache, batch_size=base.batch_size, progress=done)
+    rows: list[Row] = []
+    notes = list(base.backbone_.notes)
+    fitted: dict[str, Any] = {}
+    for mode in modes:
+        try:
+            fit = _fit(base, problem, mode, progress)
+            if _interrupted(fit) and _epochs(fit) == 0:
+                raise KeyboardInterrupt
+            logits = _logits(fit.model, store, base.batch_size)
+            training = problem.loss.value(_logits(fit.model, problem.store, base.batch_size), problem.y, problem.weight)
+        except KeyboardInterrupt:
+            notes.append(f"interrupted in {mode}: the models before it are complete")
+            break
+        except ConvergenceError as error:
+            notes.append(f"{mode} has no row: {error}")
+            continue
+        metrics = metrics_of(loss, logits.double().cpu().numpy(), truth)
+        parameters_trained = sum(parameter.numel() for parameter in fit.model.trained())
+        rows.append(Row(mode, metrics, float(training), fit.seconds, parameters_trained, _note(problem, mode, fit)))
+        _share(base, estimators[mode])
+        estimators[mode]._adopt(problem, fit)
+        fitted[mode] = estimators[mode]
+        notes.extend(fit.notes)
+        if _interrupted(fit):
+            break
+    theta2 = list(problem.linearization.theta2)
+    return Comparison(rows, theta2, problem.seconds, len(problem.store), len(store), notes, fitted)
+
+
+def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
+    """Refuse arguments that cannot be meant; return the estimators' class."""
+    if isinstance(modes, str) or not modes or len(set(modes)) < len(modes):
+        raise ConfigurationError(f"modes must be some of {', '.join(MODES)}, each once, not {modes!r}")
     for mode in modes:
         if mode not in MODES:
             raise ConfigurationError(
@@ -189,103 +255,115 @@ def compare(
     if task not in ("classification", "regression"):
         raise ConfigurationError(f"task must be 'classification' or 'regression', not {task!r}")
     cls = GradientFeatureClassifier if task == "classification" else GradientFeatureRegressor
-    known = cls._get_param_names()
+    known = [name for name in cls._get_param_names() if name not in ("backbone", "mode")]
     unknown = [name for name in parameters if name not in known]
     if unknown:
-        raise ConfigurationError(f"unknown parameter {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
-    # `full` needs all that any mode needs to be kept of each sample
-    estimators = {mode: cls(backbone, **{**parameters, "mode": mode}) for mode in modes}
-    base: Any = cls(backbone, **{**parameters, "mode": "full"})
-    progress = Progress(base.verbose)
-    X, targets, loss, weight = base._read(X, y, sample_weight)
-    problem = base._prepare(X, targets, loss, weight)
-    test = base._read_X(X_test, reset=False)
-    inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
-    truth = np.asarray(labels_of(X_test, y_test, base))
-    check_lengths(inputs, truth)
-    with progress.step("test activations") as done:
-        store = SampleStore(problem.linearization, inputs, cache="auto", batch_size=base.batch_size, progress=done)
-    rows: list[Row] = []
-    notes = list(base.backbone_.notes)
-    fitted: dict[str, Any] = {}
+        raise ConfigurationError(
+            f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}.{did_you_mean(unknown[0], known)}"
+        )
+    return cls
+
+
+def _fit(base: Any, problem: Problem, mode: str, progress: Progress) -> Fit:
     schedule = base._schedule(len(problem.store))
-    for mode in modes:
-        try:
-            fit = fit_mode(
-                problem,
-                mode,
-                schedule,
-                parametrization=base.parametrization,
-                random_state=base._seed(),
-                progress=progress,
-            )
-        except KeyboardInterrupt:
-            notes.append(f"interrupted in {mode}: the models before it are complete")
-            break
-        estimator: Any = estimators[mode]
-        _share(base, estimator)
-        estimator._adopt(problem, fit)
-        logits = _all_logits(fit.model, store, base.batch_size)
-        metrics = test_metrics(estimator, logits, truth)
-        train_loss = _train_loss(problem, fit.model, base.batch_size)
-        note = f"penalty {problem.probe.penalty:.3g}" if mode == "activation" else ""
-        if fit.selection is not None:
-            note = f"{fit.selection.best}"
-        rows.append(Row(mode, metrics, train_loss, fit.seconds, sum(p.numel() for p in fit.model.trained()), note))
-        fitted[mode] = estimator
-        notes.extend(fit.notes)
-        if any("interrupted" in text for text in fit.notes):
-            break
-    return Comparison(
-        rows, list(problem.linearization.theta2), problem.seconds, len(problem.store), len(store), notes, fitted
-    )
+    seed = base._seed()
+    parametrization = base.parametrization
+    return fit_mode(problem, mode, schedule, parametrization=parametrization, random_state=seed, progress=progress)
+
+
+def _interrupted(fit: Fit) -> bool:
+    return fit.history is not None and fit.history.stopped == "interrupted"
+
+
+def _epochs(fit: Fit) -> int:
+    return 0 if fit.history is None else len(fit.history.loss)
+
+
+def _note(problem: Problem, mode: str, fit: Fit) -> str:
+    """Say what was chosen for a model, and whether its training was cut short."""
+    parts = []
+    if mode == "activation":
+        parts.append(f"penalty {problem.probe.penalty:.3g}")
+    if fit.selection is not None:
+        parts.append(f"{fit.selection.best}, the best of {len(fit.selection.scores)} on held-out training data")
+    if _interrupted(fit):
+        parts.append(f"stopped after {_epochs(fit)} epochs")
+    return "; ".join(parts)
 
 
 def _share(base: Any, estimator: Any) -> None:
     """Give an estimator what `base` found out about data and backbone."""
-    for name in ("backbone_", "example_", "classes_", "n_features_in_", "feature_names_in_", "_one_output"):
+    found = ("backbone_", "example_", "classes_", "n_features_in_", "feature_names_in_", "_one_output", "_built_from")
+    for name in found:
         if hasattr(base, name):
             setattr(estimator, name, getattr(base, name))
 
 
-def _all_logits(model: Any, store: SampleStore, batch_size: int) -> np.ndarray:
+def _logits(model: GradientFeatureModel, store: SampleStore, batch_size: int) -> Tensor:
     with torch.no_grad():
         parts = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(batch_size)]
-    return torch.cat(parts).double().cpu().numpy()
+    logits = torch.cat(parts)
+    if not bool(torch.isfinite(logits).all()):
+        raise ConvergenceError("its outputs are not finite")
+    return logits
 
 
-def _train_loss(problem: Problem, model: Any, batch_size: int) -> float:
-    with torch.no_grad():
-        everything = torch.arange(len(problem.store))
-        logits = torch.cat([batch_logits(model, problem.store, part) for part in everything.split(batch_size)])
-        return float(problem.loss.value(logits, problem.y, problem.weight))
+def read_truth(truth: np.ndarray, task: str, classes: np.ndarray | None) -> np.ndarray:
+    """Return test labels as `metrics_of` takes them.
+
+    Args:
+        truth: Labels as the user gave them.
+        task: The loss's task.
+        classes: Class labels of the training data; for multi-label targets the columns.
+
+    Returns:
+        Class indices (n,); an indicator (n, c) with NaN where an entry is ignored; or targets (n, k).
+
+    Raises:
+        DataError: Labels of another kind, or classes that the training data has not.
+    """
+    if task == "multiclass":
+        if truth.ndim != 1:
+            raise DataError(f"the test labels must have the shape (n,), as the training labels, not {truth.shape}")
+        known = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
+        labels = truth.tolist()
+        unknown = [str(label) for label in dict.fromkeys(labels) if label not in known]
+        if unknown:
+            raise DataError(
+                f"the test labels have classes that the training data has not: {', '.join(unknown[:5])}"
+                f"{' ...' if len(unknown) > 5 else ''}; known are {', '.join(map(str, list(known)[:10]))}"
+                f"{' ...' if len(known) > 10 else ''}"
+            )
+        return np.array([known[label] for label in labels], dtype=np.int64)
+    try:
+        values = truth.reshape(len(truth), -1).astype(float)
+    except ValueError as error:
+        raise DataError(f"the test labels must be numbers, not {truth.dtype}") from error
+    if task == "regression" and not np.isfinite(values).all():
+        raise DataError("the test labels contain NaN or infinite values")
+    if task == "multilabel" and values.shape[1] != len(np.asarray(classes)):
+        raise DataError(
+            f"the test labels have {values.shape[1]} columns, the training labels {len(np.asarray(classes))}"
+        )
+    return values
 
 
-def test_metrics(estimator: Any, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Return the metrics of a task on test data, the main one first.
 
     Args:
-        estimator: A fitted estimator, for its classes and loss.
+        loss: The task's loss.
         logits: (n, c).
-        truth: Labels as the user gave them.
+        truth: From `read_truth`.
     """
-    loss = estimator.loss_
     if loss.task == "regression":
-        target = truth.reshape(len(truth), -1).astype(float)
-        return {"r2": r2(target, logits), "rmse": rmse(target, logits)}
+        return {"r2": r2(truth, logits), "rmse": rmse(truth, logits)}
     probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
     if loss.task == "multilabel":
-        ignore = np.isnan(truth.astype(float))
-        labels = np.nan_to_num(truth.astype(float))
+        ignore, labels = np.isnan(truth), np.nan_to_num(truth)
         return {
             "map_11point": mean_average_precision(logits, labels, ignore=ignore, method="11point"),
             "map_area": mean_average_precision(logits, labels, ignore=ignore, method="area"),
-            "log_loss": log_loss(np.where(ignore, np.nan, labels), probability),
+            "log_loss": log_loss(truth, probability),
         }
-    unknown = np.setdiff1d(truth, estimator.classes_)
-    if len(unknown):
-        raise ConfigurationError(
-            f"the test labels have classes that the training data has not: {', '.join(map(str, unknown[:5]))}"
-        )
-    index = np.searchsorted(estimator.classes_, truth)
-    return {"accuracy": accuracy(index, probability.argmax(1)), "log_loss": log_loss(index, probability)}
+    return {"accuracy": accuracy(truth, probability.argmax(1)), "log_loss": log_loss(truth, probability)}

@@ -148,9 +148,11 @@ def fit_mode(
             candidates = [schedule.with_optimizer(candidate) for candidate in FINETUNE_GRID]
 
             def run(candidate: Schedule) -> float:
-                model, _ = _train(
+                model, history = _train(
                     problem, mode, candidate, seen, parametrization, random_state, progress, f"finetune {candidate}"
                 )
+                if history.stopped == "interrupted":  # half a search chooses nothing
+                    raise KeyboardInterrupt
                 return -_loss_at(problem, model, unseen)
 
             selection = select(candidates, run)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradfeat.linearize import Linearization, linearize
 from gradfeat.linearize.build import theta2_candidates
 from gradfeat.linearize.capture import Features
+from gradfeat.progress import Step
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Inspection:
         auto: What theta2="auto" takes.
         features: d.
         parameters: Of the whole network.
-        notes: Candidates that cannot be linearized, and why.
+        more: How many candidates were left out.
     """
 
     rows: list[CandidateCost]
     auto: str
     features: int
     parameters: int
-    notes: list[str]
+    more: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as plain Python objects."""
@@ -71,7 +72,8 @@ def inspect_network(
     *,
     features: Features = None,
     theta2: Sequence[str] | None = None,
-    most: int = 10,
+    most: int = 5,
+    progress: Step | None = None,
 ) -> Inspection:
     """Linearize a network at several depths and count what each costs.
 
@@ -80,18 +82,33 @@ def inspect_network(
         example: A batch of samples.
         features: What f(x) is (see `gradfeat.linearize`).
         theta2: Only this choice; None takes the candidates from the top down.
-        most: How many candidates at most.
+        most: How many candidates at most; each takes an export of the network.
+        progress: Called with (candidates done, candidates in all).
+
+    Returns:
+        The costs.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> (row,) = inspect_network(network, torch.randn(2, 4), most=1).rows
+        >>> row.name, row.parameters, row.full_macs  # w̃ z, and its gradient: 2 × 8 × 3
+        ('2', 27, 48)
     """
-    found = theta2_candidates(network, example, features=features)
+    candidates = theta2_candidates(network, example, features=features)
+    # the branch of a block is no step of its own: the block comes next and holds it
+    found = [c for c in candidates if not any(c.name.startswith(f"{other.name}.") for other in candidates)]
     choices = [(c.name, c.modules) for c in found[:most]] if theta2 is None else [(", ".join(theta2), tuple(theta2))]
     rows: list[CandidateCost] = []
     width = 0
     for name, modules in choices:
         linearization = linearize(network, example, list(modules), features=features, check=False)
-        row, width = _cost(name, tuple(modules), linearization, example)
+        row, width = _cost(name, tuple(modules), linearization, example[:1])
         rows.append(row)
-    auto = found[0].name if found else "none"
-    return Inspection(rows, auto, width, sum(p.numel() for p in network.parameters()), [])
+        if progress is not None:
+            progress(len(rows), len(choices))
+    parameters = sum(p.numel() for p in network.parameters())
+    more = len(found) - len(rows) if theta2 is None else 0
+    return Inspection(rows, candidates[0].name if candidates else "none", width, parameters, more)
 
 
 def _cost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ Step = Callable[[int, int], None]
 
 
 class Progress:
-    """Shows how far long steps are; `show=False` makes every call free.
+    """Shows how far long steps are, on a terminal only; `show=False` makes every call free.
 
     Example:
         >>> with Progress(show=False).step("activations") as done:
@@ -18,7 +19,7 @@ class Progress:
     """
 
     def __init__(self, show: bool) -> None:
-        self.show = show
+        self.show = show and sys.stderr.isatty()
         self._bars: Any = None
         self._depth = 0
 
@@ -36,12 +37,6 @@ class Progress:
             bars.update(task, visible=False)
             self._close()
 
-    def note(self, text: str) -> None:
-        """Write a line above the bars."""
-        if self.show:
-            self._open().console.print(text, highlight=False)
-            self._close()
-
     def _open(self) -> Any:
         if self._bars is None:
             from rich.console import Console
@@ -50,7 +45,7 @@ class Progress:
 
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),

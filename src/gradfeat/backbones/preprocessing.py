@@ -110,6 +110,9 @@ def build(
             raise ConfigurationError(
                 f"Unknown field {name!r} of the preprocessing. Known: {', '.join(known)}." + did_you_mean(name, known)
             )
+    for name in ("mean", "std"):
+        if isinstance(merged.get(name), int | float):  # one number for every channel
+            merged[name] = [merged[name]] * merged.get("channels", 3)
     missing = [name for name in _REQUIRED if name not in merged]
     if missing:
         raise ConfigurationError(

@@ -6,18 +6,37 @@ Nothing here imports torch before a command runs, so that `gradfeat --help` answ
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 
-def main() -> None:
-    """Run `gradfeat`; an error that gradfeat raises on purpose is shown as one message, without a traceback."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `gradfeat`; an error that gradfeat raises on purpose is shown as one message, without a traceback.
+
+    Args:
+        arguments: Those of the command line; None takes the process's own.
+    """
     from gradfeat.cli.app import app
     from gradfeat.errors import GradfeatError
 
+    plain = warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
-        app()
-    except GradfeatError as error:
+        app(args=None if arguments is None else list(arguments), prog_name="gradfeat")
+    except (GradfeatError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+    finally:
+        warnings.showwarning = plain
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Show gradfeat's own warnings in one line; those of libraries are for programmers, not for users of commands."""
+    from gradfeat.errors import GradfeatWarning
+
+    if issubclass(category, GradfeatWarning):
+        sys.stderr.write(f"warning: {message}\n")

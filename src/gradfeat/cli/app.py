@@ -179,16 +179,14 @@ def compare(
         seed=seed,
         json=json,
     )
-    compare_command(data, test_data or data, split, test_split, data_format, skip_unreadable, settings, modes, out)
+    compare_command(data, test_data, split, test_split, data_format, skip_unreadable, settings, modes, out)
 
 
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: Annotated[Path, typer.Argument(help="An image, a folder of images, or data in a known layout.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="CSV file for the predictions. [standard output]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
     data_format: Format = "auto",
     backbone: Annotated[
@@ -196,10 +194,10 @@ def predict(
     ] = None,
     weights: Weights = None,
     skip_unreadable: SkipBad = False,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of CSV.")] = False,
 ) -> None:
     """Predict classes and probabilities with a saved model."""
-    from gradfeat.cli.commands import predict_command
+    from gradfeat.cli.saved import predict_command
 
     predict_command(model, data, out, split, data_format, backbone, weights, skip_unreadable, json)
 
@@ -218,7 +216,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Judge a saved model on labelled data."""
-    from gradfeat.cli.commands import evaluate_command
+    from gradfeat.cli.saved import evaluate_command
 
     evaluate_command(model, data, split, data_format, backbone, weights, skip_unreadable, json)
 
@@ -231,7 +229,7 @@ def inspect(
     weights: Weights = None,
     theta2: Theta2 = None,
     image_size: ImageSize = None,
-    most: Annotated[int, typer.Option(help="How many candidates of θ₂ to show.")] = 10,
+    most: Annotated[int, typer.Option(min=1, help="How many candidates of θ₂ to show.")] = 5,
     json: Json = False,
 ) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""

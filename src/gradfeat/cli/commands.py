@@ -1,21 +1,17 @@
-"""What `fit`, `compare`, `predict` and `evaluate` do."""
+"""What `fit` and `compare` do."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json as json_module
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradfeat.adapter import load
-from gradfeat.cli.show import note, table
-from gradfeat.comparison import compare, test_metrics
-from gradfeat.data import Dataset, load_dataset, load_images
+from gradfeat.cli.show import note, print_json, table
+from gradfeat.comparison import Comparison, compare
+from gradfeat.data import Dataset, load_dataset
+from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 
@@ -67,12 +63,12 @@ class Settings:
         }
 
 
-def _numbers(name: str, text: str) -> tuple[float, ...]:
+def _numbers(name: str, text: str) -> float | tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigurationError(f"--{name} must be numbers separated by commas, not {text!r}") from None
-    return values * 3 if len(values) == 1 else values
+    return values[0] if len(values) == 1 else values
 
 
 def read(path: Path, split: str, data_format: str, skip: bool) -> Dataset:
@@ -89,14 +85,29 @@ def labels(dataset: Dataset) -> np.ndarray:
     return dataset.y
 
 
+def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | None:
+    """Return the name of each of an estimator's classes; whole numbers count the names that a data set gives.
+
+    Args:
+        dataset: What the estimator was fitted to.
+        classes: The estimator's `classes_`; None for regression.
+    """
+    if classes is None:
+        return None
+    if dataset.task == "multilabel":
+        return list(dataset.classes)
+    numbered = classes.dtype.kind in "iu" and dataset.classes != [str(value) for value in classes]
+    return [dataset.classes[value] if numbered else str(value) for value in classes.tolist()]
+
+
 def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: Settings, mode: str, out: Path) -> None:
     """Fit one model and save it."""
     dataset = read(data, split, data_format, skip)
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
-    estimator = cls(settings.backbone, mode=mode, **settings.parameters())
-    note(settings.json, f"{dataset.describe()}")
+    estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
+    note(settings.json, dataset.describe())
     estimator.fit(dataset.X, labels(dataset))
-    estimator.class_names_ = [str(name) for name in dataset.classes]
+    estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
     path = estimator.save(out)
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
@@ -111,22 +122,23 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         "notes": list(estimator.backbone_.notes),
     }
     if settings.json:
-        _print_json(result)
+        print_json(result)
         return
     rows = [
-        ["model", f"{path} ({size / 1e6:.2f} MB)"],
+        ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
         ["θ₂", ", ".join(estimator.w2_)],
         ["trained parameters", f"{parameters:,}"],
         ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
-        *([f"time: {name}", f"{seconds:.1f} s"] for name, seconds in estimator.seconds_.items()),
-        *(["note", text] for text in estimator.backbone_.notes),
+        ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
     ]
-    table(["", mode], rows)
+    table(["model", mode], rows)
+    for text in estimator.backbone_.notes:
+        note(False, text)
 
 
 def compare_command(
     data: Path,
-    test_data: Path,
+    test_data: Path | None,
     split: str,
     test_split: str,
     data_format: str,
@@ -136,7 +148,9 @@ def compare_command(
     out: Path | None,
 ) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
-    train, test = read(data, split, data_format, skip), read(test_data, test_split, data_format, skip)
+    train = read(data, split, data_format, skip)
+    test = read(test_data or data, test_split, data_format, skip)
+    _check_apart(data, test_data, train, test)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
     result = compare(
         settings.backbone,
@@ -149,127 +163,42 @@ def compare_command(
         **settings.parameters(),
     )
     title = f"{train.name}: {settings.backbone}, θ₂ = {', '.join(settings.theta2 or ['auto'])}"
+    if not result.rows:
+        raise ConfigurationError("no model was finished: " + "; ".join(result.notes))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        result.save_json(out / "comparison.json")
-        (out / "comparison.md").write_text(f"{title}\n\n{result}\n")
-        result.plot(out / "comparison.png", title=title)
-        for mode, estimator in result.estimators.items():
-            estimator.class_names_ = [str(name) for name in train.classes]
-            estimator.save(out / f"{mode}.safetensors")
+        _keep(result, train, out, title)
     if settings.json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
-    header, body = result.cells()
-    table(header, body, title=title)
-    shared = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.shared_seconds.items())
-    note(False, f"θ₂: {', '.join(result.theta2)}\nshared by all models: {shared}")
-    for text in result.notes:
+    table(*result.cells(), title=title)
+    for text in result.remarks():
         note(False, text)
     if out is not None:
         note(False, f"written to {out}: comparison.md, .json, .png, and a model file for each row")
 
 
-def _load(model: Path, backbone: str | None, weights: str | None, json: bool) -> Any:
-    estimator = load(model, backbone=backbone, weights=weights)
-    estimator.verbose = not json
-    return estimator
-
-
-def _class_names(estimator: Any) -> list[str]:
-    names = getattr(estimator, "class_names_", None)
-    return [str(name) for name in (names if names is not None else getattr(estimator, "classes_", ["value"]))]
-
-
-def predict_command(
-    model: Path,
-    data: Path,
-    out: Path | None,
-    split: str,
-    data_format: str,
-    backbone: str | None,
-    weights: str | None,
-    skip: bool,
-    json: bool,
-) -> None:
-    """Write a line for each sample: its name, its class, and the probability of each class."""
-    estimator = _load(model, backbone, weights, json)
-    names, X = _samples(data, split, data_format, skip)
-    classes = _class_names(estimator)
-    predicted = estimator.predict(X)
-    probability = (
-        estimator.predict_proba(X)
-        if hasattr(estimator, "predict_proba")
-        else np.asarray(predicted).reshape(len(names), -1)
-    )
-    shown = [_label(row, classes, estimator) for row in predicted]
-    if json:
-        _print_json(
-            [
-                {"sample": name, "prediction": label, "scores": dict(zip(classes, map(float, row), strict=False))}
-                for name, label, row in zip(names, shown, probability, strict=True)
-            ]
-        )
+def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Dataset) -> None:
+    """Refuse to test on the training data."""
+    if (test_data or data).resolve() != data.resolve() or train.split != test.split:
         return
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["sample", "prediction", *classes])
-    for name, label, row in zip(names, shown, probability, strict=True):
-        writer.writerow(
-            [name, label if isinstance(label, str) else ";".join(label), *(f"{value:.6f}" for value in row)]
+    advice = "give other data with --test-data"
+    if train.split == WHOLE:
+        raise DataError(
+            f"{data} has no parts, so the models would be tested on their training data: {advice}, or divide it into "
+            "the folders train and test (in an .npz file: X_train, y_train, X_test, y_test)"
         )
-    if out is None:
-        sys.stdout.write(stream.getvalue())
-    else:
-        out.write_text(stream.getvalue())
-        note(False, f"{len(names)} predictions written to {out}")
-
-
-def _label(row: Any, classes: list[str], estimator: Any) -> str | list[str]:
-    if getattr(estimator, "multilabel_", False):
-        return [name for name, on in zip(classes, row, strict=True) if on]
-    return str(row)
-
-
-def _samples(data: Path, split: str, data_format: str, skip: bool) -> tuple[list[str], Any]:
-    """Read samples with or without labels; return their names and X."""
-    if data_format == "auto" and (data.is_file() and data.suffix.lower() != ".npz"):
-        paths = load_images(data)
-        return [str(path) for path in paths], paths
-    try:
-        X = read(data, split, data_format, skip).X
-    except DataError:
-        if data_format != "auto" or not data.is_dir():
-            raise
-        X = load_images(data)
-    return [str(x) if isinstance(x, (str, Path)) else str(i) for i, x in enumerate(X)], X
-
-
-def evaluate_command(
-    model: Path,
-    data: Path,
-    split: str,
-    data_format: str,
-    backbone: str | None,
-    weights: str | None,
-    skip: bool,
-    json: bool,
-) -> None:
-    """Show the metrics of a saved model."""
-    estimator = _load(model, backbone, weights, json)
-    dataset = read(data, split, data_format, skip)
-    note(json, dataset.describe())
-    logits = estimator._logits(dataset.X).double().numpy()
-    metrics = test_metrics(estimator, logits, labels(dataset))
-    if json:
-        _print_json({"model": str(model), "data": dataset.name, "split": split, "n": len(dataset), **metrics})
-        return
-    table(
-        ["metric", "value"],
-        [[name, f"{value:.4f}"] for name, value in metrics.items()],
-        title=f"{model} on {dataset.name}",
+    raise ConfigurationError(
+        f"--split and --test-split are both {train.split!r}, so the models would be tested on their training data: "
+        f"name another part, or {advice}"
     )
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    result.save_json(out / "comparison.json")
+    remarks = "\n".join(f"- {text}" for text in result.remarks())
+    (out / "comparison.md").write_text(f"{title}\n\n{result}\n\n{remarks}\n")
+    result.plot(out / "comparison.png", title=title)
+    for mode, estimator in result.estimators.items():
+        estimator.class_names_ = class_names(train, getattr(estimator, "classes_", None))
+        estimator.save(out / f"{mode}.safetensors")

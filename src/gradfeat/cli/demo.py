@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,13 @@ import numpy as np
 import torch
 
 from gradfeat.adapter import load
-from gradfeat.cli.show import note, table
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.progress import Progress
 
 LABELLED, TEST = 300, 1000
+PRETRAIN_EPOCHS, EPOCHS = 40, 100
 
 
 def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -48,7 +47,10 @@ def run(out: Path, seed: int, json: bool) -> None:
     progress = Progress(not json)
     with progress.step("pre-training") as done:
         encoder = pretrain_encoder(
-            unlabelled, random_state=seed, progress=lambda epoch, epochs, loss: done(epoch, epochs)
+            unlabelled,
+            epochs=PRETRAIN_EPOCHS,
+            random_state=seed,
+            progress=lambda epoch, epochs, loss: done(epoch, epochs),
         )
     weights = out / "encoder.safetensors"
     save_encoder(encoder, weights, task="vae", preprocessing=input_scaling(unlabelled))
@@ -56,9 +58,10 @@ def run(out: Path, seed: int, json: bool) -> None:
 
     note(
         json,
-        f"2. Fit the four models to {len(X)} labelled digits; test on {len(X_test)} others. θ₂ is the topmost convolution.",
+        f"2. Fit the four models to {len(X)} labelled digits; test on {len(X_test)} others. "
+        "θ₂ is the topmost convolution.",
     )
-    result = compare(f"gradfeat/{weights}", X, y, X_test, y_test, random_state=seed, verbose=not json)
+    result = compare(f"gradfeat/{weights}", X, y, X_test, y_test, epochs=EPOCHS, random_state=seed, verbose=not json)
     after_fit = time.perf_counter()
 
     model = result.estimators["full"].save(out / "model.safetensors")
@@ -96,16 +99,16 @@ def _show(
             "seconds": seconds,
             "torch_threads": torch.get_num_threads(),
         }
-        sys.stdout.write(json_module.dumps(about, indent=2) + "\n")
+        print_json(about)
         return
-    header, body = result.cells()
-    table(header, body)
+    table(*result.cells())
+    for text in result.remarks():
+        note(False, text)
+    size = model.stat().st_size / 1e3
     note(
         False,
-        f"3. Saved {model} ({model.stat().st_size / 1e3:.0f} kB) and {picture}; loaded the model again: its predictions are",
-    )
-    note(
-        False,
-        f"   {'the same' if same else 'NOT the same'}. The first ten test digits: predicted {predicted[:10].tolist()}, true {truth[:10].tolist()}.",
+        f"3. Saved {model} ({size:.0f} kB) and {picture}; loaded the model again: its predictions are "
+        f"{'the same' if same else 'NOT the same'}. The first ten test digits: predicted {predicted[:10].tolist()}, "
+        f"true {truth[:10].tolist()}.",
     )
     note(False, ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))

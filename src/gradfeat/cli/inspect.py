@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from pathlib import Path
 
 import torch
 
 from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
-from gradfeat.cli.show import note, table
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
+from gradfeat.progress import Progress
 
 
 def run(
@@ -25,7 +25,10 @@ def run(
         return
     found = resolve(backbone, weights=weights or _no_download(backbone), image_size=image_size, random_state=0)
     example = torch.randn(3, *input_shape(found))
-    result = inspect_network(found.network, example, features=found.features, theta2=theta2, most=most)
+    with Progress(not json).step("candidates of θ₂") as done:
+        result = inspect_network(
+            found.network, example, features=found.features, theta2=theta2, most=most, progress=done
+        )
     if json:
         about = {
             "backbone": found.name,
@@ -34,7 +37,7 @@ def run(
             "notes": list(found.notes),
             **result.to_dict(),
         }
-        sys.stdout.write(json_module.dumps(about, indent=2) + "\n")
+        print_json(about)
         return
     _show_network(found, example, result)
 
@@ -64,7 +67,7 @@ def _is_model(path: Path) -> bool:
 def _show_model(path: Path, json: bool) -> None:
     about, tensors = read(path)
     if json:
-        sys.stdout.write(json_module.dumps(about, indent=2) + "\n")
+        print_json(about)
         return
     backbone, classes = about["backbone"], about["class_names"] or (about["classes"] or {}).get("values", [])
     rows: list[list[str]] = [
@@ -89,41 +92,35 @@ def _show_model(path: Path, json: bool) -> None:
 
 
 def _show_network(backbone: Backbone, example: torch.Tensor, result: Inspection) -> None:
-    header = [
-        "θ₂ up to",
-        "parameters",
-        "z₀ / sample",
-        "residuals / sample",
-        "below θ₂",
-        "primal",
-        "full: pass",
-        "fine-tuning: pass",
-    ]
+    shape = " × ".join(str(size) for size in example.shape[1:])
+    note(
+        False,
+        f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters\n"
+        f"theta2='auto' takes {result.auto}",
+    )
+    header = ["θ₂ from", "parameters", "z₀", "residuals", "once", "full", "finetune"]
     rows = [
         [
             row.name,
-            f"{row.parameters:,}",
+            _count(row.parameters),
             _bytes(row.z0_bytes),
             _bytes(row.residual_bytes),
-            _operations(row.bottom_macs),
-            _operations(row.primal_macs),
-            _operations(row.full_macs),
-            _operations(row.finetune_macs),
+            _count(row.bottom_macs + row.primal_macs),
+            _count(row.full_macs),
+            _count(row.finetune_macs),
         ]
         for row in result.rows
     ]
-    shape = " × ".join(str(size) for size in example.shape[1:])
-    table(
-        header,
-        rows,
-        title=f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters",
-    )
+    table(header, rows)
     note(
         False,
-        "Costs are multiply-adds per sample; a pass is forward and backward. 'below θ₂' and 'primal' run once per sample.",
+        "Each row takes all rows above it along. z₀, residuals: memory for each sample that is kept. Multiply-adds "
+        "for each sample: once (θ₁, f(x) and residuals), and a training pass, forward and backward, of full and of "
+        "finetune.",
     )
-    note(False, f"theta2='auto' is {result.auto}. Each row takes all rows above it along.")
-    for text in [*result.notes, *backbone.notes]:
+    if result.more:
+        note(False, f"{result.more} more candidates below: --most {len(result.rows) + result.more} shows them all.")
+    for text in backbone.notes:
         note(False, text)
 
 
@@ -134,7 +131,7 @@ def _bytes(count: int) -> str:
     return f"{count} B"
 
 
-def _operations(count: int) -> str:
+def _count(count: int) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from typing import Any
+
+_LONG = 30  # a cell longer than this may be broken between words
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; the first column on the left, numbers on the right."""
+    """Print a table; the first column on the left, numbers on the right. Numbers and names are never broken."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = Table(title=title and Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
-        numeric = i > 0 and all(_is_number(row[i]) for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        cells = [row[i] for row in rows]
+        whole = [cell for cell in cells if len(cell) <= _LONG]
+        width = max(map(len, [*name.split(), *whole]), default=1)
+        numeric = i > 0 and all(_is_number(cell) for cell in cells)
+        shown.add_column(Text(name), justify="right" if numeric else "left", min_width=width, overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     Console().print(shown)
 
 
@@ -24,7 +34,12 @@ def note(silent: bool, text: str) -> None:
     if not silent:
         from rich.console import Console
 
-        Console().print(text, highlight=False, markup=False)
+        Console().print(text, highlight=False, markup=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_number(text: str) -> bool:

@@ -1,0 +1,149 @@
+"""What `predict` and `evaluate` do with a saved model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradfeat.adapter import load
+from gradfeat.cli.commands import class_names, labels, read
+from gradfeat.cli.show import note, print_json, table
+from gradfeat.comparison import PERCENT, TITLES, metrics_of, read_truth
+from gradfeat.data import Dataset, load_images
+from gradfeat.data.cifar import is_cifar
+from gradfeat.data.images import without_unreadable
+from gradfeat.data.voc import is_voc
+from gradfeat.errors import DataError
+
+
+def predict_command(
+    model: Path,
+    data: Path,
+    out: Path | None,
+    split: str,
+    data_format: str,
+    backbone: str | None,
+    weights: str | None,
+    skip: bool,
+    json: bool,
+) -> None:
+    """Write a line for each sample: its name, its class, and the probability of each class."""
+    estimator = _load(model, backbone, weights, json)
+    samples = _samples(data, split, data_format, skip)
+    X = samples.X
+    names = [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(path) for path in X]
+    table_of = _values if estimator.loss_.task == "regression" else _probabilities
+    header, rows = table_of(estimator, X)
+    if json:
+        text = json_module.dumps(
+            {
+                "model": str(model),
+                "predictions": [_entry(name, header, row) for name, row in zip(names, rows, strict=True)],
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        text += "\n"
+    else:
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["sample", *header])
+        for name, row in zip(names, rows, strict=True):
+            writer.writerow([name, *map(_cell, row)])
+        text = stream.getvalue()
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.write_text(text)
+        note(json, f"{len(names):,} predictions written to {out}")
+
+
+def evaluate_command(
+    model: Path,
+    data: Path,
+    split: str,
+    data_format: str,
+    backbone: str | None,
+    weights: str | None,
+    skip: bool,
+    json: bool,
+) -> None:
+    """Show the metrics of a saved model."""
+    estimator = _load(model, backbone, weights, json)
+    dataset = read(data, split, data_format, skip)
+    _check_same_task(model, estimator, dataset)
+    note(json, dataset.describe())
+    truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
+    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X).double().numpy(), truth)
+    if json:
+        print_json({"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), **metrics})
+        return
+    rows = [
+        [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
+    ]
+    table(["metric", "value"], rows, title=f"{model} on {dataset.name}")
+
+
+def _load(model: Path, backbone: str | None, weights: str | None, json: bool) -> Any:
+    estimator = load(model, backbone=backbone, weights=weights)
+    estimator.verbose = not json
+    return estimator
+
+
+def _samples(data: Path, split: str, data_format: str, skip: bool) -> Dataset:
+    """Read samples; images in a folder need no labels."""
+    data = data.expanduser()
+    layout = data_format == "auto" and data.exists() and data.suffix.lower() != ".npz"
+    if not layout or is_cifar(data) or is_voc(data):
+        return read(data, split, data_format, skip)
+    part = data / split if (data / split).is_dir() else data
+    dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
+    return without_unreadable(dataset, "skip" if skip else "raise")
+
+
+def _probabilities(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:
+    """Return the head and the rows of the predictions: class (for multi-label the classes), then all probabilities."""
+    known = getattr(estimator, "class_names_", None)
+    names = [str(name) for name in (estimator.classes_ if known is None else known)]
+    probability = estimator.predict_proba(X)
+    if estimator.multilabel_:
+        chosen: list[Any] = [[name for name, p in zip(names, row, strict=True) if p > 0.5] for row in probability]
+    else:
+        chosen = [names[index] for index in probability.argmax(1)]
+    return ["prediction", *names], [[label, *map(float, row)] for label, row in zip(chosen, probability, strict=True)]
+
+
+def _values(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:
+    values = estimator.predict(X)
+    if values.ndim == 1:
+        return ["prediction"], [[float(value)] for value in values]
+    return [f"prediction {i + 1}" for i in range(values.shape[1])], [list(map(float, row)) for row in values]
+
+
+def _entry(name: str, header: list[str], row: list[Any]) -> dict[str, Any]:
+    if header[0] != "prediction":
+        return {"sample": name, "prediction": row}
+    scores = {"probability": dict(zip(header[1:], row[1:], strict=True))} if len(row) > 1 else {}
+    return {"sample": name, "prediction": row[0], **scores}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else ";".join(value)
+
+
+def _check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:
+    """Refuse labels of another kind, or with other columns, than the model was fitted to."""
+    task = estimator.loss_.task
+    if dataset.task != task:
+        raise DataError(f"{model} is a {task} model, and {dataset.name} has {dataset.task} labels")
+    known = getattr(estimator, "class_names_", None)
+    if task == "multilabel" and known is not None and class_names(dataset, estimator.classes_) != known:
+        raise DataError(
+            f"{dataset.name} has the labels {', '.join(dataset.classes)}; {model} was fitted to {', '.join(known)}"
+        )
