@@ -332,6 +332,7 @@ CASES: dict[str, Callable[[], Call]] = {
     "feature_dropout": lambda: (aten.feature_dropout.default, [r(2, 3), 0.5, False]),
     "native_dropout": lambda: (aten.native_dropout.default, [r(2, 3), 0.5, False]),
     "atleast_1d": lambda: (aten.atleast_1d.default, [r()]),
+    "sort": lambda: (aten.sort.default, [r(3, 4), 1, True]),
     "sort-stable": lambda: (aten.sort.stable, [r(3, 4)], {"stable": True, "dim": 0}),
     "topk": lambda: (aten.topk.default, [r(3, 5), 2, 0, False]),
     "max-dim": lambda: (aten.max.dim, [r(3, 5), 1]),

@@ -215,8 +215,8 @@ def _why(error: Exception) -> str:
         )
     if "data-dependent" in text:
         return (
-            f"it takes a path, or makes a shape, that depends on the values of its data{at}. Choose with torch.where, or "
-            "name a module before that place as features="
+            f"it takes a path, or makes a shape, that depends on the values of its data{at}. Choose with torch.where, "
+            "or name a module before that place as features="
         )
     lines = [line for line in text.strip().splitlines() if line.strip() and not _ADVICE.search(line)]
     return "\n".join([f"torch.export says {type(error).__name__}: {lines[0] if lines else ''}", *lines[1:12]])
