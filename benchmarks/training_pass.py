@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 
 from gradfeat import GradientFeatureModel
-from gradfeat.linearize import linearize
+from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require
 

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from gradfeat.adapter import load
     from gradfeat.comparison import compare
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-    from gradfeat.linearize import Linearization, linearize
+    from gradfeat.linearization import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
 
 _HOME = {
-    "linearize": "gradfeat.linearize",
-    "Linearization": "gradfeat.linearize",
+    "linearize": "gradfeat.linearization",
+    "Linearization": "gradfeat.linearization",
     "GradientFeatureModel": "gradfeat.model",
     "GradientFeatureClassifier": "gradfeat.estimators",
     "GradientFeatureRegressor": "gradfeat.estimators",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gradfeat.errors import ConfigurationError
-from gradfeat.linearize import Linearization
-from gradfeat.linearize.linearization import Residuals
+from gradfeat.linearization import Linearization
+from gradfeat.linearization.linearization import Residuals
 
 LEVELS = ("residuals", "z0", "none")
 
@@ -27,7 +27,7 @@ class Batches(Protocol):
     def random(self) -> bool:
         """Whether a sample may change from pass to pass."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the samples at `indices`, as the network takes them."""

@@ -22,7 +22,7 @@ from gradfeat.cache import LEVELS
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
 from gradfeat.fitting import Fit, Problem, fit_mode, predict_logits, prepare
-from gradfeat.linearize import PARAMETRIZATIONS, Linearization, linearize
+from gradfeat.linearization import PARAMETRIZATIONS, Linearization, linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.merge import MergedNetwork, merge
 from gradfeat.model import MODES, GradientFeatureModel

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradfeat.cache import Batches, SampleStore
 from gradfeat.errors import ConvergenceError
-from gradfeat.linearize import Linearization
+from gradfeat.linearization import Linearization
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -23,7 +23,6 @@ from gradfeat.solvers.finetune import FINETUNE_GRID, Selection, select
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.probe import Probe, fit_probe
 from gradfeat.solvers.schedule import Schedule
-
 
 TRIAL_LENGTH = 0.25
 """Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""

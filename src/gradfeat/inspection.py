@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradfeat.linearize import Linearization, linearize
-from gradfeat.linearize.build import theta2_candidates
-from gradfeat.linearize.capture import Features
+from gradfeat.linearization import Linearization, linearize
+from gradfeat.linearization.build import theta2_candidates
+from gradfeat.linearization.capture import Features
 from gradfeat.progress import Step
 
 

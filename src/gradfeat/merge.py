@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError
-from gradfeat.linearize import Linearization
-from gradfeat.linearize.capture import FeatureExtractor, Features
+from gradfeat.linearization import Linearization
+from gradfeat.linearization.capture import FeatureExtractor, Features
 from gradfeat.model import GradientFeatureModel
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.linearize import Linearization, parametrization_scales
-from gradfeat.linearize.linearization import Residuals
+from gradfeat.linearization import Linearization, parametrization_scales
+from gradfeat.linearization.linearization import Residuals
 
 MODES = ("activation", "gradient", "full", "finetune")
 

@@ -84,7 +84,9 @@ def train(
                     break
             history.loss.append(total / count)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-                raise ConvergenceError(f"the weights left the finite numbers in epoch {len(history.loss)} with {schedule}")
+                raise ConvergenceError(
+                    f"the weights left the finite numbers in epoch {len(history.loss)} with {schedule}"
+                )
             finished = _copy(parameters)
             history.seconds = time.perf_counter() - start
             if on_epoch is not None:

@@ -7,6 +7,7 @@ features' conditioning, and the closed form for squared loss serves every penalt
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ def fit_probe(
     *,
     sample_weight: Tensor | None = None,
     penalty: float | str = "auto",
-    cv: int = 5,
+    cv: Any = 5,
     random_state: int | None = None,
     tolerance: float = 1e-6,
 ) -> Probe:
@@ -73,7 +74,7 @@ def fit_probe(
         loss: Cross-entropy, multi-label logistic, or squared.
         sample_weight: (n,).
         penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this data.
-        cv: Folds, fewer where a class is rare.
+        cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (fitted, held out).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
 
@@ -174,7 +175,9 @@ class _Basis:
             return self._closed_form(y.to(self.mean.dtype), penalty)
         z, dtype = self.coordinates, self.coordinates.dtype
         ridge = torch.cat([torch.full_like(self.variances, penalty), torch.zeros(1, dtype=dtype)])[:, None]
-        curvature = torch.cat([_CURVATURE * self.variances + penalty, torch.full((1,), _CURVATURE, dtype=dtype)])[:, None]
+        curvature = torch.cat([_CURVATURE * self.variances + penalty, torch.full((1,), _CURVATURE, dtype=dtype)])[
+            :, None
+        ]
         spread = curvature.rsqrt()
         shape = (z.shape[1], outputs)
 
@@ -240,10 +243,13 @@ def _cross_validate(
     return path
 
 
-def _folds(y: Tensor, loss: Loss, cv: int, random_state: int | None) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
     """Split the training data; a class with one sample is always in the part that is fitted."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
+    if not isinstance(cv, numbers.Integral):
+        given = cv.split(np.zeros(len(y)), y.numpy()) if hasattr(cv, "split") else cv
+        return [(np.asarray(seen), np.asarray(unseen)) for seen, unseen in given], ""
     n = len(y)
     note = ""
     if isinstance(loss, CrossEntropy):
@@ -263,7 +269,11 @@ def _folds(y: Tensor, loss: Loss, cv: int, random_state: int | None) -> tuple[li
         folds = min(cv, n)
         pairs = [tuple(pair) for pair in KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n))]  # type: ignore[misc]
     if folds < cv:
-        note = f"{folds} folds instead of {cv}: a class is rare" if isinstance(loss, CrossEntropy) else f"{folds} folds instead of {cv}"
+        note = (
+            f"{folds} folds instead of {cv}: a class is rare"
+            if isinstance(loss, CrossEntropy)
+            else f"{folds} folds instead of {cv}"
+        )
     if n >= ONE_FOLD_FROM:
         return pairs[:1], f"one held-out part of {len(pairs[0][1]):,} samples instead of {folds} folds"
     return pairs, note

@@ -58,13 +58,21 @@ class Schedule:
 
     def with_optimizer(self, other: Schedule) -> Schedule:
         """Return this length and batch size with another's optimizer and learning rate."""
-        return replace(other, iterations=self.iterations, halve_every=self.halve_every, batch_size=self.batch_size, clip_norm=self.clip_norm)
+        return replace(
+            other,
+            iterations=self.iterations,
+            halve_every=self.halve_every,
+            batch_size=self.batch_size,
+            clip_norm=self.clip_norm,
+        )
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the torch optimizer."""
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
-        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
 
 
 PAPER = Schedule("adam", 1e-3, 20_000, 80_000, 64, weight_decay=1e-6, betas=(0.5, 0.999))

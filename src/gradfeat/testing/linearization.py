@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradfeat.linearize import Linearization, linearize
-from gradfeat.linearize.capture import FeatureExtractor, Features, as_inputs
-from gradfeat.linearize.rules.fallback import plain_kernels
+from gradfeat.linearization import Linearization, linearize
+from gradfeat.linearization.capture import FeatureExtractor, Features, as_inputs
+from gradfeat.linearization.rules.fallback import plain_kernels
 from gradfeat.testing.oracle import expect_adjoint, expect_close, jacobian_vector_product
 
 

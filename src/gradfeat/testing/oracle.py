@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfeat.linearize.rules.fallback import plain_kernels
+from gradfeat.linearization.rules.fallback import plain_kernels
 
 
 def jacobian_vector_product(

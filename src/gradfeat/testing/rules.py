@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from gradfeat.linearize.capture import Captured
-from gradfeat.linearize.trace import Trace
+from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.trace import Trace
 from gradfeat.testing.oracle import expect_adjoint, expect_close, jacobian_vector_product, real_outputs
 
 

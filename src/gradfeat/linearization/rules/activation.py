@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradfeat.linearize.rules import rule
-from gradfeat.linearize.trace import Dual, Symbol, Trace
+from gradfeat.linearization.rules import rule
+from gradfeat.linearization.trace import Dual, Symbol, Trace
 
 aten = torch.ops.aten
 

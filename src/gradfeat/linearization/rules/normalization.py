@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearize.rules import rule
-from gradfeat.linearize.trace import Dual, Symbol, Trace, total
+from gradfeat.linearization.rules import rule
+from gradfeat.linearization.trace import Dual, Symbol, Trace, total
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from gradfeat.errors import Theta2Error, did_you_mean
-from gradfeat.linearize.capture import Captured
+from gradfeat.linearization.capture import Captured
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, Theta2Error
-from gradfeat.linearize import linearize
-from gradfeat.linearize.build import theta2_candidates
+from gradfeat.linearization import linearize
+from gradfeat.linearization.build import theta2_candidates
 
 
 class Block(nn.Module):

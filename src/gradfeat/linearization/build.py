@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gradfeat.errors import BatchDependenceError, ConfigurationError, LinearizationError, Theta2Error
-from gradfeat.linearize.capture import (
+from gradfeat.linearization.capture import (
     Captured,
     FeatureExtractor,
     Features,
@@ -20,13 +20,13 @@ from gradfeat.linearize.capture import (
     evaluation_mode,
     flatten_inputs,
 )
-from gradfeat.linearize.fold import Folding, fold_batchnorms
-from gradfeat.linearize.layout import agree, find_layout
-from gradfeat.linearize.linearization import Blueprint, Linearization
-from gradfeat.linearize.programs import Parts, build_module, emit_program, emit_tangent
-from gradfeat.linearize.rules import RULES
-from gradfeat.linearize.theta2 import Candidate, candidates, select
-from gradfeat.linearize.trace import Trace
+from gradfeat.linearization.fold import Folding, fold_batchnorms
+from gradfeat.linearization.layout import agree, find_layout
+from gradfeat.linearization.linearization import Blueprint, Linearization
+from gradfeat.linearization.programs import Parts, build_module, emit_program, emit_tangent
+from gradfeat.linearization.rules import RULES
+from gradfeat.linearization.theta2 import Candidate, candidates, select
+from gradfeat.linearization.trace import Trace
 
 
 def linearize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradfeat.linearize import Linearization, linearize
+from gradfeat.linearization import Linearization, linearize
 
 KINDS: dict[str, tuple[Any, dict[str, Any], tuple[int, ...]]] = {
     "linear": (nn.Linear, {}, ()),

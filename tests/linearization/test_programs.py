@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradfeat.errors import BatchDependenceError, ConfigurationError, GradfeatWarning, LinearizationError
-from gradfeat.linearize import Linearization, linearize, parametrization_scales
+from gradfeat.linearization import Linearization, linearize, parametrization_scales
 
 
 class Function(nn.Module):

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gradfeat.linearize.capture import Captured
-from gradfeat.linearize.trace import Trace, samples_factor
+from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.trace import Trace, samples_factor
 
 aten = torch.ops.aten
 

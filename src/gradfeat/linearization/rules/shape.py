@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearize.rules import rule
-from gradfeat.linearize.trace import Dual, Trace
+from gradfeat.linearization.rules import rule
+from gradfeat.linearization.trace import Dual, Trace
 
 aten = torch.ops.aten
 

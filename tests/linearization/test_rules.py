@@ -9,7 +9,7 @@ import torch
 from rule_cases import CASES, REFERENCES, WITHOUT_RULE, Call
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearize.rules import RULES
+from gradfeat.linearization.rules import RULES
 from gradfeat.testing import check_rule
 
 aten = torch.ops.aten

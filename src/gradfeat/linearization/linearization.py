@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.linearize.capture import flatten_inputs
-from gradfeat.linearize.fold import Folding
-from gradfeat.linearize.layout import Layout
-from gradfeat.linearize.programs import Parts, build_module, prefer_channels_last
+from gradfeat.linearization.capture import flatten_inputs
+from gradfeat.linearization.fold import Folding
+from gradfeat.linearization.layout import Layout
+from gradfeat.linearization.programs import Parts, build_module, prefer_channels_last
 
 Residuals = tuple[Tensor, ...]
 

@@ -59,7 +59,7 @@ def has_derivative(node: fx.Node) -> bool:
     return schema is None or schema.name.split("::")[-1] not in _CONSTANT
 
 
-from gradfeat.linearize.rules import (  # noqa: E402  (they register themselves)
+from gradfeat.linearization.rules import (  # noqa: E402  (they register themselves)
     activation,
     arithmetic,
     attention,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradfeat.errors import MissingDependencyError
-from gradfeat.linearize import linearize
+from gradfeat.linearization import linearize
 from gradfeat.optional import require
 from gradfeat.testing import check_linearization
 

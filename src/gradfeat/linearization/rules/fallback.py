@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from gradfeat.linearize.trace import Dual, Trace
+from gradfeat.linearization.trace import Dual, Trace
 
 
 def fallback(trace: Trace, node: fx.Node, *args: Any, **kwargs: Any) -> Any:

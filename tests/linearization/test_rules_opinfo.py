@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearize.rules import RULES
+from gradfeat.linearization.rules import RULES
 from gradfeat.testing import check_rule
 
 MOST = 2  # samples of one operation; they are spread over all that torch has

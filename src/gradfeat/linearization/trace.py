@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearize.capture import Captured
+from gradfeat.linearization.capture import Captured
 
 aten = torch.ops.aten
 
@@ -63,7 +63,7 @@ class Trace:
     def __init__(
         self, captured: Captured, theta2: Sequence[str], *, rules: Mapping[Any, Callable[..., Any]] | None = None
     ) -> None:
-        from gradfeat.linearize.rules import RULES
+        from gradfeat.linearization.rules import RULES
 
         self.captured = captured
         self.rules = RULES if rules is None else rules
@@ -149,8 +149,8 @@ class Trace:
         return self._tangent_of.get(self.captured.output)
 
     def _visit(self, node: fx.Node) -> None:
-        from gradfeat.linearize.rules import has_derivative
-        from gradfeat.linearize.rules.fallback import fallback
+        from gradfeat.linearization.rules import has_derivative
+        from gradfeat.linearization.rules.fallback import fallback
 
         if node.target is operator.getitem:
             source, index = cast(tuple[fx.Node, int], node.args)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.linearize.linearization import Linearization
+from gradfeat.linearization.linearization import Linearization
 
 PARAMETRIZATIONS = ("standard", "ntk_fan_in", "ntk_fan_out")
 """``ntk_fan_in`` as in Jacot et al. (``ntk`` means it too); ``ntk_fan_out``: output channels, the paper's code."""

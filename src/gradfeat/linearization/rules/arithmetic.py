@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradfeat.linearize.rules import rule
-from gradfeat.linearize.trace import Dual, Trace, total
+from gradfeat.linearization.rules import rule
+from gradfeat.linearization.trace import Dual, Trace, total
 
 aten = torch.ops.aten
 

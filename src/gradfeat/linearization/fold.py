@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from gradfeat.linearize.capture import Captured
+from gradfeat.linearization.capture import Captured
 
 aten = torch.ops.aten
 
