@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 
 FORMAT_VERSION = 1
-_KEY = "gradfeat"
+_KEY = "gradfeat_model"  # an encoder file, of gradfeat.pretrain, has the key "gradfeat"
 _SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss")
 _OPTIONAL = ("class_names_", "feature_names_in_", "n_features_in_", "_one_output")
 _DTYPES = {

@@ -1,7 +1,7 @@
 """What is kept of every sample between passes: its residuals, or z₀, or nothing.
 
-Nothing below θ₂ and nothing in the residuals depends on what is trained. So the bottom runs once for each sample, and with kept
-residuals a pass costs only the tangent and its backward. Memory decides how much is kept.
+Nothing below θ₂ and nothing in the residuals depends on what is trained. So the bottom runs once for each sample, and
+with kept residuals a pass costs only the tangent and its backward. Memory decides how much is kept.
 """
 
 from __future__ import annotations

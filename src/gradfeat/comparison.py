@@ -16,12 +16,13 @@ from torch import Tensor
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, did_you_mean
-from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor, check_lengths, labels_of
+from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.fitting import Fit, Problem, batch_logits, fit_mode
 from gradfeat.losses import Loss
 from gradfeat.metrics import accuracy, log_loss, mean_average_precision, r2, rmse
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.validation import check_lengths, labels_of
 
 TITLES = {
     "accuracy": "accuracy %",

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn.exceptions
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.cache import LEVELS
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
 from gradfeat.fitting import Fit, Problem, fit_mode, predict_logits, prepare
 from gradfeat.linearization import PARAMETRIZATIONS, Linearization, linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
@@ -28,12 +27,9 @@ from gradfeat.merge import MergedNetwork, merge
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, labels_of, read_weight
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
-    """The estimator has not been fitted yet."""
 
 
 class _GradientFeatureEstimator(BaseEstimator):
@@ -84,7 +80,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    # ---- what a fit does ------------------------------------------------------------------------------------------------
+    # ---- what a fit does --------------------------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
         problem = self._prepare(X, y, loss, weight)
@@ -94,13 +90,14 @@ class _GradientFeatureEstimator(BaseEstimator):
         """Linearize the network, run the bottom on X, and fit the probe."""
         self._check_parameters()
         # what a callable or random weights were made from, so that `gradfeat.load` can make them again
-        self._built_from = {"X_shape": getattr(X, "shape", None), "random_state": self._seed()}
+        self._built_from: dict[str, Any] = {"X_shape": getattr(X, "shape", None), "random_state": self._seed()}
         backbone = resolve(
             self.backbone,
             weights=self.weights,
             preprocessing=self.preprocessing,
             image_size=self.image_size,
-            **self._built_from,
+            X_shape=self._built_from["X_shape"],
+            random_state=self._built_from["random_state"],
         )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
         keep = np.flatnonzero(weight) if weight is not None else None
@@ -163,7 +160,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
         self.n_iter_ = len(fit.history.loss) if fit.history is not None else 1
 
-    # ---- what a fitted estimator does -----------------------------------------------------------------------------------
+    # ---- what a fitted estimator does -------------------------------------------------------------------------------
 
     @property
     def linearization_(self) -> Linearization:
@@ -189,6 +186,9 @@ class _GradientFeatureEstimator(BaseEstimator):
         self._check_fitted()
         X = self._read_X(X, reset=False)
         inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
+        found, fitted = tuple(inputs.example(1).shape[1:]), tuple(self.example_.shape[1:])
+        if found != fitted:
+            raise DataError(f"X has samples of shape {found}; the model was fitted to samples of shape {fitted}")
         return predict_logits(self._fitted_model(), inputs, self.batch_size, Progress(self.verbose)).cpu()
 
     def save(self, path: str | Path) -> Path:
@@ -219,7 +219,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         """Leave out the programs, which are built again when they are needed."""
         return {**super().__getstate__(), "_model": None}
 
-    # ---- checks ---------------------------------------------------------------------------------------------------------
+    # ---- checks -----------------------------------------------------------------------------------------------------
 
     def _read_X(self, X: Any, *, reset: bool) -> Any:
         """Check X; tables become float arrays, everything else goes to `Inputs`."""
@@ -232,7 +232,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
 
     def _seed(self) -> int | None:
-        state = self.random_state
+        state: Any = self.random_state
         if state is None or isinstance(state, numbers.Integral):
             return None if state is None else int(state)
         return int(state.randint(2**31 - 1))
@@ -305,10 +305,10 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     """Classify with a linear model over the activations and gradients of a pre-trained network.
 
     Args:
-        backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18"), or a callable that builds a module from the
-            shape of X.
-        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), or names of modules or
-            parameters or globs, one or a list.
+        backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18"), or a callable that builds a module
+            from the shape of X.
+        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), or names of
+            modules or parameters or globs, one or a list.
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "adam" or "sgd", with the paper's schedule; "auto" is "adam".
         penalty: L2 penalty of the probe, ``mean loss + penalty/2 ‖ω̄‖²``; "auto" chooses it by cross-validation.
@@ -402,10 +402,10 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         """Fit to labelled samples.
 
         Args:
-            X: n samples: a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths, or a
-                torch Dataset.
-            y: Labels, (n,), or an indicator matrix (n, c) for multi-label targets (NaN where a label is to be ignored). May be
-                left out for a Dataset of pairs.
+            X: n samples: a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of
+                image paths, or a torch Dataset.
+            y: Labels, (n,), or an indicator matrix (n, c) for multi-label targets (NaN where a label is to be
+                ignored). May be left out for a Dataset of pairs.
             sample_weight: A weight for each sample, (n,).
 
         Raises:
@@ -538,51 +538,3 @@ class GradientFeatureRegressor(RegressorMixin, _GradientFeatureEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> Any:
-    """Return y, or the labels of a Dataset of pairs."""
-    if y is not None:
-        return y
-    found = (
-        Inputs(X).labels() if isinstance(X, torch.utils.data.Dataset) else X.labels() if isinstance(X, Inputs) else None
-    )
-    if found is None:
-        raise DataError(
-            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a Dataset of pairs "
-            "brings its own)"
-        )
-    return found
-
-
-def check_lengths(X: Any, targets: np.ndarray) -> None:
-    """Refuse X and y of different lengths."""
-    n = len(X)
-    if n != len(targets):
-        raise DataError(f"X has {n} samples and y has {len(targets)} labels")
-
-
-def is_indicator(y: np.ndarray) -> bool:
-    """Whether y is a matrix (n, c) with c > 1."""
-    return y.ndim == 2 and y.shape[1] > 1
-
-
-def indicator(y: np.ndarray) -> np.ndarray:
-    """Check an indicator matrix: 0, 1, and NaN for a label that is to be ignored."""
-    values = y.astype(float)
-    if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-        raise DataError(
-            "y is a matrix, so it is read as a multi-label indicator, but it has values besides 0 and 1: Unknown label type. "
-            "For multi-class labels give a vector (n,)"
-        )
-    return values
-
-
-def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
-    """Check sample weights: finite, none below zero, one for each sample."""
-    if sample_weight is None:
-        return None
-    weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
-    if (weight < 0).any():
-        raise DataError("sample_weight must not be negative")
-    return weight

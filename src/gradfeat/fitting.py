@@ -126,9 +126,9 @@ def fit_mode(
 ) -> Fit:
     """Train one of the four models (step 3).
 
-    `activation` is the probe, which has converged already. `gradient` and `full` are trained by `schedule`. `finetune` is
-    trained by ordinary back-propagation through the same layers for as many epochs, with an optimizer and learning rate
-    chosen by runs a quarter as long, on a fifth of the training data that they have not seen.
+    `activation` is the probe, which has converged already. `gradient` and `full` are trained by `schedule`.
+    `finetune` is trained by ordinary back-propagation through the same layers for as many epochs, with an optimizer
+    and learning rate chosen by runs a quarter as long, on a fifth of the training data that they have not seen.
 
     Args:
         problem: From `prepare`.

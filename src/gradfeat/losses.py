@@ -73,7 +73,7 @@ class CrossEntropy(Loss):
 
 
 class MultiLabelLogistic(Loss):
-    """Independent logistic losses, the mean over a sample's labels; y is (n, k) with 0, 1, and NaN for a label to ignore.
+    """Independent logistic losses, the mean over a sample's labels; y is (n, k), 0, 1, or NaN for a label to ignore.
 
     Ignored labels add nothing; the mean is over k all the same, so that every label that counts weighs the same.
 

@@ -43,7 +43,8 @@ class MergedNetwork(nn.Module):
 def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
     """Return a copy of the network with θ̄₂ + w₂ in place of θ̄₂, and w₁, b as its head.
 
-    A change of a folded weight is written back into the layer and its batch norm, so that the architecture stays as it was.
+    A change of a folded weight is written back into the layer and its batch norm, so that the architecture stays as
+    it was.
 
     Raises:
         ConfigurationError: The model is of mode `gradient`, which no network computes.

@@ -1,9 +1,9 @@
 """Metrics: accuracy, log loss, average precision in its three readings, calibration error, R², RMSE.
 
-Average precision of a class ranks samples by score, highest first. Samples with the same score enter together, as one threshold, so that
-the order of the data decides nothing. "area" is the area under the monotone envelope of precision over recall (VOC from 2010 on),
-"11point" the mean of that envelope at recalls 0, 0.1, ... 1 (VOC 2007), and "step" the sum of precision times the gain in recall
-(scikit-learn's `average_precision_score`).
+Average precision of a class ranks samples by score, highest first. Samples with the same score enter together, as one
+threshold, so that the order of the data decides nothing. "area" is the area under the monotone envelope of precision
+over recall (VOC from 2010 on), "11point" the mean of that envelope at recalls 0, 0.1, ... 1 (VOC 2007), and "step"
+the sum of precision times the gain in recall (scikit-learn's `average_precision_score`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def log_loss(y_true: Any, probability: Any) -> float:
     """Return the mean of ``-log p``; probabilities are kept away from 0 and 1 by float64's ε.
 
     Args:
-        y_true: Class indices, (n,), for one class a sample; or a 0/1 matrix (n, c) for independent labels, NaN where one is ignored.
+        y_true: Class indices, (n,), for one class a sample; or a 0/1 matrix (n, c) for independent labels, NaN where
+            one is ignored.
         probability: (n, c).
 
     Example:
@@ -158,7 +159,7 @@ def expected_calibration_error(y_true: Any, probability: Any, bins: int = 15) ->
 
 
 def r2(y_true: Any, y_pred: Any) -> float:
-    """Return R², the mean over outputs, of (n, k) targets; an output that never varies counts 1 if it is met exactly, else 0."""
+    """Return R², the mean over outputs, of (n, k) targets; one that never varies counts 1 if met exactly, else 0."""
     true, predicted = _pair(y_true, y_pred)
     residual = ((true - predicted) ** 2).sum(0)
     spread = ((true - true.mean(0)) ** 2).sum(0)

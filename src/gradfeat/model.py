@@ -27,15 +27,16 @@ class GradientFeatureModel(nn.Module):
     finetune      w₁ᵀf(x; θ̄₂ + w₂) + b    w₁, b, θ₂
     ============  ======================  =================
 
-    w₁ starts at ω̄ and w₂ at zero, so that `full` starts as the probe (and `finetune` at the pre-trained network with the probe
-    as its head). ω̄ and θ̄₂ never move.
+    w₁ starts at ω̄ and w₂ at zero, so that `full` starts as the probe (and `finetune` at the pre-trained network with
+    the probe as its head). ω̄ and θ̄₂ never move.
 
     Args:
         linearization: The network's three programs.
         omega: The probe ω̄, (d, c); copied.
         mode: One of the four.
         parametrization: "standard", "ntk_fan_in" or "ntk_fan_out": the variables that w₂ is trained in.
-        bias: The probe's intercept, (c,), where b starts; zero if not given. (`gradient` starts at zero: it has no probe in it.)
+        bias: The probe's intercept, (c,), where b starts; zero if not given. (`gradient` starts at zero: it has no
+            probe in it.)
 
     Raises:
         ConfigurationError: An unknown mode or parametrization, or an ω̄ of another shape.

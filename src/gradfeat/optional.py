@@ -37,8 +37,9 @@ _library: object | None = None
 def _declare_torchvision_operators() -> None:
     """Let a torchvision built for CUDA be imported beside a CPU build of torch.
 
-    Such a torchvision fails at import with "operator torchvision::nms does not exist", and takes timm with it. Declaring
-    the operators first makes models, transforms and data sets work; the operators themselves stay unavailable.
+    Such a torchvision fails at import with "operator torchvision::nms does not exist", and takes timm with it.
+    Declaring the operators first makes models, transforms and data sets work; the operators themselves stay
+    unavailable.
     """
     global _library
     import importlib.util

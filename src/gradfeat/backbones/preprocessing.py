@@ -121,4 +121,5 @@ def build(
         )
     if "channels" not in merged:
         merged["channels"] = len(merged["mean"])
-    return Preprocessing(**{name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in merged.items()}
+    return Preprocessing(**fields)

@@ -69,19 +69,21 @@ def _show_model(path: Path, json: bool) -> None:
     if json:
         print_json(about)
         return
-    backbone, classes = about["backbone"], about["class_names"] or (about["classes"] or {}).get("values", [])
+    backbone = about["backbone"]
+    classes = about["fitted"].get("class_names_") or (about["classes"] or {}).get("values", [])
     rows: list[list[str]] = [
         ["model", f"{about['settings']['mode']}, {about['task']}, {tensors['w1'].shape[1]} outputs"],
-        ["classes", ", ".join(map(str, classes[:20])) + (" ..." if len(classes) > 20 else "")],
+        *([["classes", ", ".join(map(str, classes[:20])) + (" ..." if len(classes) > 20 else "")]] if classes else []),
         [
             "backbone",
-            f"{backbone['name']}, {backbone['summary']['class']}, {backbone['summary']['n_parameters']:,} parameters",
+            f"{backbone['name'] or 'a module'}, {backbone['summary']['class']}, "
+            f"{backbone['summary']['n_parameters']:,} parameters",
         ],
         ["fingerprint", backbone["fingerprint"]],
         ["features", "the network's output" if backbone["features"] is None else backbone["features"]],
         ["θ₂", ", ".join(about["theta2_names"])],
         ["parametrization", about["settings"]["parametrization"]],
-        ["probe penalty", f"{about['penalty']:.3g}"],
+        ["probe penalty", f"{about['probe']['penalty']:.3g}"],
         ["preprocessing", json_module.dumps(about["preprocessing"])],
         [
             "written by",

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in their official binary and python layouts.
 
-The python layout is made of pickles, which can run code when they are read. They are read here by an unpickler that knows only what
-these files are made of (numpy arrays and plain containers) and refuses anything else.
+The python layout is made of pickles, which can run code when they are read. They are read here by an unpickler that
+knows only what these files are made of (numpy arrays and plain containers) and refuses anything else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def load_cifar(path: Path, split: str) -> Dataset:
     """Read CIFAR-10 or CIFAR-100 (its 100 fine labels).
 
     Args:
-        path: ``cifar-10-batches-bin``, ``cifar-10-batches-py``, ``cifar-100-binary``, ``cifar-100-python``, or the folder around it.
+        path: ``cifar-10-batches-bin``, ``cifar-10-batches-py``, ``cifar-100-binary``, ``cifar-100-python``, or the
+            folder around it.
         split: "train" (all training batches that are there) or "test".
 
     Returns:
@@ -96,7 +97,7 @@ def _find(path: Path) -> tuple[Path, _Layout] | None:
     if not path.is_dir():
         return None
     for layout in (*_BINARY, *_PYTHON):
-        if path.name == layout.folder or (path / layout.meta).is_file() and any(path.glob(layout.train)):
+        if path.name == layout.folder or ((path / layout.meta).is_file() and any(path.glob(layout.train))):
             return path, layout
     for layout in (*_BINARY, *_PYTHON):
         if (path / layout.folder).is_dir():
@@ -119,7 +120,8 @@ def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
     labels, pixels = np.asarray(_entry(file, key)), np.asarray(_entry(file, b"data"))
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS or labels.shape != (len(pixels),):
         raise DataError(
-            f"{file}: expected uint8 data (n, {PIXELS}) and n labels, found {pixels.dtype} {pixels.shape} and {labels.shape}"
+            f"{file}: expected uint8 data (n, {PIXELS}) and n labels, found {pixels.dtype} {pixels.shape} and "
+            f"{labels.shape}"
         )
     return labels.astype(np.int64), pixels
 

@@ -18,13 +18,13 @@ def is_voc(path: Path) -> bool:
 def load_voc(path: Path, split: str) -> Dataset:
     """Read image-level labels of the VOC devkit.
 
-    In the lists 1 means present, -1 absent, and 0 `difficult`: that entry counts neither in training nor in the average precision of
-    its class, as in the devkit, and is True in the data set's `ignore`.
+    In the lists 1 means present, -1 absent, and 0 `difficult`: that entry counts neither in training nor in the
+    average precision of its class, as in the devkit, and is True in the data set's `ignore`.
 
     Args:
         path: ``VOCdevkit/VOC2007``, ``VOCdevkit``, or the folder that holds it.
-        split: "train", "val", "trainval" or "test". As the VOC07 protocol trains on trainval, "train" means trainval where that list
-            is there; "train-only" means the train list itself.
+        split: "train", "val", "trainval" or "test". As the VOC07 protocol trains on trainval, "train" means trainval
+            where that list is there; "train-only" means the train list itself.
 
     Returns:
         Paths of the images, and an indicator (n, c); the classes are those with a list, sorted.

@@ -178,6 +178,7 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     except ConfigurationError:
         raise
     except Exception as error:  # torch.export raises many types; the reason is in the message
+        _refuse_input(extractor, args, kwargs)
         raise LinearizationError(
             f"{type(network).__name__} cannot be captured with a free batch size: {_why(error)}"
         ) from error
@@ -188,6 +189,18 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
                 table.pop(operation)
             program = program.run_decompositions(table)
     return _read_program(program, network, notes)
+
+
+def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Say so if the network cannot take the example at all, exported or not."""
+    try:
+        with evaluation_mode(extractor), torch.no_grad():
+            extractor(args, kwargs)
+    except Exception as error:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        raise ConfigurationError(
+            f"{type(extractor.network).__name__} cannot take an input of shape {', '.join(map(str, shapes))}: {error}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def train(
     generator: torch.Generator,
     on_epoch: Callable[[int, History], None] | None = None,
 ) -> History:
-    """Minimise a mean loss over n samples by minibatches in random order; the last, smaller batch of an epoch is used too.
+    """Minimise a mean loss over n samples by minibatches in random order; the last, smaller one is used too.
 
     Args:
         parameters: What is trained, in place.
@@ -71,7 +71,8 @@ def train(
                 value = loss.item()
                 if not math.isfinite(value):
                     raise ConvergenceError(
-                        f"the loss became {value} in epoch {len(history.loss) + 1} with {schedule}; the weights are those of the epoch before"
+                        f"the loss became {value} in epoch {len(history.loss) + 1} with {schedule}; the weights are "
+                        "those of the epoch before"
                     )
                 loss.backward()
                 if schedule.clip_norm is not None:

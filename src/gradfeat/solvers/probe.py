@@ -1,8 +1,9 @@
 """Step 2 of the method: the linear probe ω̄ on the activations, converged, its penalty chosen by cross-validation.
 
-The probe minimises ``mean loss(fᵀω + b, y) + penalty/2 ‖ω‖²`` (b is free). Features are centred and rotated to the eigenbasis of their
-second moments, where a diagonal change of scale makes the problem round: L-BFGS then needs some tens of iterations whatever the
-features' conditioning, and the closed form for squared loss serves every penalty with one decomposition.
+The probe minimises ``mean loss(fᵀω + b, y) + penalty/2 ‖ω‖²`` (b is free). Features are centred and rotated to the
+eigenbasis of their second moments, where a diagonal change of scale makes the problem round: L-BFGS then needs some
+tens of iterations whatever the features' conditioning, and the closed form for squared loss serves every penalty with
+one decomposition.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def fit_probe(
         y: Targets for `loss`.
         loss: Cross-entropy, multi-label logistic, or squared.
         sample_weight: (n,).
-        penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this data.
+        penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this
+            data.
         cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (fitted, held out).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
@@ -216,7 +218,7 @@ def _cross_validate(
     penalties: list[float],
     folds: list[tuple[np.ndarray, np.ndarray]],
 ) -> list[tuple[float, float, float]]:
-    """Return (penalty, mean held-out loss, standard error), from heavy to light until the loss has risen for some steps."""
+    """Return (penalty, mean held-out loss, standard error), from heavy to light until the loss has risen a while."""
     single = f.float()  # choosing needs no more digits
 
     def prepare(fold: tuple[np.ndarray, np.ndarray]) -> tuple[_Basis, Tensor, Tensor, Tensor, Tensor | None]:
@@ -250,7 +252,7 @@ def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None) -> tuple[li
     if not isinstance(cv, numbers.Integral):
         given = cv.split(np.zeros(len(y)), y.numpy()) if hasattr(cv, "split") else cv
         return [(np.asarray(seen), np.asarray(unseen)) for seen, unseen in given], ""
-    n = len(y)
+    n, most = len(y), int(cv)
     note = ""
     if isinstance(loss, CrossEntropy):
         labels = y.numpy()
@@ -259,16 +261,16 @@ def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None) -> tuple[li
         alone = np.flatnonzero(counts[labels] == 1)
         if not len(often):
             return [], "every class has one sample: the penalty is the features' mean variance, not chosen"
-        folds = int(min(cv, counts[counts >= 2].min()))
+        folds = min(most, int(counts[counts >= 2].min()))
         splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=random_state)
         splits: Iterator[Any] = splitter.split(often, labels[often])
         pairs = [(np.sort(np.concatenate([often[a], alone])), often[b]) for a, b in splits]
     else:
         if n < 3:
             return [], "too few samples for cross-validation: the penalty is the features' mean variance, not chosen"
-        folds = min(cv, n)
-        pairs = [tuple(pair) for pair in KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n))]  # type: ignore[misc]
-    if folds < cv:
+        folds = min(most, n)
+        pairs = [tuple(pair) for pair in KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n))]
+    if folds < most:
         note = (
             f"{folds} folds instead of {cv}: a class is rare"
             if isinstance(loss, CrossEntropy)
