@@ -27,7 +27,15 @@ from gradfeat.merge import MergedNetwork, merge
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
-from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, labels_of, read_weight
+from gradfeat.validation import (
+    NotFittedError,
+    check_lengths,
+    indicator,
+    is_indicator,
+    labels_of,
+    read_weight,
+    refuse_missing,
+)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -431,12 +439,11 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
                 )
         else:
             y = column_or_1d(y, warn=True)
+            refuse_missing(y)
             check_classification_targets(y)
-            if y.dtype.kind == "f" and not np.isfinite(y).all():
-                raise DataError("y has labels that are NaN or infinite")
             self.classes_, targets = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
-                raise DataError(f"y has one class only ({self.classes_[0]!r}): a classifier needs at least two classes")
+                raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
             loss = CrossEntropy()
         if self.loss not in ("auto", loss.name):
             raise ConfigurationError(

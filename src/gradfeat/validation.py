@@ -64,3 +64,16 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
     return weight
+
+
+def refuse_missing(y: np.ndarray) -> None:
+    """Refuse labels that are NaN, infinite or None; the message says how many, and the first."""
+    if y.dtype.kind == "f":
+        missing = ~np.isfinite(y)
+    elif y.dtype.kind == "O":
+        missing = np.array([label is None or label != label for label in y], dtype=bool)
+    else:
+        return
+    if missing.any():
+        count, first = int(missing.sum()), int(missing.argmax())
+        raise DataError(f"y contains NaN, infinite or missing labels: {count} of {len(y)}, first in sample {first}")

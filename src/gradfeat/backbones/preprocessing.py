@@ -121,5 +121,5 @@ def build(
         )
     if "channels" not in merged:
         merged["channels"] = len(merged["mean"])
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in merged.items()}
-    return Preprocessing(**fields)
+    arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in merged.items()}
+    return Preprocessing(**arguments)
