@@ -75,16 +75,20 @@ def save(estimator: Any, path: str | Path) -> Path:
     if bad:
         raise AdapterError(f"nothing was saved: values that are not finite in {', '.join(bad)}")
     metadata = {_KEY: json.dumps(_describe(estimator))}
-    path.parent.mkdir(parents=True, exist_ok=True)
     # beside the file, so that putting it in place is a rename within one file system, which is atomic
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        permissions = temporary.stat().st_mode  # as the user's files have them; safetensors makes its own private
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(permissions)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
     return path
 
 

@@ -144,7 +144,7 @@ class Comparison:
         Raises:
             ConfigurationError: No model was finished.
         """
-        from gradfeat.plots import bar_chart
+        from gradfeat.plots import dot_chart
 
         main = self._main_metric()
         factor = 100 if main in PERCENT else 1
@@ -152,7 +152,8 @@ class Comparison:
         errors = None
         if main == "accuracy":
             errors = [100 * math.sqrt(row.metrics[main] * (1 - row.metrics[main]) / self.n_test) for row in self.rows]
-        return bar_chart(path, [row.mode for row in self.rows], values, TITLES[main], errors=errors, title=title)
+        label = TITLES[main] if errors is None else f"{TITLES[main]} (± standard error)"
+        return dot_chart(path, [row.mode for row in self.rows], values, label, errors=errors, title=title)
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON."""

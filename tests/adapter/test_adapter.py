@@ -100,7 +100,7 @@ def test_encoder_file_is_found_by_its_name_until_it_moves(tmp_path: Path) -> Non
     images = np.random.default_rng(0).integers(0, 256, size=(20, 8, 8, 1), dtype=np.uint8)
     labels = np.arange(20) % 2
     encoder = save_encoder(
-        ConvEncoder(in_channels=1).eval(),
+        ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval(),
         tmp_path / "encoder.safetensors",
         task="vae",
         preprocessing=input_scaling(images),
@@ -177,8 +177,8 @@ def test_the_file_holds_tensors_and_json_and_nothing_else(saved: Path) -> None:
     with safe_open(str(saved), framework="np") as file:
         metadata = file.metadata()
         names = set(file.keys())
-    assert set(metadata) == {"gradfeat"}
-    about = json.loads(metadata["gradfeat"])
+    assert set(metadata) == {"gradfeat_model"}
+    about = json.loads(metadata["gradfeat_model"])
     assert names == {"omega", "w1", "b", "probe_bias", "w2/2.weight", "w2/2.bias"}
     assert about["theta2_names"] == ["2.weight", "2.bias"]
     assert about["format_version"] == adapter.FORMAT_VERSION
@@ -221,6 +221,8 @@ def test_saving_makes_folders_and_replaces_files(X: np.ndarray, y: np.ndarray, t
     path = model.save(tmp_path / "new" / "m.safetensors")
     assert model.save(path) == path
     assert list(path.parent.iterdir()) == [path]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_folder_in_the_way_is_named(X: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
@@ -250,13 +252,13 @@ def test_classes_that_are_other_objects_are_not_saved(X: np.ndarray, y: np.ndarr
 
 def rewritten(saved: Path, path: Path, change: Any = None, tensors: Any = None, raw: str | None = None) -> Path:
     with safe_open(str(saved), framework="pt") as file:
-        about = json.loads(file.metadata()["gradfeat"])
+        about = json.loads(file.metadata()["gradfeat_model"])
     if change is not None:
         change(about)
     values = load_file(saved)
     if tensors is not None:
         tensors(values)
-    save_file(values, path, metadata={"gradfeat": raw if raw is not None else json.dumps(about)})
+    save_file(values, path, metadata={"gradfeat_model": raw if raw is not None else json.dumps(about)})
     return path
 
 

@@ -69,16 +69,12 @@ def _show_model(path: Path, json: bool) -> None:
     if json:
         print_json(about)
         return
-    backbone = about["backbone"]
+    backbone, network = about["backbone"], about["backbone"]["summary"]
     classes = about["fitted"].get("class_names_") or (about["classes"] or {}).get("values", [])
     rows: list[list[str]] = [
         ["model", f"{about['settings']['mode']}, {about['task']}, {tensors['w1'].shape[1]} outputs"],
         *([["classes", ", ".join(map(str, classes[:20])) + (" ..." if len(classes) > 20 else "")]] if classes else []),
-        [
-            "backbone",
-            f"{backbone['name'] or 'a module'}, {backbone['summary']['class']}, "
-            f"{backbone['summary']['n_parameters']:,} parameters",
-        ],
+        ["backbone", f"{backbone['name'] or 'a module'}, {network['class']}, {network['n_parameters']:,} parameters"],
         ["fingerprint", backbone["fingerprint"]],
         ["features", "the network's output" if backbone["features"] is None else backbone["features"]],
         ["θ₂", ", ".join(about["theta2_names"])],

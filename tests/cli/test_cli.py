@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from gradfeat import comparison, load
+from gradfeat.cli import demo, main
+from gradfeat.cli.app import app
+from gradfeat.data.preprocessing import Preprocessing
+from gradfeat.pretrain import save_encoder
+from gradfeat.pretrain.encoder import ConvEncoder
+
+COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect")
+CLASSES = ("dark", "light")
+FAST = ("--epochs", "1", "--batch-size", "8")
+
+
+class Output:
+    """What a command printed, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command line in this process, as the installed program does."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def command(*arguments: object) -> Output:
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return Output(code, captured.out, captured.err)
+
+    return command
+
+
+def draw(folder: Path, count: int, seed: int) -> None:
+    """Class folders with small pictures, dark ones and light ones."""
+    rng = np.random.default_rng(seed)
+    for name, low in zip(CLASSES, (0, 128), strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(low, low + 128, size=(8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the parts train and test."""
+    root = tmp_path_factory.mktemp("data") / "shades"
+    draw(root / "train", 10, 0)
+    draw(root / "test", 6, 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    scaling = {"size": [8, 8], "crop_pct": 1.0, "mean": [0.5], "std": [0.5], "channels": 1}
+    return save_encoder(
+        ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval(),
+        tmp_path_factory.mktemp("encoder") / "encoder.safetensors",
+        task="vae",
+        preprocessing=scaling,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(pictures: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    with pytest.raises(SystemExit) as end:
+        main(["fit", str(pictures), "-b", f"gradfeat/{encoder}", "-o", str(path), *FAST, "--json"])
+    assert not end.value.code
+    return path
+
+
+# ---- help ---------------------------------------------------------------------------------------
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom gradfeat.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    found = CliRunner().invoke(app, [command, "--help"])
+    assert found.exit_code == 0
+    assert "--json" in found.stdout
+
+
+def test_version() -> None:
+    from gradfeat import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"gradfeat {__version__}\n"
+
+
+def test_unknown_command_and_option(run: Any) -> None:
+    assert run("fitt").code == 2
+    assert run("fit", "--nonsense").code == 2
+
+
+# ---- fit ----------------------------------------------------------------------------------------
+
+
+def test_fit_shows_a_table(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    found = run("fit", pictures, "-b", encoder, "-o", path, "--mode", "activation")
+    assert found.code == 0, found.err
+    assert path.is_file()
+    assert "trained parameters" in found.out
+    assert max(map(len, found.out.splitlines())) <= 80
+
+
+def test_fit_json_is_all_of_standard_output(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--theta2", "blocks.0", *FAST, "--json")
+    assert found.code == 0, found.err
+    assert found.json["model"] == str(path)
+    assert found.json["bytes"] == path.stat().st_size
+    estimator = load(path)
+    assert found.json["theta2"] == list(estimator.w2_) == ["blocks.0.0.weight", "blocks.0.0.bias"]
+    assert estimator.class_names_ == list(CLASSES)
+
+
+def test_mean_and_std_of_one_number_serve_every_channel(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    options = ("--mean", "0.25", "--std", "0.75", "--resize", "squash", "--mode", "activation")
+    found = run("fit", pictures, "-b", encoder, "-o", path, *options, "--json")
+    assert found.code == 0, found.err
+    expected = Preprocessing(size=(8, 8), mean=(0.25,), std=(0.75,), channels=1, resize="squash")
+    assert load(path).backbone_.preprocessing == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("--mean", "grey"), "--mean must be numbers"),
+        (("--mode", "ful"), "Did you mean full"),
+        (("--epochs", "0"), "epochs must be"),
+        (("--theta2", "nowhere"), "matches no module"),
+        (("--split", "trian"), "Did you mean train"),
+        (("--data-format", "zip"), "format must be one of"),
+        (("-b", "timmm/resnet18"), "Did you mean timm"),
+        (("-b", "gradfeat/none.safetensors"), "none.safetensors"),
+    ],
+)
+def test_errors_are_one_message(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, arguments: tuple[str, ...], match: str
+) -> None:
+    found = run("fit", pictures, "-b", encoder, "-o", tmp_path / "m.safetensors", *arguments, "--json")
+    assert found.code == 2
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert match in found.err
+    assert "Traceback" not in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_and_a_file_that_cannot_be_written(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    found = run("fit", tmp_path / "nothing", "-b", encoder)
+    assert (found.code, "There is no" in found.err) == (2, True)
+    (tmp_path / "file").write_text("")
+    found = run("fit", pictures, "-b", encoder, "-o", tmp_path / "file" / "m.safetensors", "--mode", "activation")
+    assert (found.code, found.err.startswith("error: ")) == (2, True)
+
+
+# ---- compare ------------------------------------------------------------------------------------
+
+
+def test_compare_shows_and_keeps_everything(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    found = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--out", out, *FAST)
+    assert found.code == 0, found.err
+    assert max(map(len, found.out.splitlines())) <= 80
+    modes = ("activation", "gradient", "full", "finetune")
+    assert all(f"\n {mode} " in found.out for mode in modes)
+    for name in ("parameters", "accuracy %", "train loss"):
+        assert name in found.out
+    files = {"comparison.json", "comparison.md", "comparison.png", *(f"{mode}.safetensors" for mode in modes)}
+    assert {path.name for path in out.iterdir()} == files
+    assert load(out / "full.safetensors").class_names_ == list(CLASSES)
+
+
+def test_compare_json(run: Any, pictures: Path, encoder: Path) -> None:
+    found = run("compare", pictures, "-b", encoder, "--modes", "activation, full", *FAST, "--json")
+    assert found.code == 0, found.err
+    assert [row["mode"] for row in found.json["rows"]] == ["activation", "full"]
+    assert (found.json["n_train"], found.json["n_test"]) == (20, 12)
+
+
+def test_compare_never_tests_on_training_data(run: Any, pictures: Path, encoder: Path) -> None:
+    undivided = run("compare", pictures / "train", "-b", encoder, "--json")
+    assert (undivided.code, undivided.out) == (2, "")
+    assert "--test-data" in undivided.err
+    same = run("compare", pictures, "-b", encoder, "--test-split", "train")
+    assert same.code == 2
+    assert "--test-split" in same.err
+    apart = ("--test-data", pictures / "test", "--modes", "activation", "--json")
+    found = run("compare", pictures / "train", "-b", encoder, *apart)
+    assert found.code == 0, found.err
+    assert found.json["n_test"] == 12
+
+
+def test_compare_after_an_interruption_keeps_what_is_done(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_mode = comparison.fit_mode
+
+    def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
+        if mode == stop:
+            raise KeyboardInterrupt
+        return fit_mode(problem, mode, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "fit_mode", interrupted)
+    stop = "gradient"
+    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "out", *FAST)
+    assert found.code == 0, found.err
+    assert "activation" in found.out
+    assert "interrupted in gradient" in found.out
+    assert (tmp_path / "out" / "activation.safetensors").is_file()
+    stop = "activation"
+    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "none", *FAST)
+    assert found.code == 2
+    assert "no model was finished" in found.err
+
+
+# ---- predict and evaluate -----------------------------------------------------------------------
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_predict_one_image(run: Any, model: Path, pictures: Path) -> None:
+    path = pictures / "test" / "light" / "0.png"
+    found = run("predict", model, path)
+    assert found.code == 0, found.err
+    (row,) = rows(found.out)
+    assert list(row) == ["sample", "prediction", *CLASSES]
+    assert row["sample"] == str(path)
+    assert float(row["dark"]) + float(row["light"]) == pytest.approx(1, abs=1e-5)
+    assert row["prediction"] == max(CLASSES, key=lambda name: float(row[name]))
+
+
+def test_predict_a_folder_without_labels(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / f"{name}.png").write_bytes((pictures / "test" / name / "0.png").read_bytes())
+    found = run("predict", model, tmp_path)
+    assert found.code == 0, found.err
+    assert [Path(row["sample"]).name for row in rows(found.out)] == ["dark.png", "light.png"]
+
+
+def test_predict_class_folders_agrees_with_the_estimator(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    found = run("predict", model, pictures, "-o", out)
+    assert found.code == 0, found.err
+    assert "12 predictions" in found.out
+    table = rows(out.read_text())
+    paths = [Path(row["sample"]) for row in table]
+    assert {path.parent.parent.name for path in paths} == {"test"}
+    assert [row["prediction"] for row in table] == list(load(model).predict(paths))
+
+
+def test_predict_json(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    found = run("predict", model, pictures / "test", "--json")
+    assert found.code == 0, found.err
+    assert found.json["model"] == str(model)
+    assert len(found.json["predictions"]) == 12
+    first = found.json["predictions"][0]
+    assert set(first) == {"sample", "prediction", "probability"}
+    assert set(first["probability"]) == set(CLASSES)
+    written = run("predict", model, pictures / "test", "--json", "-o", tmp_path / "p.json")
+    assert written.out == ""
+    assert json.loads((tmp_path / "p.json").read_text()) == found.json
+
+
+@pytest.mark.filterwarnings("default::gradfeat.errors.GradfeatWarning")
+def test_predict_names_a_broken_image_or_leaves_it_out(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes((pictures / "test" / "dark" / "0.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    found = run("predict", model, tmp_path)
+    assert found.code == 2
+    assert "broken.png" in found.err
+    found = run("predict", model, tmp_path, "--skip-unreadable")
+    assert found.code == 0
+    assert found.err.startswith("warning: ")
+    assert [Path(row["sample"]).name for row in rows(found.out)] == ["good.png"]
+
+
+def test_evaluate_agrees_with_the_estimator(run: Any, model: Path, pictures: Path) -> None:
+    found = run("evaluate", model, pictures, "--json")
+    assert found.code == 0, found.err
+    paths = sorted((pictures / "test").rglob("*.png"))
+    truth = np.array([path.parent.name for path in paths])
+    assert found.json["accuracy"] == (load(model).predict(paths) == truth).mean()
+    assert (found.json["n"], found.json["split"]) == (12, "test")
+    shown = run("evaluate", model, pictures)
+    assert f"{100 * found.json['accuracy']:.2f}" in shown.out
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_models_that_cannot_be_read(run: Any, pictures: Path, encoder: Path, tmp_path: Path, command: str) -> None:
+    for path, match in ((tmp_path / "none", "no file"), (encoder, "not a model that gradfeat saved")):
+        found = run(command, path, pictures)
+        assert (found.code, found.out) == (2, "")
+        assert match in found.err
+
+
+# ---- arrays: multi-label, regression, named classes ---------------------------------------------
+
+
+def arrays(path: Path, y: Any, **more: Any) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, size=(24, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, X_train=images[:16], y_train=y[:16], X_test=images[16:], y_test=y[16:], **more)
+    return path
+
+
+def test_multilabel_predictions_name_the_labels(run: Any, encoder: Path, tmp_path: Path) -> None:
+    y = np.random.default_rng(1).integers(0, 2, size=(24, 3))
+    data = arrays(tmp_path / "d.npz", y, classes=["cat", "dog", "eel"])
+    path = tmp_path / "m.safetensors"
+    assert run("fit", data, "-b", f"gradfeat/{encoder}", "-o", path, "--mode", "activation", "--json").code == 0
+    found = run("predict", path, data, "--json")
+    assert found.code == 0, found.err
+    for entry in found.json["predictions"]:
+        assert entry["prediction"] == [name for name, p in entry["probability"].items() if p > 0.5]
+    table = rows(run("predict", path, data).out)
+    assert [row["prediction"] for row in table] == [";".join(e["prediction"]) for e in found.json["predictions"]]
+    assert set(run("evaluate", path, data, "--json").json) >= {"map_area", "map_11point", "log_loss"}
+    other = arrays(tmp_path / "other.npz", y, classes=["dog", "cat", "eel"])
+    refused = run("evaluate", path, other)
+    assert refused.code == 2
+    assert "fitted to cat, dog, eel" in refused.err
+
+
+def test_regression(run: Any, encoder: Path, tmp_path: Path) -> None:
+    y = np.random.default_rng(1).normal(size=24)
+    data = arrays(tmp_path / "d.npz", y)
+    path = tmp_path / "m.safetensors"
+    assert run("fit", data, "-b", f"gradfeat/{encoder}", "-o", path, "--mode", "activation", "--json").code == 0
+    assert list(rows(run("predict", path, data).out)[0]) == ["sample", "prediction"]
+    assert set(run("evaluate", path, data, "--json").json) >= {"r2", "rmse"}
+    labelled = arrays(tmp_path / "l.npz", np.arange(24) % 2)
+    assert "is a regression model" in run("evaluate", path, labelled).err
+
+
+def test_numbered_classes_get_their_names(run: Any, encoder: Path, tmp_path: Path) -> None:
+    y = np.array([0, 2] * 12)  # the class 1 has no sample
+    data = arrays(tmp_path / "d.npz", y, classes=["cat", "dog", "eel"])
+    path = tmp_path / "m.safetensors"
+    assert run("fit", data, "-b", f"gradfeat/{encoder}", "-o", path, "--mode", "activation", "--json").code == 0
+    table = rows(run("predict", path, data).out)
+    assert list(table[0]) == ["sample", "prediction", "cat", "eel"]
+    assert {row["prediction"] for row in table} <= {"cat", "eel"}
+
+
+# ---- inspect ------------------------------------------------------------------------------------
+
+
+def test_inspect_an_encoder(run: Any, encoder: Path) -> None:
+    found = run("inspect", encoder)
+    assert found.code == 0, found.err
+    assert max(map(len, found.out.splitlines())) <= 80
+    assert "theta2='auto' takes" in found.out
+    about = run("inspect", encoder, "--json", "--most", "1").json
+    assert len(about["rows"]) == 1
+    assert about["rows"][0]["name"] == about["auto"]
+    assert about["preprocessing"]["size"] == [8, 8]
+
+
+def test_inspect_a_saved_model(run: Any, model: Path) -> None:
+    found = run("inspect", model)
+    assert found.code == 0, found.err
+    assert "dark, light" in found.out
+    assert max(map(len, found.out.splitlines())) <= 80
+    assert run("inspect", model, "--json").json["task"] == "multiclass"
+
+
+def test_inspect_unknown(run: Any) -> None:
+    found = run("inspect", "resnet18")
+    assert found.code == 2
+    assert "timm/resnet18" in found.err
+
+
+# ---- demo ---------------------------------------------------------------------------------------
+
+
+def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PRETRAIN_EPOCHS", 1)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "TEST", 1400)
+    monkeypatch.setattr(demo, "LABELLED", 60)
+    found = run("demo", "--out", tmp_path / "demo", "--json")
+    assert found.code == 0, found.err
+    assert found.json["loaded_model_predicts_the_same"] is True
+    assert len(found.json["rows"]) == 4
+    files = {"encoder.safetensors", "model.safetensors", "comparison.png", "comparison.json"}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == files
