@@ -17,7 +17,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | Non
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title and Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    if title:  # a table's own title would be broken to the table's width
+        note(False, title)
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
         cells = [row[i] for row in rows]
         whole = [cell for cell in cells if len(cell) <= _LONG]
