@@ -60,7 +60,10 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     """Check sample weights: finite, none below zero, one for each sample."""
     if sample_weight is None:
         return None
-    weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
+    try:
+        weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
+    except ValueError as error:
+        raise DataError(f"sample_weight: {error}") from error
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
     return weight

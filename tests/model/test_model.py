@@ -1,0 +1,228 @@
+"""Eq. 2 against dense Jacobians, the store against recomputation, and merging against the real network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradfeat import GradientFeatureModel, linearize
+from gradfeat.backbones import resolve
+from gradfeat.cache import SampleStore, choose_level
+from gradfeat.errors import ConfigurationError
+from gradfeat.fitting import fit_mode, prepare
+from gradfeat.losses import CrossEntropy
+from gradfeat.merge import merge
+from gradfeat.solvers.schedule import paper_schedule
+
+
+def small_network(*, zero_gamma: bool = False, affine: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, bias=False),
+        nn.BatchNorm2d(6, affine=affine),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(6, 5, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).double()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_()
+        if zero_gamma:
+            network[4].weight[2] = 0.0
+    return network.eval()
+
+
+X = torch.randn(7, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+THETA2 = ["3", "4", "6"]
+
+
+class Samples:
+    """Counts how often each sample is read."""
+
+    def __init__(self, x: Tensor, random: bool = False) -> None:
+        self.x, self.random, self.reads = x, random, torch.zeros(len(x), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: object) -> Tensor:
+        picked = list(indices)  # type: ignore[call-overload]
+        self.reads[picked] += 1
+        return self.x[picked]
+
+
+def random_weights(model: GradientFeatureModel) -> None:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.trained():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+def dense_jacobian(network: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    parameters = {name: value.detach() for name, value in network.named_parameters() if name in names}
+    return torch.func.jacrev(lambda theta2: torch.func.functional_call(network, theta2, (X,)))(parameters)
+
+
+@pytest.mark.parametrize("mode", ["activation", "gradient", "full", "finetune"])
+def test_logits_are_those_of_the_dense_model(mode: str) -> None:
+    network = small_network()
+    lin = linearize(network, X, THETA2, fold_batchnorm=False)
+    omega = torch.randn(5, 3, dtype=torch.float64)
+    model = GradientFeatureModel(lin, omega, mode=mode)
+    random_weights(model)
+    w1, b, w2 = model.w1.detach(), model.b.detach(), {name: value.detach() for name, value in model.w2.items()}
+    f = network(X)
+    if mode == "finetune":
+        moved = {name: value + w2[name] for name, value in lin.theta2.items()}
+        expected = torch.func.functional_call(network, moved, (X,)) @ w1 + b
+    else:
+        jacobian = dense_jacobian(network, list(w2))  # (n, d, *shape)
+        jw = sum((jacobian[name].flatten(2) @ w2[name].flatten() for name in w2), torch.zeros(7, 5).double())
+        expected = b + (f @ w1 if mode != "gradient" else 0) + (jw @ omega if mode != "activation" else 0)
+    torch.testing.assert_close(model(X), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_step_zero_is_the_probe() -> None:
+    lin = linearize(small_network(), X, THETA2)
+    omega, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    probe = lin(X) @ omega + bias
+    for mode in ("activation", "full", "finetune"):
+        torch.testing.assert_close(GradientFeatureModel(lin, omega, mode=mode, bias=bias)(X), probe)
+    assert not GradientFeatureModel(lin, omega, mode="gradient", bias=bias)(X).any()
+
+
+def test_training_moves_nothing_but_its_own_weights() -> None:
+    lin = linearize(small_network(), X, THETA2)
+    omega = torch.randn(5, 3, dtype=torch.float64)
+    kept = {name: value.clone() for name, value in lin.named_buffers()}
+    model = GradientFeatureModel(lin, omega, mode="full")
+    assert model.w1.data_ptr() != model.omega.data_ptr() != omega.data_ptr()
+    optimizer = torch.optim.Adam(model.trained(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        CrossEntropy().value(model(X), torch.arange(7) % 3).backward()
+        optimizer.step()
+    assert torch.equal(model.omega, omega)
+    assert not torch.equal(model.w1, omega)
+    assert all(torch.equal(value, kept[name]) for name, value in lin.named_buffers())
+
+
+@pytest.mark.parametrize(("kind", "fan"), [("ntk_fan_in", 4 * 9), ("ntk_fan_out", 6)])
+def test_ntk_gradients_are_scaled(kind: str, fan: int) -> None:
+    lin = linearize(small_network(), X, ["3"])
+    omega = torch.randn(5, 3, dtype=torch.float64)
+    gradients = {}
+    for parametrization in ("standard", kind):
+        model = GradientFeatureModel(lin, omega, mode="full", parametrization=parametrization)
+        model(X).square().sum().backward()
+        gradients[parametrization] = [parameter.grad for parameter in model.trained()[2:]]
+    for (name, _), plain, primed in zip(lin.theta2.items(), gradients["standard"], gradients[kind], strict=True):
+        scale = fan**-0.5 if name.endswith("weight") else 0.1**0.5
+        torch.testing.assert_close(primed, scale * plain)
+
+
+def test_weights_round_trip_in_units_of_theta2() -> None:
+    lin = linearize(small_network(), X, THETA2)
+    model = GradientFeatureModel(lin, torch.randn(5, 3, dtype=torch.float64), parametrization="ntk_fan_in")
+    random_weights(model)
+    other = GradientFeatureModel(lin, model.omega, parametrization="standard")
+    other.set_weights(w1=model.w1, b=model.b, w2=model.w2)
+    torch.testing.assert_close(other(X), model(X))
+
+
+def test_wrong_arguments_of_the_model() -> None:
+    lin = linearize(small_network(), X, "auto")
+    with pytest.raises(ConfigurationError, match="Did you mean full"):
+        GradientFeatureModel(lin, torch.zeros(5, 3), mode="ful")
+    with pytest.raises(ConfigurationError, match="parametrization"):
+        GradientFeatureModel(lin, torch.zeros(5, 3), parametrization="ntkk")
+    with pytest.raises(ConfigurationError, match=r"\(d, c\)"):
+        GradientFeatureModel(lin, torch.zeros(5))
+
+
+@pytest.mark.parametrize("level", ["residuals", "z0", "none"])
+def test_every_level_of_the_store_says_the_same(level: str) -> None:
+    lin = linearize(small_network(), X, THETA2)
+    samples = Samples(X)
+    store = SampleStore(lin, samples, cache=level, batch_size=3)
+    picked = torch.tensor([5, 0, 3])
+    f, residuals = store.primal(picked)
+    expected, expected_residuals = lin.primal(lin.bottom(X[picked]))
+    torch.testing.assert_close(f, expected)
+    for a, b in zip(residuals, expected_residuals, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(store.features, lin(X))
+    store.primal(picked)
+    assert samples.reads.tolist() == ([1] * 7 if level != "none" else [3, 1, 1, 3, 1, 3, 1])
+
+
+def test_level_is_the_most_that_fits() -> None:
+    size = {"z0": 10, "residuals": 90}
+    assert choose_level("auto", 5, size, random=False, budget=500) == "residuals"
+    assert choose_level("auto", 5, size, random=False, budget=499) == "z0"
+    assert choose_level("auto", 5, size, random=False, budget=49) == "none"
+    assert choose_level("auto", 5, size, random=True, budget=500) == "none"
+    with pytest.raises(ConfigurationError, match="freeze"):
+        choose_level("z0", 5, size, random=True)
+    with pytest.raises(ConfigurationError, match="cache must be"):
+        choose_level("everything", 5, size, random=False)
+
+
+def test_levels_train_the_same_model() -> None:
+    lin = linearize(small_network(), X, THETA2)
+    y = torch.arange(7) % 2
+    weights = []
+    for level in ("residuals", "z0", "none"):
+        problem = prepare(lin, Samples(X), y, CrossEntropy(), penalty=0.1, cache=level)
+        fit = fit_mode(problem, "full", paper_schedule("adam", 7, epochs=5, batch_size=3), random_state=0)
+        weights.append(fit.model.w2["6.weight"])
+    torch.testing.assert_close(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("variant", [{}, {"zero_gamma": True}, {"affine": False}])
+def test_merged_network_is_the_finetuned_one(variant: dict[str, bool]) -> None:
+    network = small_network(**variant)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    backbone = resolve(network)
+    lin = linearize(network, X, ["3", "6"])
+    model = GradientFeatureModel(lin, torch.randn(5, 3, dtype=torch.float64), mode="finetune")
+    random_weights(model)
+    merged = merge(backbone, model).double()
+    torch.testing.assert_close(merged(X), model(X), rtol=1e-6, atol=1e-6)  # the head is a float32 layer
+    assert merged.backbone.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_merged_network_agrees_with_full_to_first_order() -> None:
+    network = small_network()
+    lin = linearize(network, X, THETA2)
+    omega = torch.randn(5, 3, dtype=torch.float64)
+    model = GradientFeatureModel(lin, omega, mode="full")
+    direction = {name: torch.randn_like(value) for name, value in lin.theta2.items()}
+    errors = []
+    for size in (1e-2, 1e-3):
+        model.set_weights(w1=omega, b=torch.zeros(3), w2={name: size * value for name, value in direction.items()})
+        merged = (
+            lin.network({name: value + model.w2[name] for name, value in lin.theta2.items()}, lin.bottom(X)) @ omega
+        )
+        errors.append((merged - model(X)).abs().max().item())
+    assert errors[1] < errors[0] / 50  # quadratic: a hundredth, but for kinks of the activations
+
+
+def test_gradient_has_no_merged_network() -> None:
+    network = small_network()
+    model = GradientFeatureModel(linearize(network, X, "auto"), torch.zeros(5, 3).double(), mode="gradient")
+    with pytest.raises(ConfigurationError, match="no merged network"):
+        merge(resolve(network), model)
