@@ -9,8 +9,8 @@ Compared, for one minibatch, forward and backward:
 - (b) backward through `torch.func.jvp` of the same layers on kept z₀, gradients of w₁, b and w₂;
 - (c) the plain forward pass of those layers from kept z₀.
 
-Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival is the median
-of its ratios by round. Peak memory is what torch allocated during the pass.
+Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival
+is the median of its ratios by round. Peak memory is what torch allocated during the pass.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ one decomposition.
 
 from __future__ import annotations
 
+import copy
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +22,13 @@ from torch import Tensor
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.losses import CrossEntropy, Loss, Squared
 
-GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -13, -1))
+GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
 """Penalties that are tried, from heavy to light, in units of the features' mean variance."""
 
 ONE_FOLD_FROM = 20_000
 """From this number of samples on, one held-out part is as good as several, and several times cheaper."""
 
-_RISES_TO_STOP = 3
+_RISES_TO_STOP = 2
 _CURVATURE = 0.25  # of the logistic loss at zero; the scale of the Hessian in the preconditioner
 
 
@@ -110,14 +111,15 @@ def fit_probe(
         scale = basis.mean_variance or 1.0
         folds, note = _folds(targets, loss, cv, random_state)
         if folds:
-            path = _cross_validate(features, targets, weight, loss, outputs, [scale * value for value in GRID], folds)
+            grid = [scale * value for value in GRID]
+            path = _cross_validate(basis, features, targets, loss, outputs, grid, folds)
             penalty = min(path, key=lambda point: point[1])[0]
         else:
             penalty = scale
     elif penalty < 0:
         raise ConfigurationError(f"penalty must not be negative, as {penalty} is")
     solution = basis.solve(targets, loss, outputs, float(penalty), None, tolerance, 2000)
-    omega, bias = basis.weights(solution.point, outputs)
+    omega, bias = basis.weights(solution.point)
     if not bool(torch.isfinite(omega).all() and torch.isfinite(bias).all()):
         raise ConvergenceError("the probe's weights are not finite")
     return Probe(
@@ -149,22 +151,27 @@ class _Basis:
         share = torch.full((n,), 1.0 / n, dtype=f.dtype) if weight is None else (weight / weight.sum()).to(f.dtype)
         self.share = share
         self.mean = share @ f
-        centred = f - self.mean
-        scaled = centred * share.sqrt()[:, None]
-        if n < d:  # the span of the data is smaller than the space
-            values, left = torch.linalg.eigh(scaled @ scaled.T)
-            keep = values > values.max().clamp_min(0) * 1e-12
-            values = values[keep]
-            self.directions = scaled.T @ left[:, keep] / values.sqrt()
-        else:
-            values, vectors = torch.linalg.eigh(scaled.T @ scaled)
-            keep = values > values.max().clamp_min(0) * 1e-12
-            values, self.directions = values[keep], vectors[:, keep]
-        self.variances = values
+        scaled = (f - self.mean) * share.sqrt()[:, None]
+        wide = n < d  # the span of the data is smaller than the space
+        values, vectors = torch.linalg.eigh(scaled @ scaled.T if wide else scaled.T @ scaled)
+        keep = values > values.max().clamp_min(0) * 1e-12
+        self.variances = values[keep]
+        self.directions = scaled.T @ vectors[:, keep] / self.variances.sqrt() if wide else vectors[:, keep]
         self.mean_variance = float(values.sum() / d)
-        self.coordinates = torch.cat([centred @ self.directions, torch.ones(n, 1, dtype=f.dtype)], dim=1)
+        self.coordinates = self.project(f)
 
-    def weights(self, point: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    def project(self, f: Tensor) -> Tensor:
+        """Return coordinates of features, with a column of ones for the bias, (n, r + 1)."""
+        return torch.cat([(f - self.mean) @ self.directions, torch.ones(len(f), 1, dtype=f.dtype)], dim=1)
+
+    def rows(self, picked: Tensor) -> _Basis:
+        """Return the same basis over some of the samples, in single precision: what a fold needs."""
+        part = copy.copy(self)
+        part.coordinates, part.variances = self.coordinates[picked].float(), self.variances.float()
+        part.weight = None if self.weight is None else self.weight[picked].float()
+        return part
+
+    def weights(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Return ω, (d, k), and b, (k,), of the features as they were."""
         omega = self.directions @ point[:-1]
         return omega, point[-1] - self.mean @ omega
@@ -177,10 +184,8 @@ class _Basis:
             return self._closed_form(y.to(self.mean.dtype), penalty)
         z, dtype = self.coordinates, self.coordinates.dtype
         ridge = torch.cat([torch.full_like(self.variances, penalty), torch.zeros(1, dtype=dtype)])[:, None]
-        curvature = torch.cat([_CURVATURE * self.variances + penalty, torch.full((1,), _CURVATURE, dtype=dtype)])[
-            :, None
-        ]
-        spread = curvature.rsqrt()
+        curvature = torch.cat([_CURVATURE * self.variances + penalty, torch.full((1,), _CURVATURE, dtype=dtype)])
+        spread = curvature.rsqrt()[:, None]
         shape = (z.shape[1], outputs)
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -210,33 +215,39 @@ class _Basis:
 
 
 def _cross_validate(
+    whole: _Basis,
     f: Tensor,
     y: Tensor,
-    weight: Tensor | None,
     loss: Loss,
     outputs: int,
     penalties: list[float],
     folds: list[tuple[np.ndarray, np.ndarray]],
 ) -> list[tuple[float, float, float]]:
-    """Return (penalty, mean held-out loss, standard error), from heavy to light until the loss has risen a while."""
-    single = f.float()  # choosing needs no more digits
+    """Return (penalty, mean held-out loss, standard error), from heavy to light until the loss has risen a while.
+
+    The folds share the basis of all samples, which conditions their problems nearly as well as their own; the closed
+    form needs its own.
+    """
 
     def prepare(fold: tuple[np.ndarray, np.ndarray]) -> tuple[_Basis, Tensor, Tensor, Tensor, Tensor | None]:
         seen, unseen = (torch.from_numpy(part) for part in fold)
-        basis = _Basis(single[seen], None if weight is None else weight[seen].float())
-        held = None if weight is None else weight[unseen].float()
-        return basis, y[seen], single[unseen], y[unseen], held
+        if isinstance(loss, Squared):
+            basis = _Basis(f[seen], None if whole.weight is None else whole.weight[seen])
+            held = basis.project(f[unseen])
+        else:
+            basis = whole.rows(seen)
+            held = whole.coordinates[unseen].float()
+        return basis, y[seen], held, y[unseen], None if whole.weight is None else whole.weight[unseen]
 
     prepared = [prepare(fold) for fold in folds]
     starts: list[Tensor | None] = [None] * len(prepared)
     path: list[tuple[float, float, float]] = []
     for penalty in penalties:
         losses = []
-        for i, (basis, seen_y, unseen, unseen_y, held) in enumerate(prepared):
-            solution = basis.solve(seen_y, loss, outputs, penalty, starts[i], 1e-4, 200)
+        for i, (basis, seen_y, held, held_y, held_weight) in enumerate(prepared):
+            solution = basis.solve(seen_y, loss, outputs, penalty, starts[i], 1e-3, 100)
             starts[i] = solution.point
-            omega, bias = basis.weights(solution.point, outputs)
-            losses.append(float(loss.value(unseen @ omega + bias, unseen_y, held)))
+            losses.append(float(loss.value(held @ solution.point, held_y, held_weight)))
         error = float(np.std(losses, ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
         path.append((penalty, float(np.mean(losses)), error))
         best = min(range(len(path)), key=lambda i: path[i][1])
