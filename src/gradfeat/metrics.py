@@ -55,14 +55,13 @@ def log_loss(y_true: Any, probability: Any) -> float:
         raise DataError("probabilities must lie between 0 and 1")
     p = np.clip(p, eps, 1 - eps)
     if true.ndim == 1:
-        if true.min() < 0 or true.max() >= p.shape[1]:
-            raise DataError(
-                f"class indices must lie between 0 and {p.shape[1] - 1}, found {true.min()} to {true.max()}"
-            )
-        return float(-np.log(p[np.arange(len(p)), true.astype(int)]).mean())
+        return float(-np.log(p[np.arange(len(p)), _class_indices(true, p.shape[1])]).mean())
     labels = _zero_one(true, p.shape)
+    known = ~np.isnan(labels)
+    if not known.any():
+        raise DataError("no label counts: all are NaN")
     losses = -np.where(labels == 1, np.log(p), np.log1p(-p))
-    return float(losses[~np.isnan(labels)].mean())
+    return float(losses[known].mean())
 
 
 def average_precision(scores: Any, labels: Any, method: str = "area") -> float:
@@ -142,16 +141,18 @@ def expected_calibration_error(y_true: Any, probability: Any, bins: int = 15) ->
     Args:
         y_true: Class indices, (n,).
         probability: (n, c).
-        bins: Number of bins.
+        bins: Number of bins, from 1.
 
     Example:
         >>> expected_calibration_error([0, 0], [[1.0, 0.0], [1.0, 0.0]])
         0.0
     """
     true, p = np.asarray(y_true), _finite(probability, 2)
-    if true.shape != (len(p),):
+    if true.shape != (len(p),) or not p.size:
         raise DataError(f"expected class indices (n,) and probabilities (n, c), got {true.shape} and {p.shape}")
-    confidence, right = p.max(1), p.argmax(1) == true
+    if bins < 1:
+        raise ConfigurationError(f"bins must be a whole number from 1, not {bins!r}")
+    confidence, right = p.max(1), p.argmax(1) == _class_indices(true, p.shape[1])
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     total = np.bincount(which, minlength=bins)
     gap = np.abs(np.bincount(which, right, bins) - np.bincount(which, confidence, bins))
@@ -183,6 +184,14 @@ def _finite(values: Any, axes: int) -> np.ndarray:
     return array
 
 
+def _class_indices(labels: np.ndarray, classes: int) -> np.ndarray:
+    if labels.dtype.kind not in "iub":
+        raise DataError(f"expected class indices, whole numbers from 0 to {classes - 1}, got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"class indices must lie between 0 and {classes - 1}, found {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
+
+
 def _zero_one(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     values = labels.astype(np.float64)
     if values.shape != shape:
@@ -194,7 +203,10 @@ def _zero_one(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _pair(y_true: Any, y_pred: Any) -> tuple[np.ndarray, np.ndarray]:
     true, predicted = np.asarray(y_true, dtype=np.float64), np.asarray(y_pred, dtype=np.float64)
-    true, predicted = (array.reshape(len(array), -1) for array in (true, predicted))
-    if true.shape != predicted.shape or not len(true):
-        raise DataError(f"expected targets and predictions of one shape, got {true.shape} and {predicted.shape}")
-    return true, predicted
+    if true.shape != predicted.shape or true.ndim not in (1, 2) or not true.size:
+        raise DataError(
+            f"expected targets and predictions of one shape, (n,) or (n, k), got {true.shape} and {predicted.shape}"
+        )
+    if not (np.isfinite(true).all() and np.isfinite(predicted).all()):
+        raise DataError("targets or predictions contain NaN or infinite values")
+    return true.reshape(len(true), -1), predicted.reshape(len(true), -1)
