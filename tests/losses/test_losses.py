@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+
+from gradfeat.errors import ConfigurationError
+from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared, loss_for
+
+LOGITS = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+WEIGHT = torch.arange(9, dtype=torch.float64)
+
+
+def test_cross_entropy_is_log_loss() -> None:
+    y = torch.arange(9) % 4
+    loss = CrossEntropy()
+    for weight in (None, WEIGHT):
+        expected = sklearn.metrics.log_loss(y, loss.predict_proba(LOGITS), sample_weight=weight)
+        assert float(loss.value(LOGITS, y, weight)) == pytest.approx(expected, rel=1e-12)
+    assert loss.n_outputs(y) == 4
+
+
+def test_logistic_is_the_mean_over_labels() -> None:
+    y = (LOGITS.roll(1) > 0).double()
+    loss = MultiLabelLogistic()
+    columns = [sklearn.metrics.log_loss(y[:, k], LOGITS[:, k].sigmoid(), labels=[0, 1]) for k in range(4)]
+    assert float(loss.value(LOGITS, y)) == pytest.approx(np.mean(columns), rel=1e-12)
+
+
+def test_ignored_labels_count_for_nothing() -> None:
+    y = torch.ones(9, 4, dtype=torch.float64)
+    y[:, 2] = float("nan")
+    logits = LOGITS.clone().requires_grad_()
+    loss = MultiLabelLogistic().value(logits, y)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[:, 2].any()
+    assert torch.isfinite(gradient).all()
+    known = MultiLabelLogistic().value(LOGITS[:, [0, 1, 3]], y[:, [0, 1, 3]])
+    assert float(loss) == pytest.approx(float(known) * 3 / 4)
+
+
+def test_squared_is_half_the_distance() -> None:
+    y = LOGITS.flip(0)
+    expected = 0.5 * ((LOGITS - y) ** 2).sum(1)
+    assert float(Squared().value(LOGITS, y)) == pytest.approx(float(expected.mean()))
+    weighted = float((WEIGHT * expected).sum() / WEIGHT.sum())
+    assert float(Squared().value(LOGITS, y, WEIGHT)) == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()])
+def test_losses_are_convex_along_a_segment(loss: CrossEntropy) -> None:
+    y = torch.arange(9) % 4 if loss.task == "multiclass" else (LOGITS.roll(1) > 0).double()
+    ends = loss.value(LOGITS, y), loss.value(-LOGITS.flip(0), y)
+    for t in (0.25, 0.5, 0.75):
+        between = loss.value((1 - t) * LOGITS - t * LOGITS.flip(0), y)
+        assert between <= (1 - t) * ends[0] + t * ends[1] + 1e-12
+
+
+def test_loss_for() -> None:
+    assert isinstance(loss_for("auto", "multilabel"), MultiLabelLogistic)
+    assert isinstance(loss_for("squared", "regression"), Squared)
+    with pytest.raises(ConfigurationError, match="Did you mean squared"):
+        loss_for("square", "regression")
+    with pytest.raises(ConfigurationError, match="is for regression targets"):
+        loss_for("squared", "multiclass")
+    with pytest.raises(ConfigurationError, match="task must be"):
+        loss_for("auto", "ranking")

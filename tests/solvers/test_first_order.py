@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.solvers.finetune import FINETUNE_GRID, select
+from gradfeat.solvers.first_order import History, train
+from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, PUBLISHED_CODE, Schedule, paper_schedule, voc_schedule
+
+A = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+SCHEDULE = Schedule("adam", 0.1, 4, 12, 8, weight_decay=0.01, betas=(0.5, 0.999))
+
+
+def quadratic(parameter: nn.Parameter, indices: Tensor) -> Tensor:
+    return (A[indices] @ parameter - 1).square().mean()
+
+
+def run(schedule: Schedule = SCHEDULE, seed: int = 0, step=quadratic, **more: object) -> tuple[nn.Parameter, History]:  # type: ignore[no-untyped-def]
+    parameter = nn.Parameter(torch.zeros(3))
+    generator = torch.Generator().manual_seed(seed)
+    history = train([parameter], lambda i: step(parameter, i), 20, schedule, generator=generator, **more)
+    return parameter, history
+
+
+def test_equals_a_loop_written_by_hand() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.Adam([parameter], lr=0.1, betas=(0.5, 0.999), weight_decay=0.01)
+    generator = torch.Generator().manual_seed(0)
+    iteration = 0
+    for _ in range(4):  # 3 minibatches of 8, 8 and 4 an epoch
+        for indices in torch.randperm(20, generator=generator).split(8):
+            optimizer.param_groups[0]["lr"] = 0.1 / 2 ** (iteration // 4)
+            optimizer.zero_grad()
+            quadratic(parameter, indices).backward()
+            optimizer.step()
+            iteration += 1
+    trained, history = run()
+    assert torch.equal(trained, parameter)
+    assert len(history.loss) == 4
+    assert history.stopped == "finished"
+
+
+def test_same_seed_same_weights() -> None:
+    assert torch.equal(run()[0], run()[0])
+    assert not torch.equal(run()[0], run(seed=1)[0])
+
+
+def test_clipping_bounds_a_step() -> None:
+    clipped = Schedule("sgd", 1.0, 10, 1, 20, clip_norm=0.25)
+    assert run(clipped)[0].detach().norm() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_interruption_leaves_the_last_finished_epoch() -> None:
+    after: dict[int, Tensor] = {}
+    calls = {"n": 0}
+    seen: list[nn.Parameter] = []
+
+    def step(parameter: nn.Parameter, indices: Tensor) -> Tensor:
+        seen.append(parameter)
+        calls["n"] += 1
+        if calls["n"] == 8:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+        return quadratic(parameter, indices)
+
+    def on_epoch(epoch: int, history: History) -> None:
+        after[epoch] = seen[-1].detach().clone()
+
+    parameter, history = run(step=step, on_epoch=on_epoch)
+    assert history.stopped == "interrupted"
+    assert sorted(after) == [1, 2]
+    assert torch.equal(parameter, after[2])
+
+
+def test_divergence_is_said_and_undone() -> None:
+    diverging = Schedule("sgd", 1e20, 100, 30, 20)
+    parameter = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ConvergenceError, match="epoch"):
+        train([parameter], lambda i: quadratic(parameter, i), 20, diverging, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(parameter).all()
+
+
+def test_schedules_of_the_paper() -> None:
+    assert (PAPER.optimizer, PAPER.learning_rate, PAPER.halve_every, PAPER.iterations) == ("adam", 1e-3, 20_000, 80_000)
+    assert (PAPER.batch_size, PAPER.betas, PAPER.weight_decay) == (64, (0.5, 0.999), 1e-6)
+    assert (PAPER_FINETUNE_SGD.optimizer, PAPER_FINETUNE_SGD.momentum, PAPER_FINETUNE_SGD.weight_decay) == (
+        "sgd",
+        0.9,
+        5e-5,
+    )
+    code = PUBLISHED_CODE
+    assert (code.learning_rate, code.momentum, code.batch_size, code.iterations) == (0.1, 0.9, 128, 50_000)
+    assert (code.halve_every, code.weight_decay, code.clip_norm) == (10_000, 5e-5, 10.0)
+    voc = voc_schedule(5_011)  # 79 minibatches an epoch
+    assert (voc.iterations, voc.halve_every, voc.learning_rate) == (50 * 79, 20 * 79, 1e-3)
+    assert [PAPER.at(i) for i in (0, 19_999, 20_000, 79_999)] == [1e-3, 1e-3, 5e-4, 1.25e-4]
+
+
+def test_schedule_for_a_data_set() -> None:
+    assert paper_schedule("adam", 5_011) == voc_schedule(5_011)
+    assert paper_schedule("adam", 10**6) == PAPER
+    short = paper_schedule("adam", 640, epochs=10)
+    assert (short.iterations, short.halve_every, short.n_epochs(640)) == (100, 40, 10)
+    sgd = paper_schedule("sgd", 640)
+    assert (sgd.optimizer, sgd.momentum, sgd.clip_norm) == ("sgd", 0.9, 10.0)
+    assert paper_schedule("sgd", 640, clip_norm=1.0).clip_norm == 1.0
+    with pytest.raises(ConfigurationError, match="Did you mean adam"):
+        paper_schedule("adan", 640)
+
+
+def test_select_takes_the_best_that_did_not_diverge() -> None:
+    def score(schedule: Schedule) -> float:
+        if schedule.learning_rate == 3e-2:
+            raise ConvergenceError("diverged")
+        return math.nan if schedule.learning_rate == 1e-2 else -abs(schedule.learning_rate - 3e-3)
+
+    chosen = select(FINETUNE_GRID, score)
+    assert chosen.best.learning_rate == 3e-3
+    assert [value for _, value in chosen.scores].count(-math.inf) == 2
+    with pytest.raises(ConvergenceError, match="every one"):
+        select(FINETUNE_GRID, lambda schedule: math.inf * 0)
