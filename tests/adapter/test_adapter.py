@@ -310,7 +310,6 @@ def test_damaged_description(saved: Path, tmp_path: Path, raw: str) -> None:
         lambda about: about["probe"].update(surplus=1),
         lambda about: about.update(task="eval"),
     ],
-    ids=str,
 )
 def test_damaged_entries_are_adapter_errors(saved: Path, tmp_path: Path, change: Any) -> None:
     path = rewritten(saved, tmp_path / "m.safetensors", change)

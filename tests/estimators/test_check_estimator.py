@@ -12,8 +12,14 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 
 
-def tabular(shape: tuple[int, ...]) -> nn.Module:
-    return nn.Sequential(nn.Linear(shape[1], 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+class Tabular:
+    """Builds a small network for tables; named the same in every process, as the tests' names need."""
+
+    def __call__(self, shape: tuple[int, ...]) -> nn.Module:
+        return nn.Sequential(nn.Linear(shape[1], 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+
+    def __repr__(self) -> str:
+        return "tabular"
 
 
 CANNOT_APPLY = {
@@ -26,7 +32,7 @@ SETTINGS: dict[str, Any] = {"epochs": 2, "cv": 2, "random_state": 0, "precision"
 
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
-    [GradientFeatureClassifier(tabular, **SETTINGS), GradientFeatureRegressor(tabular, **SETTINGS)],
+    [GradientFeatureClassifier(Tabular(), **SETTINGS), GradientFeatureRegressor(Tabular(), **SETTINGS)],
     expected_failed_checks=lambda estimator: CANNOT_APPLY,
 )
 def test_scikit_learn_contract(estimator: Any, check: Callable[[Any], None]) -> None:
