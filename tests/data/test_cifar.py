@@ -122,7 +122,7 @@ def test_unknown_split(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize("keep", [0.0, 0.55, 0.97])  # none is a whole number of records
 def test_truncated_file_is_named(tmp_path: Path, layout: str, keep: float) -> None:
     folder = tmp_path / layout
     write(folder)

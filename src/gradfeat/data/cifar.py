@@ -1,16 +1,19 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in their official binary and python layouts.
 
-The python layout is made of pickles, which can run code when they are read. They are read here by an unpickler that
-knows only what these files are made of (numpy arrays and plain containers) and refuses anything else.
+The python layout is made of pickles, which can run code when they are read; it is the one exception to the rule that
+gradfeat reads no pickle. The unpickler here knows plain containers, and stand-ins for numpy's array and dtype; it
+refuses anything else. Numpy's own reconstruction is not called: a dtype with forged fields would let it read outside
+of an array.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError
 
 PIXELS = 3 * 32 * 32
+OFFICIAL = {"train": 50_000, "test": 10_000}  # images, of both data sets
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class _Layout:
     folder: str
     title: str
     train: str  # glob
+    batches: int  # official number of training files
     test: str
     meta: str
     labels: int  # label bytes before the pixels; the last one is the class
@@ -32,12 +37,14 @@ class _Layout:
 
 
 _BINARY = (
-    _Layout("cifar-10-batches-bin", "CIFAR-10", "data_batch_[0-9].bin", "test_batch.bin", "batches.meta.txt", 1, b""),
-    _Layout("cifar-100-binary", "CIFAR-100", "train.bin", "test.bin", "fine_label_names.txt", 2, b""),
+    _Layout(
+        "cifar-10-batches-bin", "CIFAR-10", "data_batch_[1-5].bin", 5, "test_batch.bin", "batches.meta.txt", 1, b""
+    ),
+    _Layout("cifar-100-binary", "CIFAR-100", "train.bin", 1, "test.bin", "fine_label_names.txt", 2, b""),
 )
 _PYTHON = (
-    _Layout("cifar-10-batches-py", "CIFAR-10", "data_batch_[0-9]", "test_batch", "batches.meta", 0, b"labels"),
-    _Layout("cifar-100-python", "CIFAR-100", "train", "test", "meta", 0, b"fine_labels"),
+    _Layout("cifar-10-batches-py", "CIFAR-10", "data_batch_[1-5]", 5, "test_batch", "batches.meta", 0, b"labels"),
+    _Layout("cifar-100-python", "CIFAR-100", "train", 1, "test", "meta", 0, b"fine_labels"),
 )
 
 
@@ -55,7 +62,8 @@ def load_cifar(path: Path, split: str) -> Dataset:
         split: "train" (all training batches that are there) or "test".
 
     Returns:
-        Images, uint8 (n, 32, 32, 3), and the names of their classes.
+        Images, uint8 (n, 32, 32, 3), and the names of their classes; a note where there are not as many images as
+        officially.
 
     Raises:
         DataError: A file is missing, cut off or damaged, or holds what these files never hold; the message names it.
@@ -71,15 +79,18 @@ def load_cifar(path: Path, split: str) -> Dataset:
     files = sorted(file for file in folder.glob(pattern) if file.is_file())
     if not files:
         raise DataError(f"{folder} has no file {pattern}")
+    if layout.batches > 1 and split == "train":
+        _check_batches(files, layout)
     meta = folder / layout.meta
     if not meta.is_file():
         raise DataError(f"{folder} has no file {layout.meta}, which names the classes")
     if layout in _BINARY:
-        classes = meta.read_text().split()
-        batches = [_read_binary(file, layout.labels) for file in files]
+        classes = meta.read_text(encoding="utf-8", errors="replace").split()
+        official = OFFICIAL[split] // (layout.batches if split == "train" else 1)
+        batches = [_read_binary(file, layout.labels, official) for file in files]
     else:
         key = b"label_names" if layout.key == b"labels" else b"fine_label_names"
-        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in _entry(meta, key)]
+        classes = _names(_entry(meta, key), meta)
         batches = [_read_pickle(file, layout.key) for file in files]
     labels = np.concatenate([batch[0] for batch in batches])
     pixels = np.concatenate([batch[1] for batch in batches])
@@ -89,7 +100,13 @@ def load_cifar(path: Path, split: str) -> Dataset:
         )
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return Dataset(
-        X=images, y=np.array(classes)[labels], classes=classes, task="multiclass", name=layout.title, split=split
+        X=images,
+        y=np.array(classes)[labels],
+        classes=classes,
+        task="multiclass",
+        name=layout.title,
+        split=split,
+        note="" if len(labels) == OFFICIAL[split] else f"officially {OFFICIAL[split]:,} images",
     )
 
 
@@ -105,28 +122,60 @@ def _find(path: Path) -> tuple[Path, _Layout] | None:
     return None
 
 
-def _read_binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_batches(files: list[Path], layout: _Layout) -> None:
+    """Refuse a batch missing among others; a set that ends early is a subset, and the data set's note says so."""
+    there = {file.name for file in files}
+    wanted = [layout.train.replace("[1-5]", str(number)) for number in range(1, layout.batches + 1)]
+    last = max(i for i, name in enumerate(wanted) if name in there)
+    missing = [name for name in wanted[:last] if name not in there]
+    if missing:
+        raise DataError(f"{files[0].parent} has {wanted[last]}, but lacks {', '.join(missing)}")
+
+
+def _read_binary(file: Path, label_bytes: int, official: int) -> tuple[np.ndarray, np.ndarray]:
     record = label_bytes + PIXELS
     size = file.stat().st_size
     if not size or size % record:
         raise DataError(
-            f"{file} is cut off or damaged: {size:,} bytes are no whole number of records of {record:,} bytes"
+            f"{file} is cut off or damaged: it has {size:,} bytes, expected a multiple of {record:,}, the size of a "
+            f"record; the official file has {official * record:,} bytes"
         )
     rows = np.fromfile(file, dtype=np.uint8).reshape(-1, record)
     return rows[:, label_bytes - 1].astype(np.int64), rows[:, label_bytes:]
 
 
 def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    labels, pixels = np.asarray(_entry(file, key)), np.asarray(_entry(file, b"data"))
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS or labels.shape != (len(pixels),):
+    labels, pixels = _numbers(file, key), _numbers(file, b"data")
+    if (
+        pixels.dtype != np.uint8
+        or pixels.shape[1:] != (PIXELS,)
+        or labels.dtype.kind not in "iu"
+        or labels.shape != (len(pixels),)
+    ):
         raise DataError(
-            f"{file}: expected uint8 data (n, {PIXELS}) and n labels, found {pixels.dtype} {pixels.shape} and "
-            f"{labels.shape}"
+            f"{file}: expected uint8 data (n, {PIXELS}) and n labels, whole numbers; found {pixels.dtype} "
+            f"{pixels.shape} and labels of {labels.dtype} {labels.shape}"
         )
     return labels.astype(np.int64), pixels
 
 
-def _entry(file: Path, key: bytes) -> Any:
+def _numbers(file: Path, key: bytes) -> np.ndarray:
+    value = _entry(file, key)
+    if not len(value):
+        raise DataError(f"{file} has no samples: its {key.decode()} is empty")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{file}: {key.decode()} is no array: {error}") from error
+
+
+def _names(found: list[Any] | np.ndarray, meta: Path) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(name, (bytes, str)) for name in found):
+        raise DataError(f"{meta}: expected a list of class names")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found]
+
+
+def _entry(file: Path, key: bytes) -> list[Any] | np.ndarray:
     try:
         content = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except DataError as error:
@@ -137,25 +186,82 @@ def _entry(file: Path, key: bytes) -> Any:
         raise DataError(f"{file} holds a {type(content).__name__}, not the dict of a CIFAR batch")
     value = content.get(key, content.get(key.decode()))
     if value is None:
-        raise DataError(f"{file} has no entry {key.decode()!r}; found {', '.join(map(str, content))}")
+        raise DataError(f"{file} has no entry {key.decode()!r}; found {', '.join(map(_text, content))}")
+    value = value.values if isinstance(value, _Array) else value
+    if not isinstance(value, (list, np.ndarray)):
+        raise DataError(f"{file}: expected {key.decode()} to be a list or an array, found {type(value).__name__}")
     return value
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads containers and numpy arrays; nothing else can be looked up, so nothing can be run."""
+class _Dtype:
+    """Stands in for numpy's dtype: its kind, size and byte order are all that is taken from the file."""
 
-    _KNOWN = frozenset(
-        {
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),
-        }
-    )
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = _text(code), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = _text(state[1])
+
+    def plain(self) -> np.dtype:
+        if not re.fullmatch("[buif][1248]", self.code) or self.order not in set("<>|="):
+            raise DataError(f"refused: the pickle has an array of the type {self.code!r}, not of plain numbers")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """Stands in for numpy's array, and for the function that makes an empty one to be filled."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        self._fill(raw, dtype, shape, "F" if fortran else "C")
+
+    def _fill(self, raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
+        # an array's own dtype is plain numbers, so its bytes cannot be read as anything else
+        self.values = np.frombuffer(raw, dtype.plain()).reshape(shape, order=order)
+
+
+def _frombuffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    """Stand in for the function by which numpy's arrays are written since protocol 5."""
+    array = _Array()
+    array._fill(raw, dtype, shape, "F" if _text(order) == "F" else "C")
+    return array
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for the function by which Python 3 writes bytes for Python 2: latin1, and no other codec."""
+    if _text(encoding) != "latin1":
+        raise DataError(f"refused: the pickle asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """Stand in for `bytes`, by which Python 3 writes an empty one for Python 2."""
+    return b""
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads containers, text, and arrays of plain numbers; nothing else can be looked up, so nothing can be run."""
+
+    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _Array,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+        ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+        ("_codecs", "encode"): _encode,
+        ("__builtin__", "bytes"): _no_bytes,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a name of the list; refuse all others."""
+        """Return the stand-in of a known name; refuse all others."""
         if (module, name) not in self._KNOWN:
             raise DataError(f"refused: the pickle asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._KNOWN[module, name]

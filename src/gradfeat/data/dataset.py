@@ -28,6 +28,7 @@ class Dataset:
         split: The part of the data, e.g. "train"; "all" where the data has no parts.
         ignore: For multi-label: (n, c) booleans, True where an entry counts neither as present nor as absent (VOC's
             `difficult`).
+        note: What a reader of the data should know, e.g. that there are fewer images than officially.
 
     Raises:
         DataError: X, y and ignore do not fit each other.
@@ -45,6 +46,7 @@ class Dataset:
     name: str
     split: str
     ignore: np.ndarray | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -75,13 +77,13 @@ class Dataset:
         )
 
     def describe(self) -> str:
-        """Return one line: name, split, number and kind of the samples, and of the classes."""
+        """Return one line: name, split, number and kind of the samples and of the classes, and the note."""
         if isinstance(self.X, np.ndarray):
             kind = "images" if self.X.dtype == np.uint8 and self.X.ndim == 4 else "samples"
             samples = f"{len(self):,} {kind} of shape {self.X.shape[1:]}"
         else:
             samples = f"{len(self):,} images"
-        return f"{self.name} ({self.split}): {samples}, {self._targets()}"
+        return f"{self.name} ({self.split}): {samples}, {self._targets()}" + (f" ({self.note})" if self.note else "")
 
     def _targets(self) -> str:
         if self.y is None:
