@@ -20,7 +20,8 @@ def load_dataset(
     Args:
         path: A folder of class folders with images (or of parts, "train" and so on, that hold them), an ``.npz`` file
             with X and y, CIFAR's official binary or python layout, or a VOC devkit.
-        split: The part to read; data without parts is taken whole, and the result's split is then "all".
+        split: The part to read; data without parts is taken whole, and the result's split is then "all". For VOC,
+            "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself.
         format: "folder", "npz", "cifar", "voc", or "auto": found out from what is there.
         on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
             a warning.

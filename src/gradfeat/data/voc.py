@@ -9,10 +9,12 @@ import numpy as np
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
 
+SPLITS = ("train", "val", "trainval", "test")
+
 
 def is_voc(path: Path) -> bool:
     """Whether `path` is a VOC year, a VOCdevkit, or the folder around one."""
-    return _year(path) is not None
+    return bool(_years(path))
 
 
 def load_voc(path: Path, split: str) -> Dataset:
@@ -30,15 +32,20 @@ def load_voc(path: Path, split: str) -> Dataset:
         Paths of the images, and an indicator (n, c); the classes are those with a list, sorted.
 
     Raises:
-        DataError: A list or an image is missing, or a line cannot be read; the message names it.
+        DataError: A list or an image is missing, a line cannot be read, or `path` holds several years; the message
+            names it.
     """
-    year = _year(path)
-    if year is None:
+    years = _years(path)
+    if len(years) > 1:
+        raise DataError(f"{path} holds several years: give the path of one, {', '.join(map(str, years))}")
+    if not years:
         raise DataError(
             f"{path} is no VOC devkit: expected ImageSets/Main and JPEGImages in it, or in VOCdevkit/VOC<year> below it"
         )
+    year = years[0]
     lists = year / "ImageSets" / "Main"
-    splits = sorted({file.stem.rpartition("_")[2] for file in lists.glob("*_*.txt")})
+    named = [file.stem.rpartition("_") for file in lists.glob("*_*.txt")]
+    splits = sorted({part for _, _, part in named})
     if split == "train-only":
         split = "train"
     elif split == "train" and "trainval" in splits:
@@ -49,6 +56,12 @@ def load_voc(path: Path, split: str) -> Dataset:
             f"{lists} has no lists <class>_{split}.txt; splits there: {', '.join(splits)}.{did_you_mean(split, splits)}"
         )
     classes = [file.stem.removesuffix(f"_{split}") for file in files]
+    absent = sorted({name for name, _, part in named if part in SPLITS} - set(classes))
+    if absent:
+        raise DataError(
+            f"{lists} has no {absent[0]}_{split}.txt, though other parts have a list of {absent[0]!r}: every part must "
+            f"have the same classes. Classes without a list: {', '.join(absent)}"
+        )
     columns = [_read_list(file) for file in files]
     names = list(columns[0])
     for file, column in zip(files, columns, strict=True):
@@ -76,11 +89,11 @@ def load_voc(path: Path, split: str) -> Dataset:
     )
 
 
-def _year(path: Path) -> Path | None:
+def _years(path: Path) -> list[Path]:
     candidates = (
         [path, *sorted(path.glob("VOC[0-9]*")), *sorted(path.glob("VOCdevkit/VOC[0-9]*"))] if path.is_dir() else []
     )
-    return next((folder for folder in candidates if (folder / "ImageSets" / "Main").is_dir()), None)
+    return [folder for folder in candidates if (folder / "ImageSets" / "Main").is_dir()]
 
 
 def _read_list(file: Path) -> dict[str, int]:
@@ -91,6 +104,8 @@ def _read_list(file: Path) -> dict[str, int]:
             continue
         if len(parts) != 2 or parts[1] not in ("1", "-1", "0"):
             raise DataError(f"{file}, line {number}: expected an image's name and 1, -1 or 0, found {line!r}")
+        if parts[0] in found:
+            raise DataError(f"{file}, line {number}: {parts[0]} is listed a second time")
         found[parts[0]] = int(parts[1])
     if not found:
         raise DataError(f"{file} is empty")
