@@ -60,6 +60,16 @@ def test_classes_may_be_called_like_parts(tmp_path):
     assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
 
 
+def test_a_class_may_have_the_name_of_the_part(tmp_path):
+    for name in ("bus", "train"):
+        save(tmp_path / name / "a.png")
+    data = load_dataset(tmp_path, split="train", format="folder")
+    assert (data.classes, data.split) == (["bus", "train"], "all")
+    save(tmp_path / "train" / "cat" / "b.png")  # now it has class folders: a part
+    save(tmp_path / "train" / "dog" / "b.png")
+    assert load_dataset(tmp_path, split="train", format="folder").classes == ["cat", "dog"]
+
+
 def test_path_that_is_not_there(pets):
     with pytest.raises(DataError, match=r"has no 'pet'. Did you mean pets\?"):
         load_dataset(pets.parent / "pet" / "train")
@@ -114,6 +124,19 @@ def test_all_unreadable_images_are_named_at_once(pets):
     assert "3 of 7 images" in message
     assert all(name in message for name in ("truncated.jpg", "text.png", "zero.gif", "on_error='skip'"))
     assert "b.JPG" not in message
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_a_large_jpeg_cut_off_anywhere_is_found(pets, kept, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    file = pets / "dog/large.jpg"
+    Image.fromarray(pixels).save(file, **options)
+    assert len(load_dataset(pets, format="folder")) == 5
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(DataError, match=r"1 of 5 images(.|\n)*large.jpg"):
+        load_dataset(pets, format="folder")
 
 
 def test_unreadable_images_are_skipped_on_request(pets):

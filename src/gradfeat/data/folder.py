@@ -55,12 +55,23 @@ def load_folder(path: Path, split: str = "train") -> Dataset:
 
 def _part(path: Path, split: str) -> tuple[Path, str]:
     """Return the folder with the class folders, and what part of the data it is."""
-    if (path / split).is_dir():
+    if (path / split).is_dir() and not _is_class(path / split):
         return path / split, split
     parts = [folder.name for folder in _folders(path) if folder.name.lower() in SPLITS and _folders(folder)]
     if parts:
         raise DataError(f"{path} has no part {split!r}. Its parts: {', '.join(parts)}.{did_you_mean(split, parts)}")
     return path, WHOLE
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a folder called like a part is a class, a vehicle say: images in it and in a folder beside it."""
+    beside = [other for other in _folders(folder.parent) if other.name != folder.name]
+    return _loose(folder) and any(map(_loose, beside))
+
+
+def _loose(folder: Path) -> bool:
+    """Whether a folder holds images, and no folders."""
+    return not _folders(folder) and any(map(is_image, folder.iterdir()))
 
 
 def _folders(path: Path) -> list[Path]:

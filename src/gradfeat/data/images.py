@@ -41,11 +41,12 @@ def find_images(folder: Path) -> list[Path]:
     )
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], *, draft: bool = False) -> Image.Image:
     """Decode an image, turned upright as its EXIF orientation says.
 
     Args:
         path: The file.
+        draft: A JPEG may come back at an eighth of its size, in less time; damage shows all the same.
 
     Returns:
         The image, fully decoded; 16-bit grey values are scaled to 8 bits.
@@ -55,6 +56,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if draft:
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             return eight_bit(upright(image))
     except MemoryError:
@@ -101,7 +104,7 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
 
     def reason(path: Path) -> str | None:
         try:
-            read_image(path)
+            read_image(path, draft=True)
         except DataError as error:
             return _reason(error.__cause__ or error)
         return None
