@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -92,11 +95,56 @@ def test_calibration_error_by_hand() -> None:
         lambda: average_precision([1.0], [2]),
         lambda: mean_average_precision(np.zeros((2, 2)), np.zeros((2, 3))),
         lambda: r2([1.0, 2.0], [1.0]),
+        lambda: r2([1.0, np.nan], [1.0, 2.0]),
+        lambda: rmse(["a"], [1.0]),
+        lambda: accuracy(["a", "b"], [0, 1]),
+        lambda: log_loss([0, np.nan], [[0.5, 0.5], [0.5, 0.5]]),
+        lambda: log_loss(0, [[0.5, 0.5]]),
+        lambda: log_loss([0], [[2.0, -1.0]]),
+        lambda: log_loss([[np.nan, np.nan]], [[0.5, 0.5]]),
+        lambda: average_precision([1.0, 2.0], ["a", "b"]),
+        lambda: average_precision(["a", "b"], [0, 1]),
+        lambda: average_precision([1.0, 2.0], [1.0, np.nan]),
+        lambda: average_precision([[1.0]], [[1]]),
+        lambda: average_precisions(np.eye(2), np.eye(2), ignore=np.array([[0, np.nan], [0, 0]])),
+        lambda: average_precisions(np.eye(2), np.eye(2), ignore=np.zeros(2, dtype=bool)),
+        lambda: expected_calibration_error([0], [[5.0, -4.0]]),
+        lambda: expected_calibration_error([], np.zeros((0, 2))),
     ],
 )
 def test_bad_input(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError):
         call()
+
+
+@pytest.mark.parametrize("metric", [log_loss, expected_calibration_error])
+def test_scores_are_not_taken_for_probabilities(metric) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=r"those of sample 1 sum to 1\.4"):
+        metric([0, 1], [[0.5, 0.5], [0.7, 0.7]])
+    half = np.array([[1 / 3, 2 / 3], [0.9, 0.1]], dtype=np.float16)
+    assert np.isfinite(metric([0, 1], half))
+
+
+def test_labels_of_any_value_may_be_ignored() -> None:
+    labels = np.array([[1, np.nan], [0, 1], [-1, 0]])
+    ignore = np.array([[False, True], [False, False], [True, False]])
+    assert mean_average_precision([[3, 0], [2, 2], [1, 1]], labels, ignore=ignore) == 1.0
+
+
+def test_r2_of_constant_targets() -> None:
+    # the mean of three times 0.1 is not 0.1 in floating point
+    assert r2([0.1] * 3, [0.1, 0.1, 0.2]) == 0.0
+    assert r2([0.1] * 3, [0.1] * 3) == 1.0
+
+
+def test_no_bins() -> None:
+    with pytest.raises(ConfigurationError, match="bins"):
+        expected_calibration_error([0], [[1.0, 0.0]], bins=0)
+
+
+def test_metrics_do_without_torch() -> None:
+    code = "import gradfeat.metrics, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_unknown_method() -> None:

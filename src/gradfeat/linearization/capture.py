@@ -196,6 +196,8 @@ def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: di
     try:
         with evaluation_mode(extractor), torch.no_grad():
             extractor(args, kwargs)
+    except ConfigurationError:
+        return  # it takes the example; what it returns is another matter
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         raise ConfigurationError(
