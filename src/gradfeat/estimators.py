@@ -11,33 +11,40 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
-from gradfeat.backbones import Backbone, resolve
-from gradfeat.cache import LEVELS
+from gradfeat.backbones import resolve
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
-from gradfeat.fitting import Fit, Problem, fit_mode, predict_logits, prepare
-from gradfeat.linearization import PARAMETRIZATIONS, Linearization, linearize
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.fitting import (
+    Fit,
+    Problem,
+    fit_mode,
+    linearize_backbone,
+    model_from_weights,
+    predict_logits,
+    prepare,
+)
+from gradfeat.linearization import Linearization
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.merge import MergedNetwork, merge
-from gradfeat.model import MODES, GradientFeatureModel
+from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.solvers.schedule import Schedule, paper_schedule
 from gradfeat.validation import (
     NotFittedError,
     check_lengths,
+    check_parameters,
+    class_weights,
+    folds_among,
     indicator,
     is_indicator,
     labels_of,
+    read_classes,
+    read_samples,
     read_weight,
-    refuse_missing,
+    shape_of,
 )
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 class _GradientFeatureEstimator(BaseEstimator):
@@ -96,9 +103,9 @@ class _GradientFeatureEstimator(BaseEstimator):
 
     def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
         """Linearize the network, run the bottom on X, and fit the probe."""
-        self._check_parameters()
+        check_parameters(self)
         # what a callable or random weights were made from, so that `gradfeat.load` can make them again
-        self._built_from: dict[str, Any] = {"X_shape": getattr(X, "shape", None), "random_state": self._seed()}
+        self._built_from: dict[str, Any] = {"X_shape": shape_of(X), "random_state": self._seed()}
         backbone = resolve(
             self.backbone,
             weights=self.weights,
@@ -108,12 +115,13 @@ class _GradientFeatureEstimator(BaseEstimator):
             random_state=self._built_from["random_state"],
         )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
-        keep = np.flatnonzero(weight) if weight is not None else None
-        if keep is not None and not len(keep):
-            raise DataError("all sample weights are zero")
-        # a sample of weight zero is not there (but pairs of indices in cv count it)
-        if keep is not None and len(keep) < len(inputs) and isinstance(self.cv, numbers.Integral):
-            inputs, y, weight = inputs.subset(keep), y[keep], weight[keep]  # type: ignore[index]
+        cv = self.cv
+        if weight is not None:  # a sample of weight zero is not there
+            present = np.flatnonzero(weight)
+            cv = folds_among(cv, present, len(weight))
+            inputs, y, weight = inputs.subset(present), y[present], weight[present]
+        else:
+            cv = folds_among(cv, np.arange(len(y)), len(y))
         progress = Progress(self.verbose)
         example = inputs.example(3)
         with progress.step("linearize"):
@@ -130,7 +138,7 @@ class _GradientFeatureEstimator(BaseEstimator):
             loss,
             weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
             penalty=self.penalty,
-            cv=self.cv,
+            cv=cv,
             cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
             batch_size=self.batch_size,
             random_state=self._seed(),
@@ -227,86 +235,14 @@ class _GradientFeatureEstimator(BaseEstimator):
         """Leave out the programs, which are built again when they are needed."""
         return {**super().__getstate__(), "_model": None}
 
-    # ---- checks -----------------------------------------------------------------------------------------------------
-
     def _read_X(self, X: Any, *, reset: bool) -> Any:
-        """Check X; tables become float arrays, everything else goes to `Inputs`."""
-        if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset)):
-            return X
-        if isinstance(X, np.ndarray) and X.ndim > 2:
-            return X
-        if isinstance(X, (list, tuple)) and X and isinstance(X[0], (str, Path)):
-            return X
-        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        return read_samples(self, X, reset=reset)
 
     def _seed(self) -> int | None:
         state: Any = self.random_state
         if state is None or isinstance(state, numbers.Integral):
             return None if state is None else int(state)
         return int(state.randint(2**31 - 1))
-
-    def _check_parameters(self) -> None:
-        """Report all arguments that cannot be meant, together and before any work."""
-        wrong: list[str] = []
-
-        def one_of(name: str, known: Sequence[str]) -> None:
-            value = getattr(self, name)
-            if value not in known:
-                wrong.append(
-                    f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}"
-                )
-
-        one_of("mode", MODES)
-        one_of("solver", ("auto", *SOLVERS))
-        one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
-        one_of("precision", ("auto", *PRECISIONS))
-        one_of("cache", ("auto", *LEVELS))
-        if self.penalty != "auto" and not (isinstance(self.penalty, numbers.Real) and self.penalty >= 0):
-            wrong.append(f"penalty must be 'auto' or a number from 0, not {self.penalty!r}")
-        if self.rounds != 1:
-            wrong.append(f"rounds must be 1 (one linearization), not {self.rounds!r}")
-        if isinstance(self.cv, (str, float)) or (isinstance(self.cv, numbers.Integral) and self.cv < 2):
-            wrong.append(f"cv must be a number of folds from 2, a splitter, or pairs of indices, not {self.cv!r}")
-        if not isinstance(self.batch_size, numbers.Integral) or self.batch_size < 1:
-            wrong.append(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
-        if self.epochs is not None and not (isinstance(self.epochs, numbers.Integral) and self.epochs >= 1):
-            wrong.append(f"epochs must be None (the paper's schedule) or a whole number from 1, not {self.epochs!r}")
-        if self.clip_norm is not None and not (isinstance(self.clip_norm, numbers.Real) and self.clip_norm > 0):
-            wrong.append(f"clip_norm must be None or a number above 0, not {self.clip_norm!r}")
-        if wrong:
-            raise ConfigurationError("\n".join(wrong))
-
-
-def linearize_backbone(
-    backbone: Backbone, example: Any, theta2: str | Sequence[str], device: str = "auto", precision: str = "auto"
-) -> Linearization:
-    """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
-    floating = next((p.dtype for p in backbone.network.parameters() if p.dtype.is_floating_point), torch.float32)
-    example = example.to(floating) if isinstance(example, Tensor) and example.is_floating_point() else example
-    network_device = next((p.device for p in backbone.network.parameters()), torch.device("cpu"))
-    example = example.to(network_device) if isinstance(example, Tensor) else example
-    linearization = linearize(backbone.network, example, theta2, features=backbone.features)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else str(network_device)
-    dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)
-    return linearization.to(device=torch.device(device), dtype=dtype)
-
-
-def model_from_weights(
-    linearization: Linearization,
-    mode: str,
-    parametrization: str,
-    omega: Tensor,
-    w1: Tensor,
-    b: Tensor,
-    w2: dict[str, Tensor],
-) -> GradientFeatureModel:
-    """Return a model with given weights, w₂ in the units of θ₂."""
-    model = GradientFeatureModel(
-        linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization
-    )
-    model.set_weights(w1=w1, b=b, w2=w2)
-    return model
 
 
 class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
@@ -427,7 +363,9 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
         """Check the data; return X, targets, the loss they call for, and weights."""
         X = self._read_X(X, reset=True)
-        y = np.asarray(labels_of(X, y, self))
+        y = labels_of(X, y, self)
+        check_lengths(X, y)
+        weight = read_weight(sample_weight, len(y))
         loss: Loss
         if is_indicator(y):
             targets = indicator(y)
@@ -438,22 +376,23 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
                     "class_weight is for multi-class labels; for an indicator matrix give sample_weight"
                 )
         else:
-            y = column_or_1d(y, warn=True)
-            refuse_missing(y)
-            check_classification_targets(y)
-            self.classes_, targets = np.unique(y, return_inverse=True)
+            y = read_classes(y)
+            if self.class_weight is not None:
+                weight = class_weights(self.class_weight, y, weight)
+            present = slice(None) if weight is None else weight > 0
+            self.classes_ = np.unique(y[present])
             if len(self.classes_) < 2:
-                raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
+                among = "" if weight is None else " among the samples with a weight above zero"
+                raise DataError(
+                    f"y has one class only ({self.classes_[0]}){among}: a classifier needs at least two classes"
+                )
+            # absent samples may be of an absent class: any index will do for them
+            targets = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
             loss = CrossEntropy()
         if self.loss not in ("auto", loss.name):
             raise ConfigurationError(
                 f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')"
             )
-        check_lengths(X, targets)
-        weight = read_weight(sample_weight, len(targets))
-        if self.class_weight is not None:
-            balanced = compute_sample_weight(self.class_weight, y)
-            weight = balanced if weight is None else weight * balanced
         return X, targets, loss, weight
 
     @property
@@ -481,8 +420,11 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy; for multi-label targets the mean average precision (area)."""
         self._check_fitted()
-        y = np.asarray(labels_of(X, y, self))
+        y = labels_of(X, y, self)
+        check_lengths(X, y)
         if self.multilabel_:
+            if sample_weight is not None:
+                raise ConfigurationError("the mean average precision of multi-label targets takes no sample_weight")
             from gradfeat.metrics import mean_average_precision
 
             values = np.asarray(y, dtype=float)
@@ -518,7 +460,7 @@ class GradientFeatureRegressor(RegressorMixin, _GradientFeatureEstimator):
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
         X = self._read_X(X, reset=True)
-        targets = np.asarray(labels_of(X, y, self))
+        targets = labels_of(X, y, self)
         if targets.dtype.kind not in "fiub":
             try:
                 targets = targets.astype(float)
@@ -539,6 +481,13 @@ class GradientFeatureRegressor(RegressorMixin, _GradientFeatureEstimator):
         """Return predictions, (n,) or (n, k) as y was."""
         values = self._logits(X).double().numpy()
         return values[:, 0] if self._one_output else values
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return R², the mean over targets; y may be left out for a Dataset of pairs."""
+        self._check_fitted()
+        y = labels_of(X, y, self)
+        check_lengths(X, y)
+        return float(super().score(X, y, sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         """Say that several targets are allowed."""

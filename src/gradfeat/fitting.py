@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
-from gradfeat.errors import ConvergenceError
-from gradfeat.linearization import Linearization
+from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.linearization import Linearization, linearize
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -24,8 +26,56 @@ from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.probe import Probe, fit_probe
 from gradfeat.solvers.schedule import Schedule
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
 TRIAL_LENGTH = 0.25
 """Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that torch does not have here."""
+    if isinstance(device, str) and device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"device must be 'auto' or one that torch has here, not {device!r}: {reason}"
+        ) from error
+
+
+def linearize_backbone(
+    backbone: Backbone, example: Any, theta2: str | Sequence[str], device: str = "auto", precision: str = "auto"
+) -> Linearization:
+    """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
+    floating = next((p.dtype for p in backbone.network.parameters() if p.dtype.is_floating_point), torch.float32)
+    example = example.to(floating) if isinstance(example, Tensor) and example.is_floating_point() else example
+    network_device = next((p.device for p in backbone.network.parameters()), torch.device("cpu"))
+    example = example.to(network_device) if isinstance(example, Tensor) else example
+    check_device(device)
+    linearization = linearize(backbone.network, example, theta2, features=backbone.features)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else str(network_device)
+    dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)
+    return linearization.to(device=torch.device(device), dtype=dtype)
+
+
+def model_from_weights(
+    linearization: Linearization,
+    mode: str,
+    parametrization: str,
+    omega: Tensor,
+    w1: Tensor,
+    b: Tensor,
+    w2: dict[str, Tensor],
+) -> GradientFeatureModel:
+    """Return a model with given weights, w₂ in the units of θ₂."""
+    model = GradientFeatureModel(
+        linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization
+    )
+    model.set_weights(w1=w1, b=b, w2=w2)
+    return model
 
 
 @dataclass(frozen=True)
@@ -166,9 +216,9 @@ def fit_mode(
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
     model, history = _train(problem, mode, schedule, everything, parametrization, random_state, progress, mode)
     if history.stopped == "interrupted":
-        notes.append(
-            f"{mode}: interrupted after {len(history.loss)} epochs; the weights are those of the last finished one"
-        )
+        done = len(history.loss)
+        kept = "of the last finished one" if done else "that training starts from"
+        notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {kept}")
     return Fit(model, history, selection, time.perf_counter() - start, notes)
 
 

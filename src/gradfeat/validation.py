@@ -1,36 +1,151 @@
-"""Reading labels and weights, and the errors that go with them."""
+"""Reading what a user gives an estimator (parameters, tables, labels, weights), and the errors that go with it."""
 
 from __future__ import annotations
 
+import math
+import numbers
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sklearn.exceptions
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
+from gradfeat.cache import LEVELS
 from gradfeat.data import Inputs
-from gradfeat.errors import DataError, GradfeatError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatError, did_you_mean
+from gradfeat.fitting import PRECISIONS, check_device
+from gradfeat.linearization import PARAMETRIZATIONS
+from gradfeat.model import MODES
+from gradfeat.solvers.schedule import SOLVERS
 
 
 class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
     """The estimator has not been fitted yet."""
 
 
-def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> Any:
-    """Return y, or the labels of a Dataset of pairs."""
-    if y is not None:
-        return y
-    found = (
-        Inputs(X).labels() if isinstance(X, torch.utils.data.Dataset) else X.labels() if isinstance(X, Inputs) else None
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def check_parameters(estimator: Any) -> None:
+    """Report all parameters of an estimator that cannot be meant, together and before any work.
+
+    Raises:
+        ConfigurationError: One line for each of them.
+    """
+    wrong: list[str] = []
+
+    def check(name: str, good: bool, expected: str) -> None:
+        if not good:
+            wrong.append(f"{name} must be {expected}, not {getattr(estimator, name)!r}")
+
+    def one_of(name: str, known: Sequence[str]) -> None:
+        value = getattr(estimator, name)
+        if not isinstance(value, str) or value not in known:
+            wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
+
+    one_of("mode", MODES)
+    one_of("solver", ("auto", *SOLVERS))
+    one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
+    one_of("precision", ("auto", *PRECISIONS))
+    one_of("cache", ("auto", *LEVELS))
+    theta2, penalty, cv, seed = estimator.theta2, estimator.penalty, estimator.cv, estimator.random_state
+    names = isinstance(theta2, str) or (
+        isinstance(theta2, Sequence) and bool(theta2) and all(isinstance(name, str) for name in theta2)
     )
-    if found is None:
-        raise DataError(
-            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a "
-            "Dataset of pairs brings its own)"
-        )
-    return found
+    check("theta2", names, "'auto', a name, a glob, or a list of them")
+    check("penalty", _is_auto(penalty) or (_is_number(penalty) and penalty >= 0), "'auto' or a number from 0")
+    folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
+    check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
+    check("rounds", _is_whole(estimator.rounds, 1) and estimator.rounds == 1, "1 (one linearization)")
+    check("batch_size", _is_whole(estimator.batch_size, 1), "a whole number from 1")
+    epochs, clip_norm = estimator.epochs, estimator.clip_norm
+    check("epochs", epochs is None or _is_whole(epochs, 1), "None (the paper's schedule) or a whole number from 1")
+    check("clip_norm", clip_norm is None or (_is_number(clip_norm) and clip_norm > 0), "None or a number above 0")
+    known_seed = seed is None or isinstance(seed, np.random.RandomState) or _is_whole(seed, 0)
+    check("random_state", known_seed, "None, a whole number from 0, or a numpy RandomState")
+    try:
+        check_device(estimator.device)
+    except ConfigurationError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def folds_among(cv: Any, present: np.ndarray, n: int) -> Any:
+    """Return `cv` for some of the samples: pairs of indices are of all n samples, and become those of `present`.
+
+    Args:
+        cv: A number of folds, a scikit-learn splitter, or pairs of indices.
+        present: Indices of the samples that count, ascending.
+        n: Number of samples.
+
+    Raises:
+        DataError: Pairs of other samples than there are, or without a sample that counts.
+    """
+    if isinstance(cv, numbers.Integral) or hasattr(cv, "split"):
+        return cv
+    position = np.full(n, -1)
+    position[present] = np.arange(len(present))
+    try:
+        pairs = [(position[np.asarray(seen)], position[np.asarray(unseen)]) for seen, unseen in cv]
+    except (IndexError, TypeError, ValueError) as error:
+        raise DataError(f"cv must hold pairs of indices (fitted, held out) below {n}: {error}") from error
+    pairs = [(seen[seen >= 0], unseen[unseen >= 0]) for seen, unseen in pairs]
+    if not pairs or not all(len(seen) and len(unseen) for seen, unseen in pairs):
+        raise DataError("cv holds no pairs of indices, or one with an empty part (samples of weight zero do not count)")
+    return pairs
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+    """Check X; tables become float arrays, everything else is for `Inputs`.
+
+    Raises:
+        DataError: A table with NaN, of another number of features than in fit, or of values that are no numbers.
+    """
+    if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset)):
+        return X
+    if isinstance(X, np.ndarray) and (X.ndim > 2 or _are_paths(X)):
+        return X
+    if isinstance(X, (list, tuple)) and _are_paths(X):
+        return X
+    try:
+        return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _are_paths(X: Any) -> bool:
+    return np.ndim(X) == 1 and len(X) > 0 and isinstance(X[0], (str, Path))
+
+
+def shape_of(X: Any) -> tuple[int, ...] | None:
+    """Return the shape of X, (n, ...), what a callable builds its network from; None for paths."""
+    shape = getattr(X, "shape", None)
+    if shape is None and isinstance(X, torch.utils.data.Dataset):
+        inputs = Inputs(X)
+        shape = (len(inputs), *inputs.example(1).shape[1:])
+    return tuple(shape) if shape is not None and len(shape) > 1 else None
 
 
 def check_lengths(X: Any, targets: np.ndarray) -> None:
@@ -40,6 +155,27 @@ def check_lengths(X: Any, targets: np.ndarray) -> None:
         raise DataError(f"X has {n} samples and y has {len(targets)} labels")
 
 
+# ---- labels and weights ---------------------------------------------------------------------------------------------
+
+
+def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> np.ndarray:
+    """Return y, or the labels of a Dataset of pairs, as an array with one row for each sample."""
+    if y is None and isinstance(X, (Inputs, torch.utils.data.Dataset)):
+        y = (X if isinstance(X, Inputs) else Inputs(X)).labels()
+    if y is None:
+        raise DataError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a "
+            "Dataset of pairs brings its own)"
+        )
+    try:
+        labels = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    except ValueError as error:
+        raise DataError(f"y must be a vector (n,) or a matrix (n, c), one row for each sample: {error}") from error
+    if labels.ndim not in (1, 2):
+        raise DataError(f"y must be a vector (n,) or a matrix (n, c), not of shape {labels.shape}")
+    return labels
+
+
 def is_indicator(y: np.ndarray) -> bool:
     """Whether y is a matrix (n, c) with c > 1."""
     return y.ndim == 2 and y.shape[1] > 1
@@ -47,7 +183,13 @@ def is_indicator(y: np.ndarray) -> bool:
 
 def indicator(y: np.ndarray) -> np.ndarray:
     """Check an indicator matrix: 0, 1, and NaN for a label that is to be ignored."""
-    values = y.astype(float)
+    try:
+        values = y.astype(float)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "y is a matrix, so it is read as a multi-label indicator of 0 and 1, but holds other values: Unknown label "
+            f"type {y.dtype}. For multi-class labels give a vector (n,)"
+        ) from error
     if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
         raise DataError(
             "y is a matrix, so it is read as a multi-label indicator, but it has values besides 0 and 1: Unknown "
@@ -67,6 +209,41 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
     return weight
+
+
+def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return sample weights times those of the classes; "balanced" counts samples with a weight above zero."""
+    weight = np.ones(len(y)) if weight is None else weight.copy()
+    present = weight > 0
+    if isinstance(class_weight, dict):
+        known = set(y.tolist())
+        unknown = [label for label in class_weight if label not in known]
+        if unknown:
+            raise ConfigurationError(f"class_weight names classes that y has not: {', '.join(map(str, unknown[:5]))}")
+        if not all(_is_number(value) and value >= 0 for value in class_weight.values()):
+            raise ConfigurationError(f"class_weight must hold numbers from 0, not {class_weight!r}")
+    elif class_weight != "balanced":
+        raise ConfigurationError(f"class_weight must be None, 'balanced' or a dict, not {class_weight!r}")
+    weight[present] *= compute_sample_weight(class_weight, y[present])
+    if not weight.any():
+        raise DataError("all samples have weight zero, by class_weight or sample_weight")
+    return weight
+
+
+def read_classes(y: np.ndarray) -> np.ndarray:
+    """Check labels of a classification; return them as a vector (n,)."""
+    try:
+        y = column_or_1d(y, warn=True)
+        refuse_missing(y)
+        check_classification_targets(y)
+        np.unique(y)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    except TypeError as error:
+        raise DataError(f"y mixes labels of different kinds, that cannot be put in order: {error}") from error
+    return y
 
 
 def refuse_missing(y: np.ndarray) -> None:
