@@ -229,7 +229,8 @@ class _GradientFeatureEstimator(BaseEstimator):
         Raises:
             ConfigurationError: `gradient` has no network with its predictions, since it lacks the term w₁ᵀf.
         """
-        return merge(self.backbone_, self._fitted_model())
+        model = self._fitted_model()
+        return merge(self.backbone_, model)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs, which are built again when they are needed."""

@@ -235,14 +235,14 @@ def read_classes(y: np.ndarray) -> np.ndarray:
     try:
         y = column_or_1d(y, warn=True)
         refuse_missing(y)
+        np.unique(y)  # labels are put in order
         check_classification_targets(y)
-        np.unique(y)
     except DataError:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
     except TypeError as error:
-        raise DataError(f"y mixes labels of different kinds, that cannot be put in order: {error}") from error
+        raise DataError(f"y mixes labels of different kinds, which cannot be put in order: {error}") from error
     return y
 
 
