@@ -259,7 +259,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         penalty: L2 penalty of the probe, ``mean loss + penalty/2 ‖ω̄‖²``; "auto" chooses it by cross-validation.
         cv: Folds of that choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization.
-        parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
+        parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         loss: "auto", "cross_entropy", or "logistic" (multi-label).
         epochs: Passes over the data; None is the paper's 50 epochs, or 80,000 iterations where that is less.
         batch_size: Samples in a minibatch.

@@ -247,7 +247,15 @@ def test_class_weight_moves_predictions(digits: tuple[np.ndarray, np.ndarray]) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"solver": "sgd"}, {"clip_norm": 1e-3}, {"batch_size": 16}, {"epochs": 4}, {"parametrization": "ntk"}]
+    "change",
+    [
+        {"solver": "sgd"},
+        {"clip_norm": 1e-3},
+        {"batch_size": 16},
+        {"epochs": 4},
+        {"parametrization": "ntk_fan_in"},
+        {"parametrization": "ntk_fan_out"},
+    ],
 )
 def test_settings_have_an_effect(digits: tuple[np.ndarray, np.ndarray], change: dict[str, object]) -> None:
     name = "3.weight"
