@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## Pre-train, fit the four models, save and load one: the method in a minute or two.
-	OMP_NUM_THREADS=2 $(BIN)/gradfeat demo
+	$(BIN)/gradfeat demo
 
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest -n 2
