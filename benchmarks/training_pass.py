@@ -6,7 +6,8 @@ Compared, for one minibatch, forward and backward:
 
 - full: tangent program on kept residuals, gradients of w₁, b and w₂;
 - (a) fine-tuning of the same θ₂ and head from kept z₀, with the same folded batch norms;
-- (b) backward through `torch.func.jvp` of the same layers on kept z₀, gradients of w₁, b and w₂;
+- (b) backward through `torch.func.jvp` of the network's own layers on kept z₀ (batch norms as they are, which is what
+  one has without a linearization), gradients of w₁, b and w₂; and (b') the same with this project's folded layers;
 - (c) the plain forward pass of those layers from kept z₀.
 
 Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival
@@ -64,10 +65,12 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     timm = require("timm", extra="vision")
     torch.manual_seed(0)
     network = timm.create_model(case.model, num_classes=0).eval()
-    lin = linearize(network, torch.randn(3, 3, case.image, case.image), case.theta2, check=False).to(device, dtype)
+    example = torch.randn(3, 3, case.image, case.image)
+    lin = linearize(network, example, case.theta2, check=False).to(device, dtype)
     parts = [lin.bottom(torch.randn(8, 3, case.image, case.image)) for _ in range(case.batch // 8)]
     z0 = tree_map(lambda *tensors: torch.cat(tensors), *parts)
     f, residuals = lin.primal(z0)
+    plain = linearize(network, example, case.theta2, check=False, fold_batchnorm=False).to(device, dtype)
     y = torch.randint(0, CLASSES, (case.batch,), device=device)
     omega = torch.randn(f.shape[1], CLASSES, device=device) * f.shape[1] ** -0.5
     loss = CrossEntropy()
@@ -77,12 +80,14 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     def gradients(model: GradientFeatureModel, logits: Tensor) -> Any:
         return torch.autograd.grad(loss.value(logits, y), model.trained())
 
-    def jvp_pass() -> Any:
-        w2 = {name: value.to(dtype) for name, value in full.w2.items()}
+    own = GradientFeatureModel(plain, omega, mode="full")
+
+    def jvp_pass(model: GradientFeatureModel) -> Any:
+        layers = model.linearization
+        w2 = {name: value.to(dtype) for name, value in model.w2.items()}
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            features, moved = torch.func.jvp(lambda theta2: lin.network(theta2, z0), (lin.theta2,), (w2,))
-        logits = features.float() @ full.w1 + full.b + moved.float() @ full.omega
-        return gradients(full, logits)
+            features, moved = torch.func.jvp(lambda theta2: layers.network(theta2, z0), (layers.theta2,), (w2,))
+        return gradients(model, features.float() @ model.w1 + model.b + moved.float() @ model.omega)
 
     def forward_pass() -> Any:
         with torch.no_grad():
@@ -91,7 +96,8 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     return {
         "full": lambda: gradients(full, full.logits(f, residuals)),
         "finetune": lambda: gradients(tuned, tuned.finetuned(z0)),
-        "jvp": jvp_pass,
+        "jvp": lambda: jvp_pass(own),
+        "jvp folded": lambda: jvp_pass(full),
         "forward": forward_pass,
     }
 
@@ -147,7 +153,7 @@ def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[st
     seconds = times(passes, rounds)
     ratios = {
         name: statistics.median(full / other for full, other in zip(seconds["full"], seconds[name], strict=True))
-        for name in ("finetune", "jvp", "forward")
+        for name in ("finetune", "jvp", "jvp folded", "forward")
     }
     return {
         "case": case.title,
@@ -166,22 +172,24 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
         "full",
         "(a) fine-tuning",
         "(b) jvp",
+        "(b') folded",
         "(c) forward",
         "full / (a)",
         "full / (b)",
+        "full / (b')",
         "full / (c)",
     ]
     lines = [
         about,
         "",
-        "| " + " | ".join(header) + " | peak memory: full, (a), (b), (c) |",
+        "| " + " | ".join(header) + " | peak memory: full, (a), (b), (b'), (c) |",
         "|" + "---|" * (len(header) + 1),
     ]
     for row in rows:
         ms, over, peak = row["milliseconds"], row["full_over"], row["peak_bytes"]
-        cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ("full", "finetune", "jvp", "forward"))]
-        cells += [f"{over[name]:.2f}" for name in ("finetune", "jvp", "forward")]
-        cells.append(", ".join(f"{peak[name] / 1e6:.0f} MB" for name in ("full", "finetune", "jvp", "forward")))
+        cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ms)]
+        cells += [f"{over[name]:.2f}" for name in over]
+        cells.append(", ".join(f"{peak[name] / 1e6:.0f} MB" for name in ms))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
