@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 class Loss(ABC):
     """A loss of logits and targets, convex in the logits.
 
-    A subclass says the loss of each sample (`per_sample`) and what the logits mean (`predict_proba`).
+    A subclass says the loss of each sample (`per_sample`), how it bends (`curvature`), and what the logits mean
+    (`predict_proba`).
     """
 
     name: ClassVar[str]
@@ -24,6 +25,10 @@ class Loss(ABC):
     @abstractmethod
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, (n,)."""
+
+    @abstractmethod
+    def curvature(self, logits: Tensor) -> Tensor:
+        """Return the second derivative of each sample's loss in each of its logits, (n, k), with all labels known."""
 
     @abstractmethod
     def predict_proba(self, logits: Tensor) -> Tensor:
@@ -48,6 +53,7 @@ class Loss(ABC):
         return (weight * losses).sum() / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
+@final
 class CrossEntropy(Loss):
     """Softmax cross-entropy, ``-log softmax(logits)[y]``; y holds class indices, (n,).
 
@@ -63,6 +69,11 @@ class CrossEntropy(Loss):
         """Return ``-log p(yᵢ)``."""
         return F.cross_entropy(logits, y, reduction="none")
 
+    def curvature(self, logits: Tensor) -> Tensor:
+        """Return ``p (1 - p)``."""
+        p = logits.softmax(1)
+        return p * (1 - p)
+
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return class probabilities."""
         return logits.softmax(1)
@@ -72,6 +83,7 @@ class CrossEntropy(Loss):
         return int(y.max()) + 1
 
 
+@final
 class MultiLabelLogistic(Loss):
     """Independent logistic losses, the mean over a sample's labels; y is (n, k), 0, 1, or NaN for a label to ignore.
 
@@ -94,6 +106,11 @@ class MultiLabelLogistic(Loss):
         )
         return (losses * known).mean(1)
 
+    def curvature(self, logits: Tensor) -> Tensor:
+        """Return ``p (1 - p) / k``."""
+        p = logits.sigmoid()
+        return p * (1 - p) / logits.shape[1]
+
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the probability of each label."""
         return logits.sigmoid()
@@ -103,6 +120,7 @@ class MultiLabelLogistic(Loss):
         return y.shape[1]
 
 
+@final
 class Squared(Loss):
     """Squared error, ``½ Σ_k (logit_k - y_k)²``; y is (n, k).
 
@@ -117,6 +135,10 @@ class Squared(Loss):
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return half the squared distance."""
         return 0.5 * (logits - y.to(logits.dtype)).square().sum(1)
+
+    def curvature(self, logits: Tensor) -> Tensor:
+        """Return one."""
+        return torch.ones_like(logits)
 
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the values themselves."""

@@ -37,7 +37,7 @@ def test_ignored_labels_count_for_nothing() -> None:
     assert not gradient[:, 2].any()
     assert torch.isfinite(gradient).all()
     known = MultiLabelLogistic().value(LOGITS[:, [0, 1, 3]], y[:, [0, 1, 3]])
-    assert float(loss) == pytest.approx(float(known) * 3 / 4)
+    assert loss.item() == pytest.approx(known.item() * 3 / 4)
 
 
 def test_squared_is_half_the_distance() -> None:
@@ -55,6 +55,16 @@ def test_losses_are_convex_along_a_segment(loss: CrossEntropy) -> None:
     for t in (0.25, 0.5, 0.75):
         between = loss.value((1 - t) * LOGITS - t * LOGITS.flip(0), y)
         assert between <= (1 - t) * ends[0] + t * ends[1] + 1e-12
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()], ids=lambda loss: loss.name)
+def test_curvature_is_the_diagonal_of_the_hessian(loss: CrossEntropy) -> None:
+    y = torch.arange(9) % 4 if loss.task == "multiclass" else (LOGITS.roll(1) > 0).double()
+    for row in range(3):
+        hessian = torch.autograd.functional.hessian(
+            lambda z, y=y[row : row + 1]: loss.per_sample(z[None], y)[0], LOGITS[row]
+        )
+        torch.testing.assert_close(loss.curvature(LOGITS)[row], hessian.diagonal(), rtol=1e-10, atol=1e-12)
 
 
 def test_loss_for() -> None:

@@ -1,14 +1,15 @@
 """Step 2 of the method: the linear probe ω̄ on the activations, converged, its penalty chosen by cross-validation.
 
 The probe minimises ``mean loss(fᵀω + b, y) + penalty/2 ‖ω‖²`` (b is free). Features are centred and rotated to the
-eigenbasis of their second moments, where a diagonal change of scale makes the problem round: L-BFGS then needs some
-tens of iterations whatever the features' conditioning, and the closed form for squared loss serves every penalty with
-one decomposition.
+eigenbasis of their second moments, where a diagonal change of scale, by the curvature of the loss, makes the problem
+nearly round: L-BFGS then needs some tens of iterations whatever the features' conditioning, and the closed form for
+squared loss serves every penalty with one decomposition.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import CrossEntropy, Loss, Squared
 
 GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
@@ -28,8 +29,16 @@ GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
 ONE_FOLD_FROM = 20_000
 """From this number of samples on, one held-out part is as good as several, and several times cheaper."""
 
-_RISES_TO_STOP = 2
-_CURVATURE = 0.25  # of the logistic loss at zero; the scale of the Hessian in the preconditioner
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+_NEGLIGIBLE = 1e-3  # a lighter penalty must lower the held-out loss by this share, more than the path's solver leaves
+_RISE = 1e-2  # and a rise is one by this share; heavy penalties may be level before the loss falls
+_RISES_TO_STOP = 3
+_REFRESH = 50  # iterations after which the curvature is taken anew
+_PRECISION = 1e-7  # such a gradient is worth 1e-14 of an objective near one: the line search sees no less
+_LEAST_CURVATURE = 1e-30  # one class alone has none
+_ITERATIONS, _PATH_ITERATIONS = 2000, 100
+_PATH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,11 @@ class Probe:
         bias: Intercept, (k,).
         penalty: L2 penalty.
         path: (penalty, mean held-out loss, its standard error) of each penalty tried; empty if it was given.
-        converged: Whether the gradient fell below the tolerance.
-        gradient_norm: Largest entry of the objective's gradient in (ω, b), relative to that at zero.
+        converged: Whether the gradient fell below the tolerance, or as far as float64 tells objectives apart.
+        gradient_norm: Largest entry of the objective's gradient, relative to that at ω = 0, each entry in units of the
+            objective's own curvature there.
         iterations: Of the final fit.
-        note: How the penalty was chosen, if in an unusual way.
+        note: What was unusual in the choice of the penalty, or that the fit has not converged; empty otherwise.
     """
 
     omega: Tensor
@@ -72,11 +82,11 @@ def fit_probe(
 
     Args:
         f: Activations, (n, d).
-        y: Targets for `loss`.
+        y: Targets for `loss`: (n,) or (n, k).
         loss: Cross-entropy, multi-label logistic, or squared.
-        sample_weight: (n,).
+        sample_weight: (n,), none below zero; a sample of weight zero is as good as absent.
         penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this
-            data.
+            data, and the heaviest among those that differ from it by less than a thousandth.
         cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (fitted, held out).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
@@ -85,8 +95,10 @@ def fit_probe(
         The probe, of the features' own dtype.
 
     Raises:
-        ConvergenceError: The features are not finite.
-        ConfigurationError: A negative penalty.
+        ConvergenceError: The features are not finite, or the fit left the finite numbers.
+        ConfigurationError: A penalty or a number of folds that cannot be meant.
+        DataError: Arrays whose shapes do not fit, targets or weights that are not finite, weights below zero or all
+            zero.
 
     Example:
         >>> f = torch.tensor([[-1.0], [1.0]])
@@ -94,37 +106,41 @@ def fit_probe(
         >>> probe.omega  # minimises ½ (ω - 1)² + ½ ω²
         tensor([[0.5000]])
     """
-    if not bool(torch.isfinite(f).all()):
-        raise ConvergenceError("the activations f(x) are not finite: look at the inputs, and at the network's weights")
+    _check_arguments(penalty, cv)
+    _check_data(f, y, loss, sample_weight)
     device, dtype = f.device, f.dtype
     if not dtype.is_floating_point or dtype.itemsize < 4:
         dtype = torch.float32
     features, targets = f.detach().cpu().double(), y.detach().cpu()
     weight = None if sample_weight is None else sample_weight.detach().cpu().double()
     outputs = loss.n_outputs(targets)
-    path: list[tuple[float, float, float]] = []
-    note = ""
+    present = np.arange(len(f))
+    if weight is not None and not bool(weight.all()):
+        picked = weight.nonzero()[:, 0]
+        present, features, targets, weight = picked.numpy(), features[picked], targets[picked], weight[picked]
     basis = _Basis(features, weight)
+    path: list[tuple[float, float, float]] = []
+    start: Tensor | None = None
+    note = ""
     if isinstance(penalty, str):
-        if penalty != "auto":
-            raise ConfigurationError(f"penalty must be 'auto' or a number from 0, not {penalty!r}")
-        scale = basis.mean_variance or 1.0
-        folds, note = _folds(targets, loss, cv, random_state)
+        penalty = basis.mean_variance or 1.0
+        folds, note = _folds(targets, loss, cv, random_state, present)
         if folds:
-            grid = [scale * value for value in GRID]
-            path = _cross_validate(basis, features, targets, loss, outputs, grid, folds)
-            penalty = min(path, key=lambda point: point[1])[0]
-        else:
-            penalty = scale
-    elif penalty < 0:
-        raise ConfigurationError(f"penalty must not be negative, as {penalty} is")
-    solution = basis.solve(targets, loss, outputs, float(penalty), None, tolerance, 2000)
-    omega, bias = basis.weights(solution.point)
+            grid = [penalty * value for value in GRID]
+            penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, folds)
+    solution = basis.solve(targets, loss, outputs, float(penalty), start, tolerance, _ITERATIONS)
+    if not solution.converged:
+        unfinished = f"not converged in {solution.iterations} iterations: gradient {solution.gradient_norm:.1e}"
+        note = f"{note}; {unfinished}" if note else unfinished
+    omega, bias = (part.to(device, dtype) for part in basis.weights(solution.point))
     if not bool(torch.isfinite(omega).all() and torch.isfinite(bias).all()):
-        raise ConvergenceError("the probe's weights are not finite")
+        raise ConvergenceError(
+            f"the probe's weights are not finite in {dtype} with penalty {float(penalty):.3g}: rescale the features, "
+            "or give a heavier penalty"
+        )
     return Probe(
-        omega=omega.to(device, dtype),
-        bias=bias.to(device, dtype),
+        omega=omega,
+        bias=bias,
         penalty=float(penalty),
         path=path,
         converged=solution.converged,
@@ -132,6 +148,35 @@ def fit_probe(
         iterations=solution.iterations,
         note=note,
     )
+
+
+def _check_arguments(penalty: float | str, cv: Any) -> None:
+    if isinstance(penalty, str):
+        if penalty != "auto":
+            raise ConfigurationError(f"penalty must be 'auto' or a number from 0, not {penalty!r}")
+    elif not (math.isfinite(penalty) and penalty >= 0):
+        raise ConfigurationError(f"penalty must be finite and not negative, as {penalty} is")
+    if isinstance(cv, numbers.Integral) and int(cv) < 2:
+        raise ConfigurationError(f"cv must be 2 folds or more, a splitter, or pairs of indices, not {cv}")
+
+
+def _check_data(f: Tensor, y: Tensor, loss: Loss, weight: Tensor | None) -> None:
+    if f.ndim != 2 or 0 in f.shape:
+        raise DataError(f"f must be a matrix (n, d) of at least one sample and feature, not of shape {tuple(f.shape)}")
+    axes = 1 if isinstance(loss, CrossEntropy) else 2
+    if y.ndim != axes or len(y) != len(f):
+        expected = f"({len(f)},)" if axes == 1 else f"({len(f)}, k)"
+        raise DataError(f"y must be of shape {expected} for {loss.name}, not {tuple(y.shape)}")
+    if not bool(torch.isfinite(f).all()):
+        raise ConvergenceError("the activations f(x) are not finite: look at the inputs, and at the network's weights")
+    if isinstance(loss, Squared) and not bool(torch.isfinite(y).all()):
+        raise DataError("y must be finite for squared loss")
+    if weight is None:
+        return
+    if weight.shape != (len(f),):
+        raise DataError(f"sample_weight must be of shape ({len(f)},), not {tuple(weight.shape)}")
+    if not bool(torch.isfinite(weight).all() and (weight >= 0).all() and (weight > 0).any()):
+        raise DataError("sample_weight must be finite, none below zero, and not all zero")
 
 
 @dataclass(frozen=True)
@@ -143,69 +188,103 @@ class _Solution:
 
 
 class _Basis:
-    """Centred features in the eigenbasis of their (weighted) second moments."""
+    """Centred features in the eigenbasis of their (weighted) second moments, in units of their largest entry.
+
+    The unit keeps squares of very large or small features, and single precision, within the range of numbers.
+    """
 
     def __init__(self, f: Tensor, weight: Tensor | None) -> None:
         n, d = f.shape
         self.weight = weight
-        share = torch.full((n,), 1.0 / n, dtype=f.dtype) if weight is None else (weight / weight.sum()).to(f.dtype)
-        self.share = share
-        self.mean = share @ f
-        scaled = (f - self.mean) * share.sqrt()[:, None]
+        self.share = torch.full((n,), 1.0 / n, dtype=f.dtype) if weight is None else weight / weight.sum()
+        self.mean = f[0] + self.share @ (f - f[0])  # exact where a feature is constant
+        centred = f - self.mean
+        self.unit = float(centred.abs().max()) or 1.0
+        scaled = centred / self.unit * self.share.sqrt()[:, None]
         wide = n < d  # the span of the data is smaller than the space
         values, vectors = torch.linalg.eigh(scaled @ scaled.T if wide else scaled.T @ scaled)
         keep = values > values.max().clamp_min(0) * 1e-12
         self.variances = values[keep]
         self.directions = scaled.T @ vectors[:, keep] / self.variances.sqrt() if wide else vectors[:, keep]
-        self.mean_variance = float(values.sum() / d)
+        self.mean_variance = float(values.sum() / d) * self.unit**2
         self.coordinates = self.project(f)
 
     def project(self, f: Tensor) -> Tensor:
         """Return coordinates of features, with a column of ones for the bias, (n, r + 1)."""
-        return torch.cat([(f - self.mean) @ self.directions, torch.ones(len(f), 1, dtype=f.dtype)], dim=1)
+        ones = torch.ones(len(f), 1, dtype=f.dtype)
+        return torch.cat([(f - self.mean) / self.unit @ self.directions, ones], dim=1)
 
     def rows(self, picked: Tensor) -> _Basis:
         """Return the same basis over some of the samples, in single precision: what a fold needs."""
         part = copy.copy(self)
         part.coordinates, part.variances = self.coordinates[picked].float(), self.variances.float()
         part.weight = None if self.weight is None else self.weight[picked].float()
+        part.share = self.share[picked].float() / self.share[picked].sum().float()
         return part
 
     def weights(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Return ω, (d, k), and b, (k,), of the features as they were."""
-        omega = self.directions @ point[:-1]
+        omega = self.directions @ point[:-1] / self.unit
         return omega, point[-1] - self.mean @ omega
 
     def solve(
         self, y: Tensor, loss: Loss, outputs: int, penalty: float, start: Tensor | None, tolerance: float, most: int
     ) -> _Solution:
-        """Minimise the penalized loss; `start` is the solution of a neighbouring penalty."""
+        """Minimise the penalized loss; `start` is the solution of a neighbouring problem."""
+        penalty /= self.unit**2
         if isinstance(loss, Squared):
-            return self._closed_form(y.to(self.mean.dtype), penalty)
+            return self._closed_form(y.to(self.coordinates.dtype), penalty)
         z, dtype = self.coordinates, self.coordinates.dtype
-        ridge = torch.cat([torch.full_like(self.variances, penalty), torch.zeros(1, dtype=dtype)])[:, None]
-        curvature = torch.cat([_CURVATURE * self.variances + penalty, torch.full((1,), _CURVATURE, dtype=dtype)])
-        spread = curvature.rsqrt()[:, None]
-        shape = (z.shape[1], outputs)
+        ridge = torch.full((z.shape[1], 1), penalty, dtype=dtype)
+        ridge[-1] = 0
+        shares = self.share[:, None]
+        point = torch.zeros(z.shape[1], outputs, dtype=dtype)
 
-        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            point = (torch.from_numpy(flat).to(dtype).reshape(shape) * spread).requires_grad_()
-            value = loss.value(z @ point, y, self.weight) + 0.5 * (ridge * point.square()).sum()
-            (gradient,) = torch.autograd.grad(value, point)
-            return float(value.detach()), (gradient * spread).double().numpy().ravel()
+        def value_and_gradient(at: Tensor) -> tuple[float, Tensor]:
+            # column-major, which makes autograd's product with z the faster one
+            at = at.detach().T.contiguous().T.requires_grad_()
+            value = loss.value(z @ at, y, self.weight) + 0.5 * (ridge * at.square()).sum()
+            (gradient,) = torch.autograd.grad(value, at)
+            return float(value.detach()), gradient
 
-        first = np.zeros(shape[0] * shape[1]) if start is None else (start / spread).double().numpy().ravel()
-        at_zero = float(np.abs(objective(np.zeros_like(first))[1]).max()) or 1.0
-        result: Any = minimize(
-            objective,
-            first,
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": most, "maxfun": 2 * most, "ftol": 0.0, "gtol": tolerance * at_zero, "maxcor": 20},
-        )
-        gradient_norm = float(np.abs(result.jac).max()) / at_zero
-        point = torch.from_numpy(result.x).to(dtype).reshape(shape) * spread
-        return _Solution(point, gradient_norm <= 10 * tolerance, gradient_norm, int(result.nit))
+        # at zero the curvature of the loss is the same for all samples
+        at_zero = loss.curvature(torch.zeros(1, outputs, dtype=dtype))
+        variances = torch.cat([self.variances, torch.ones(1, dtype=dtype)])[:, None]
+        spread = (at_zero * variances + ridge).clamp_min(_LEAST_CURVATURE).rsqrt()
+        # no gradient at all is rounding, not a scale
+        scale = max(float((value_and_gradient(point)[1] * spread).abs().max()), 1e-6)
+        squares = z.square()
+        if start is not None:
+            point = start.to(dtype)
+        iterations, largest = 0, math.inf
+        while iterations < most:
+            curvature = squares.T @ (shares * loss.curvature(z @ point))
+            # of samples that are fitted almost surely nothing is left; a share of the first curvature bounds the steps
+            spread = (curvature.clamp_min(1e-6 * at_zero * variances) + ridge).clamp_min(_LEAST_CURVATURE).rsqrt()
+
+            def objective(flat: np.ndarray, spread: Tensor = spread) -> tuple[float, np.ndarray]:
+                value, gradient = value_and_gradient(torch.from_numpy(flat).to(dtype).view_as(spread) * spread)
+                return value, (gradient * spread).double().numpy().ravel()
+
+            result: Any = minimize(
+                objective,
+                (point / spread).double().numpy().ravel(),
+                jac=True,
+                method="L-BFGS-B",
+                options={
+                    "maxiter": min(_REFRESH, most - iterations),
+                    "ftol": 0.0,
+                    "gtol": tolerance * scale,
+                    "maxcor": 20,
+                },
+            )
+            point = torch.from_numpy(result.x).to(dtype).view_as(spread) * spread
+            iterations += int(result.nit)
+            before, largest = largest, float(np.abs(result.jac).max()) / scale
+            # without an iteration, or short of a round and no nearer, the line search is at the end of the precision
+            if largest <= tolerance or not result.nit or (result.nit < _REFRESH and largest >= before):
+                break
+        return _Solution(point, largest <= max(tolerance, _PRECISION / scale), largest, iterations)
 
     def _closed_form(self, y: Tensor, penalty: float) -> _Solution:
         z = self.coordinates
@@ -215,18 +294,16 @@ class _Basis:
 
 
 def _cross_validate(
-    whole: _Basis,
-    f: Tensor,
-    y: Tensor,
-    loss: Loss,
-    outputs: int,
-    penalties: list[float],
-    folds: list[tuple[np.ndarray, np.ndarray]],
-) -> list[tuple[float, float, float]]:
-    """Return (penalty, mean held-out loss, standard error), from heavy to light until the loss has risen a while.
+    whole: _Basis, f: Tensor, y: Tensor, loss: Loss, outputs: int, penalties: list[float], folds: Folds
+) -> tuple[float, Tensor, list[tuple[float, float, float]]]:
+    """Choose a penalty on the path from heavy to light, which ends where the held-out loss has risen a while.
 
     The folds share the basis of all samples, which conditions their problems nearly as well as their own; the closed
     form needs its own.
+
+    Returns:
+        The penalty, the folds' mean solution for it (a start for the final fit), and (penalty, mean held-out loss, its
+        standard error) of all that were tried.
     """
 
     def prepare(fold: tuple[np.ndarray, np.ndarray]) -> tuple[_Basis, Tensor, Tensor, Tensor, Tensor | None]:
@@ -240,31 +317,54 @@ def _cross_validate(
         return basis, y[seen], held, y[unseen], None if whole.weight is None else whole.weight[unseen]
 
     prepared = [prepare(fold) for fold in folds]
-    starts: list[Tensor | None] = [None] * len(prepared)
+    points: list[Tensor | None] = [None] * len(prepared)
     path: list[tuple[float, float, float]] = []
+    chosen, best, start = penalties[0], math.inf, torch.zeros(0)
+    rises = 0
     for penalty in penalties:
         losses = []
         for i, (basis, seen_y, held, held_y, held_weight) in enumerate(prepared):
-            solution = basis.solve(seen_y, loss, outputs, penalty, starts[i], 1e-3, 100)
-            starts[i] = solution.point
-            losses.append(float(loss.value(held @ solution.point, held_y, held_weight)))
+            point = basis.solve(seen_y, loss, outputs, penalty, points[i], _PATH_TOLERANCE, _PATH_ITERATIONS).point
+            losses.append(float(loss.value(held @ point, held_y, held_weight)))
+            points[i] = point
+        mean = float(np.mean(losses))
+        if not math.isfinite(mean):
+            raise ConvergenceError(f"the held-out loss became {mean} with penalty {penalty:.3g}: rescale the features")
         error = float(np.std(losses, ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
-        path.append((penalty, float(np.mean(losses)), error))
-        best = min(range(len(path)), key=lambda i: path[i][1])
-        if len(path) - 1 - best >= _RISES_TO_STOP:
+        path.append((penalty, mean, error))
+        rises = rises + 1 if mean > best * (1 + _RISE) else 0
+        if mean < best * (1 - _NEGLIGIBLE):
+            chosen, best = penalty, mean
+            if not isinstance(loss, Squared):  # whose folds have bases of their own, and which needs no start
+                start = torch.stack([point for point in points if point is not None]).mean(0)
+        if rises == _RISES_TO_STOP:
             break
-    return path
+    return chosen, start, path
 
 
-def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    """Split the training data; a class with one sample is always in the part that is fitted."""
+def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np.ndarray) -> tuple[Folds, str]:
+    """Split the training data; a class with one sample is always in the part that is fitted.
+
+    Args:
+        y: Targets of the samples that count.
+        loss: Says whether the targets are classes.
+        cv: As in `fit_probe`; pairs of indices are of all samples.
+        random_state: Seed.
+        present: Indices of the samples that count among all, ascending.
+
+    Returns:
+        Pairs of indices of the samples that count, none if there are too few to split; and a note.
+    """
     from sklearn.model_selection import KFold, StratifiedKFold
 
     if not isinstance(cv, numbers.Integral):
-        given = cv.split(np.zeros(len(y)), y.numpy()) if hasattr(cv, "split") else cv
-        return [(np.asarray(seen), np.asarray(unseen)) for seen, unseen in given], ""
+        if hasattr(cv, "split"):
+            return [(seen, unseen) for seen, unseen in cv.split(np.zeros(len(y)), y.numpy())], ""
+        pairs = [(_position(seen, present), _position(unseen, present)) for seen, unseen in cv]
+        if not pairs or not all(len(seen) and len(unseen) for seen, unseen in pairs):
+            raise DataError("cv holds no pairs of indices, or one with an empty part (weight zero does not count)")
+        return pairs, ""
     n, most = len(y), int(cv)
-    note = ""
     if isinstance(loss, CrossEntropy):
         labels = y.numpy()
         counts = np.bincount(labels)
@@ -276,17 +376,19 @@ def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None) -> tuple[li
         splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=random_state)
         splits: Iterator[Any] = splitter.split(often, labels[often])
         pairs = [(np.sort(np.concatenate([often[a], alone])), often[b]) for a, b in splits]
+        reason = ": a class is rare"
     else:
         if n < 3:
             return [], "too few samples for cross-validation: the penalty is the features' mean variance, not chosen"
         folds = min(most, n)
-        pairs = [tuple(pair) for pair in KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n))]
-    if folds < most:
-        note = (
-            f"{folds} folds instead of {cv}: a class is rare"
-            if isinstance(loss, CrossEntropy)
-            else f"{folds} folds instead of {cv}"
-        )
+        pairs = list(KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n)))
+        reason = ": there are no more samples"
+    note = f"{folds} folds instead of {cv}{reason}" if folds < most else ""
     if n >= ONE_FOLD_FROM:
         return pairs[:1], f"one held-out part of {len(pairs[0][1]):,} samples instead of {folds} folds"
     return pairs, note
+
+
+def _position(indices: Any, present: np.ndarray) -> np.ndarray:
+    """Return where samples are among those present, leaving out the rest."""
+    return np.flatnonzero(np.isin(present, np.asarray(indices)))
