@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.solvers.finetune import FINETUNE_GRID, select
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, PUBLISHED_CODE, Schedule, paper_schedule, voc_schedule
@@ -41,6 +42,7 @@ def test_equals_a_loop_written_by_hand() -> None:
     trained, history = run()
     assert torch.equal(trained, parameter)
     assert len(history.loss) == 4
+    assert history.passes == pytest.approx(4.0)
     assert history.stopped == "finished"
 
 
@@ -72,6 +74,7 @@ def test_interruption_leaves_the_last_finished_epoch() -> None:
     parameter, history = run(step=step, on_epoch=on_epoch)
     assert history.stopped == "interrupted"
     assert sorted(after) == [1, 2]
+    assert len(history.loss) == history.passes == 2
     assert torch.equal(parameter, after[2])
 
 
@@ -81,6 +84,26 @@ def test_divergence_is_said_and_undone() -> None:
     with pytest.raises(ConvergenceError, match="epoch"):
         train([parameter], lambda i: quadratic(parameter, i), 20, diverging, generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(parameter).all()
+
+
+def test_no_samples() -> None:
+    with pytest.raises(DataError, match="no samples"):
+        train([], lambda i: A.sum(), 0, SCHEDULE, generator=torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"optimizer": "rmsprop"}, "optimizer must be one of"),
+        ({"momentum": 0.9}, "momentum is SGD's"),
+        ({"learning_rate": 0.0, "weight_decay": -1.0}, "learning_rate must be above 0; weight_decay must not"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+    ],
+)
+def test_a_schedule_that_cannot_be_meant(changed: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        replace(SCHEDULE, **changed)  # type: ignore[arg-type]
 
 
 def test_schedules_of_the_paper() -> None:
@@ -122,3 +145,5 @@ def test_select_takes_the_best_that_did_not_diverge() -> None:
     assert [value for _, value in chosen.scores].count(-math.inf) == 2
     with pytest.raises(ConvergenceError, match="every one"):
         select(FINETUNE_GRID, lambda schedule: math.inf * 0)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        select([], score)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, Schedule
 
 FINETUNE_GRID: tuple[Schedule, ...] = (
@@ -37,8 +37,15 @@ def select(candidates: Sequence[Schedule], run: Callable[[Schedule], float]) -> 
         run: Trains with a schedule and returns a score on held-out data; a run that diverges scores -inf.
 
     Raises:
+        ConfigurationError: There is no candidate.
         ConvergenceError: Every candidate diverged.
+
+    Example:
+        >>> select(FINETUNE_GRID, lambda schedule: -abs(schedule.learning_rate - 0.01)).best.learning_rate
+        0.01
     """
+    if not candidates:
+        raise ConfigurationError("there must be at least one schedule to choose from")
     scores: list[tuple[Schedule, float]] = []
     for candidate in candidates:
         try:

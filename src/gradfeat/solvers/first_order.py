@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConvergenceError, DataError
 from gradfeat.solvers.schedule import Schedule
 
 
@@ -20,11 +20,13 @@ class History:
 
     Attributes:
         loss: Mean training loss of each finished epoch.
+        passes: Samples that the optimizer has seen in these epochs, in units of n; the last epoch may not be whole.
         seconds: Time in all.
         stopped: "finished", or "interrupted" by the user (the weights are then those after the last finished epoch).
     """
 
     loss: list[float] = field(default_factory=list)
+    passes: float = 0.0
     seconds: float = 0.0
     stopped: str = "finished"
 
@@ -53,7 +55,10 @@ def train(
 
     Raises:
         ConvergenceError: The loss left the finite numbers; the parameters are those of the last finished epoch.
+        DataError: There are no samples.
     """
+    if n < 1:
+        raise DataError("there are no samples to train on")
     start = time.perf_counter()
     history = History()
     optimizer = schedule.make(parameters)
@@ -83,12 +88,14 @@ def train(
                 iteration += 1
                 if iteration == schedule.iterations:
                     break
-            history.loss.append(total / count)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise ConvergenceError(
-                    f"the weights left the finite numbers in epoch {len(history.loss)} with {schedule}"
+                    f"the weights left the finite numbers in epoch {len(history.loss) + 1} with {schedule}; they are "
+                    "again those of the epoch before"
                 )
             finished = _copy(parameters)
+            history.loss.append(total / count)
+            history.passes += count / n
             history.seconds = time.perf_counter() - start
             if on_epoch is not None:
                 on_epoch(len(history.loss), history)

@@ -19,7 +19,7 @@ class Schedule:
     """An optimizer, its learning rate, and how both go on in time.
 
     Attributes:
-        optimizer: "adam" or "sgd".
+        optimizer: "adam" or "sgd"; the one has no momentum, the other no betas.
         learning_rate: At the start.
         halve_every: Iterations after which the learning rate is halved, again and again.
         iterations: Length, in minibatches.
@@ -28,6 +28,9 @@ class Schedule:
         betas: Adam's β₁ and β₂.
         momentum: SGD's momentum.
         clip_norm: Largest norm of the gradient; None does not clip.
+
+    Raises:
+        ConfigurationError: An unknown optimizer, momentum for Adam, or a number out of range.
     """
 
     optimizer: str
@@ -39,6 +42,20 @@ class Schedule:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in SOLVERS:
+            raise ConfigurationError(f"optimizer must be one of {', '.join(SOLVERS)}, not {self.optimizer!r}")
+        above_zero = ("learning_rate", "halve_every", "iterations", "batch_size")
+        clipped = () if self.clip_norm is None else ("clip_norm",)
+        wrong = [f"{name} must be above 0" for name in (*above_zero, *clipped) if not getattr(self, name) > 0]
+        wrong += [
+            f"{name} must not be below 0" for name in ("weight_decay", "momentum") if not getattr(self, name) >= 0
+        ]
+        if self.optimizer == "adam" and self.momentum:
+            wrong.append("momentum is SGD's: Adam has betas")
+        if wrong:
+            raise ConfigurationError(f"{self}: {'; '.join(wrong)}")
 
     def __str__(self) -> str:
         return f"{self.optimizer} {self.learning_rate:g}"
