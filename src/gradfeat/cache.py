@@ -141,7 +141,15 @@ class SampleStore:
 
 def _store(whole: list[Tensor] | None, parts: Sequence[Tensor], indices: range, n: int) -> list[Tensor]:
     if whole is None:
-        whole = [torch.empty((n, *part.shape[1:]), dtype=part.dtype, device=part.device) for part in parts]
+        whole = [_rows(part, n) for part in parts]
     for target, part in zip(whole, parts, strict=True):
         target[indices.start : indices.stop] = part
     return whole
+
+
+def _rows(part: Tensor, n: int) -> Tensor:
+    """Return room for n samples, a sample's axes in the same order in memory as in `part` (channels-last or not)."""
+    strides = part.stride()
+    axes = [0, *sorted(range(1, part.ndim), key=lambda axis: (-strides[axis], axis))]
+    room = torch.empty([n, *(part.shape[axis] for axis in axes[1:])], dtype=part.dtype, device=part.device)
+    return room.permute([axes.index(axis) for axis in range(part.ndim)])

@@ -14,7 +14,8 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearization.capture import flatten_inputs
 from gradfeat.linearization.fold import Folding
 from gradfeat.linearization.layout import Layout
-from gradfeat.linearization.programs import Parts, build_module, prefer_channels_last
+from gradfeat.linearization.programs import Parts, build_module, channels_last, lay_out_weights, prefer_channels_last
+from gradfeat.linearization.record import LayerCall, Recorder
 
 Residuals = tuple[Tensor, ...]
 
@@ -90,13 +91,19 @@ class Linearization(nn.Module):
     def __init__(self, blueprint: Blueprint, theta2: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._blueprint = blueprint
+        self._channels_last = prefer_channels_last(blueprint.graphs.values())
         for i, name in enumerate(blueprint.names):
-            self.register_buffer(f"theta2_{i}", theta2[name].detach().clone(), persistent=False)
+            value = theta2[name].detach().clone()
+            if self._channels_last and blueprint.layer_kinds.get(name, "").startswith("conv"):
+                value = channels_last(value)
+            self.register_buffer(f"theta2_{i}", value, persistent=False)
         needed = {node for attributes in blueprint.attributes.values() for node in attributes.values()}
         values = blueprint.parts.constant_values(needed, theta2)
         for program, graph in blueprint.graphs.items():
-            self.add_module(f"_{program}", build_module(graph, blueprint.attributes[program], values))
-        self._channels_last = prefer_channels_last(self._bottom)
+            module = build_module(graph, blueprint.attributes[program], values)
+            if self._channels_last:
+                lay_out_weights(module)
+            self.add_module(f"_{program}", module)
         self.eval()
 
     @property
@@ -150,11 +157,9 @@ class Linearization(nn.Module):
         inputs = [self._cast(leaf) for leaf in flatten_inputs(x) if isinstance(leaf, Tensor)]
         n = inputs[0].shape[0]
         if self._channels_last:
-            inputs = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in inputs]
+            inputs = [channels_last(value) for value in inputs]
         with torch.no_grad():
             values = self._bottom(n, *inputs)
-        if self._channels_last:
-            values = tuple(value.contiguous() for value in values)
         packed = tuple(layout.pack(value, n) for layout, value in zip(self._blueprint.z0_layouts, values, strict=True))
         return packed[0] if len(packed) == 1 else packed
 
@@ -197,6 +202,22 @@ class Linearization(nn.Module):
             layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
         ]
         return self._tangent(residuals[0].shape[0], *given, *values)
+
+    def layer_calls(self, w2: Mapping[str, Tensor], residuals: Residuals) -> tuple[Tensor, list[LayerCall]]:
+        """Return J(x) w₂ as `tangent` does, and where each weight of θ₂ met its input on the way.
+
+        Args:
+            w2: A tensor for each name of θ₂, of its shape.
+            residuals: What `primal` returned, for n samples.
+        """
+        names = self._blueprint.names
+        recorder = Recorder(self._tangent, {f"w2_{i}": name for i, name in enumerate(names)})
+        values = [
+            layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
+        ]
+        given = [self._checked(name, w2, self.dtype) for name in names]
+        moved = recorder.run(residuals[0].shape[0], *given, *values)
+        return moved, recorder.calls
 
     def transpose(self, u: Tensor, residuals: Residuals) -> dict[str, Tensor]:
         """Return Σₙ J(xₙ)ᵀ uₙ, with the names and shapes of θ₂.
@@ -269,5 +290,5 @@ class Linearization(nn.Module):
 
     _bottom: fx.GraphModule
     _primal: Callable[..., tuple[Tensor, ...]]
-    _tangent: Callable[..., Tensor]
+    _tangent: fx.GraphModule
     _network: Callable[..., tuple[Tensor, ...]]

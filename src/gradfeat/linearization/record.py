@@ -1,0 +1,93 @@
+"""What the weights of θ₂ meet in the tangent program: the input z and the output h of each ``h = w̃ * z``.
+
+Their second moments are the Kronecker factors of the gradient features (see `gradfeat.solvers.kronecker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from gradfeat.linearization.winograd import layer_tangent_3x3
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One use of a weight of θ₂.
+
+    Attributes:
+        name: The weight's name in θ₂; it has the shape (o, i) or (o, i, h, w).
+        output: What the operation returned, differentiable in w₂.
+        z: The layer's input.
+        window: For a convolution its (kernel, dilation, padding, stride), each a pair; None for a linear layer.
+    """
+
+    name: str
+    output: Tensor
+    z: Tensor
+    window: tuple[Sequence[int], ...] | None
+
+    def inputs(self) -> Tensor:
+        """Return what multiplies the weight's rows at each position, (positions, i · h · w)."""
+        if self.window is None:
+            return self.z.reshape(-1, self.z.shape[-1])
+        kernel, dilation, padding, stride = self.window
+        if tuple(kernel) == (1, 1) and tuple(padding) == (0, 0):
+            return self.z[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).reshape(-1, self.z.shape[1])
+        patches = F.unfold(self.z, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+    def channels(self) -> Tensor:
+        """Return the layer's input channels at each position of its input, (positions, i)."""
+        return self.z.reshape(-1, self.z.shape[-1]) if self.window is None else _rows(self.z)
+
+    def cotangents(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in the output at each position, (positions, o)."""
+        return gradient.reshape(-1, gradient.shape[-1]) if self.window is None else _rows(gradient)
+
+
+def _rows(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+class Recorder(fx.Interpreter):
+    """Runs a tangent program and keeps its `LayerCall`s; a weight that is used otherwise has none."""
+
+    def __init__(self, program: fx.GraphModule, names: Mapping[str, str]) -> None:
+        super().__init__(program)
+        self._names = names  # placeholder -> name in θ₂
+        self.calls: list[LayerCall] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one operation; keep it if it applies a weight of θ₂."""
+        result = super().run_node(n)
+        if n.op == "call_function" and len(n.args) > 1 and isinstance(n.args[1], fx.Node):
+            weight = n.args[1]
+            name = self._names.get(weight.name) if weight.op == "placeholder" else None
+            if name is not None and isinstance(n.args[0], fx.Node):
+                arguments, _ = self.fetch_args_kwargs_from_env(n)
+                window = _window(n.target, arguments)
+                if window is not None:
+                    self.calls.append(LayerCall(name, result, self.env[n.args[0]], window or None))
+        return result
+
+
+def _window(target: Any, arguments: Sequence[Any]) -> tuple[Sequence[int], ...] | None:
+    """Return a convolution's window, an empty one for a linear layer, None for anything else."""
+    if target is aten.linear.default:
+        return ()
+    kernel = arguments[1].shape[2:]
+    if target is layer_tangent_3x3:
+        return kernel, (1, 1), (1, 1), (1, 1)
+    if target is not aten.conv2d.default:
+        return None
+    defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    stride, padding, dilation, groups = [*arguments[3:], *defaults[max(0, len(arguments) - 3) :]]
+    return (kernel, dilation, padding, stride) if groups == 1 else None
