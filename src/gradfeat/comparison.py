@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradfeat.approximation import Approximation, approximation
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, did_you_mean
+from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.fitting import Fit, Problem, batch_logits, fit_mode
-from gradfeat.losses import Loss
-from gradfeat.metrics import accuracy, log_loss, mean_average_precision, r2, rmse
+from gradfeat.evaluation import agreement, metrics_of
+from gradfeat.fitting import Fit, Problem, batch_logits
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.validation import check_lengths, labels_of
+from gradfeat.validation import check_lengths, labels_of, read_truth
 
 TITLES = {
     "accuracy": "accuracy %",
@@ -68,6 +68,7 @@ class Comparison:
         n_test: Number of test samples.
         notes: What the user should know.
         estimators: The fitted estimator of each mode.
+        approximation: How well `full` approximates the real network, on the test data; None without `full`.
     """
 
     rows: list[Row]
@@ -77,6 +78,7 @@ class Comparison:
     n_test: int
     notes: list[str] = field(default_factory=list)
     estimators: dict[str, Any] = field(default_factory=dict, repr=False)
+    approximation: Approximation | None = None
 
     @property
     def metric_names(self) -> list[str]:
@@ -116,6 +118,7 @@ class Comparison:
         shared = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.shared_seconds.items())
         return [
             *(f"{row.mode}: {row.note}" for row in self.rows if row.note),
+            *([f"approximation: {self.approximation}"] if self.approximation is not None else []),
             f"θ₂: {', '.join(self.theta2)}",
             f"{self.n_train:,} training and {self.n_test:,} test samples; shared by all models: {shared}",
             *self.notes,
@@ -136,7 +139,27 @@ class Comparison:
             "n_train": self.n_train,
             "n_test": self.n_test,
             "notes": self.notes,
+            "approximation": None if self.approximation is None else self.approximation.to_dict(),
+            "penalties": {
+                mode: [asdict(tried) for tried in estimator.choice_.path]
+                for mode, estimator in self.estimators.items()
+                if estimator.choice_ is not None
+            },
         }
+
+    def plot_more(self, folder: str | Path) -> list[Path]:
+        """Draw the penalty path of each mode that has one, and the Taylor remainder, as PNGs in a folder."""
+        from gradfeat.plots import path_chart, remainder_chart
+
+        folder = Path(folder)
+        written = [
+            path_chart(folder / f"penalty_{mode}.png", estimator.choice_.path, f"penalty path of {mode}")
+            for mode, estimator in self.estimators.items()
+            if estimator.choice_ is not None
+        ]
+        if self.approximation is not None:
+            written.append(remainder_chart(folder / "remainder.png", self.approximation.remainder))
+        return written
 
     def plot(self, path: str | Path, title: str = "") -> Path:
         """Draw the main metric of each model as a PNG; for accuracy with its standard error on the test data.
@@ -219,9 +242,10 @@ def compare(
     rows: list[Row] = []
     notes = list(base.backbone_.notes)
     fitted: dict[str, Any] = {}
+    outputs: dict[str, Tensor] = {}
     for mode in modes:
         try:
-            fit = _fit(base, problem, mode, progress)
+            fit = base._train(problem, mode, progress)
             if _interrupted(fit) and _epochs(fit) == 0:
                 raise KeyboardInterrupt
             logits = _logits(fit.model, store, base.batch_size)
@@ -237,12 +261,18 @@ def compare(
         rows.append(Row(mode, metrics, float(training), fit.seconds, parameters_trained, _note(problem, mode, fit)))
         _share(base, estimators[mode])
         estimators[mode]._adopt(problem, fit)
-        fitted[mode] = estimators[mode]
+        fitted[mode], outputs[mode] = estimators[mode], logits
         notes.extend(fit.notes)
         if _interrupted(fit):
             break
     theta2 = list(problem.linearization.theta2)
-    return Comparison(rows, theta2, problem.seconds, len(problem.store), len(store), notes, fitted)
+    found = None
+    if "full" in outputs:
+        full = fitted["full"]._fitted_model()
+        found = approximation(full, store, loss, batch_size=base.batch_size)
+        if "finetune" in outputs:
+            found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
+    return Comparison(rows, theta2, problem.seconds, len(problem.store), len(store), notes, fitted, found)
 
 
 def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
@@ -266,13 +296,6 @@ def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
     return cls
 
 
-def _fit(base: Any, problem: Problem, mode: str, progress: Progress) -> Fit:
-    schedule = base._schedule(len(problem.store))
-    seed = base._seed()
-    parametrization = base.parametrization
-    return fit_mode(problem, mode, schedule, parametrization=parametrization, random_state=seed, progress=progress)
-
-
 def _interrupted(fit: Fit) -> bool:
     return fit.history is not None and fit.history.stopped == "interrupted"
 
@@ -288,6 +311,10 @@ def _note(problem: Problem, mode: str, fit: Fit) -> str:
         parts.append(f"penalty {problem.probe.penalty:.3g}")
     if fit.selection is not None:
         parts.append(f"{fit.selection.best}, the best of {len(fit.selection.scores)} on held-out training data")
+    if fit.solution is not None:
+        parts.append(str(fit.solution))
+    if fit.choice is not None:
+        parts.append(str(fit.choice))
     if _interrupted(fit):
         parts.append(f"stopped after {_epochs(fit)} epochs")
     return "; ".join(parts)
@@ -308,64 +335,3 @@ def _logits(model: GradientFeatureModel, store: SampleStore, batch_size: int) ->
     if not bool(torch.isfinite(logits).all()):
         raise ConvergenceError("its outputs are not finite")
     return logits
-
-
-def read_truth(truth: np.ndarray, task: str, classes: np.ndarray | None) -> np.ndarray:
-    """Return test labels as `metrics_of` takes them.
-
-    Args:
-        truth: Labels as the user gave them.
-        task: The loss's task.
-        classes: Class labels of the training data; for multi-label targets the columns.
-
-    Returns:
-        Class indices (n,); an indicator (n, c) with NaN where an entry is ignored; or targets (n, k).
-
-    Raises:
-        DataError: Labels of another kind, or classes that the training data has not.
-    """
-    if task == "multiclass":
-        if truth.ndim != 1:
-            raise DataError(f"the test labels must have the shape (n,), as the training labels, not {truth.shape}")
-        known = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
-        labels = truth.tolist()
-        unknown = [str(label) for label in dict.fromkeys(labels) if label not in known]
-        if unknown:
-            raise DataError(
-                f"the test labels have classes that the training data has not: {', '.join(unknown[:5])}"
-                f"{' ...' if len(unknown) > 5 else ''}; known are {', '.join(map(str, list(known)[:10]))}"
-                f"{' ...' if len(known) > 10 else ''}"
-            )
-        return np.array([known[label] for label in labels], dtype=np.int64)
-    try:
-        values = truth.reshape(len(truth), -1).astype(float)
-    except ValueError as error:
-        raise DataError(f"the test labels must be numbers, not {truth.dtype}") from error
-    if task == "regression" and not np.isfinite(values).all():
-        raise DataError("the test labels contain NaN or infinite values")
-    if task == "multilabel" and values.shape[1] != len(np.asarray(classes)):
-        raise DataError(
-            f"the test labels have {values.shape[1]} columns, the training labels {len(np.asarray(classes))}"
-        )
-    return values
-
-
-def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Return the metrics of a task on test data, the main one first.
-
-    Args:
-        loss: The task's loss.
-        logits: (n, c).
-        truth: From `read_truth`.
-    """
-    if loss.task == "regression":
-        return {"r2": r2(truth, logits), "rmse": rmse(truth, logits)}
-    probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
-    if loss.task == "multilabel":
-        ignore, labels = np.isnan(truth), np.nan_to_num(truth)
-        return {
-            "map_11point": mean_average_precision(logits, labels, ignore=ignore, method="11point"),
-            "map_area": mean_average_precision(logits, labels, ignore=ignore, method="area"),
-            "log_loss": log_loss(truth, probability),
-        }
-    return {"accuracy": accuracy(truth, probability.argmax(1)), "log_loss": log_loss(truth, probability)}

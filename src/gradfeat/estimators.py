@@ -15,11 +15,13 @@ from torch import Tensor
 
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
+from gradfeat.evaluation import agreement, metrics_of
 from gradfeat.fitting import (
     Fit,
     Problem,
     fit_mode,
+    fit_subspace,
     linearize_backbone,
     model_from_weights,
     predict_logits,
@@ -27,10 +29,10 @@ from gradfeat.fitting import (
 )
 from gradfeat.linearization import Linearization
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
-from gradfeat.merge import MergedNetwork, merge
+from gradfeat.merge import MergedNetwork, MergeReport, merge
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.schedule import Schedule, paper_schedule
+from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
     NotFittedError,
     check_lengths,
@@ -42,6 +44,7 @@ from gradfeat.validation import (
     labels_of,
     read_classes,
     read_samples,
+    read_truth,
     read_weight,
     shape_of,
 )
@@ -137,7 +140,7 @@ class _GradientFeatureEstimator(BaseEstimator):
             targets,
             loss,
             weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
-            penalty=self.penalty,
+            penalty=self.penalty[0] if isinstance(self.penalty, (list, tuple)) else self.penalty,
             cv=cv,
             cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
             batch_size=self.batch_size,
@@ -146,19 +149,36 @@ class _GradientFeatureEstimator(BaseEstimator):
         )
 
     def _schedule(self, n: int) -> Schedule:
-        solver = "adam" if self.solver == "auto" else self.solver
+        solver = self.solver if self.solver in SOLVERS else "adam"
         return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
 
-    def _fit_mode(self, problem: Problem) -> Fit:
-        fit = fit_mode(
-            problem,
-            self.mode,
-            self._schedule(len(problem.store)),
-            parametrization=self.parametrization,
-            random_state=self._seed(),
-            progress=Progress(self.verbose),
+    def _solver(self, problem: Problem, mode: str) -> str:
+        """Return what trains a mode: without a learning rate where samples stay and no length was asked for."""
+        if self.solver != "auto":
+            return str(self.solver)
+        by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
+        return "adam" if by_schedule or mode not in ("gradient", "full") else "subspace"
+
+    def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
+        """Train one of the four models on a prepared problem."""
+        seed = self._seed()
+        if self._solver(problem, mode) == "subspace" and mode in ("gradient", "full"):
+            return fit_subspace(
+                problem,
+                mode,
+                penalty=self.penalty,
+                parametrization=self.parametrization,
+                random_state=seed,
+                progress=progress,
+            )
+        schedule = self._schedule(len(problem.store))
+        return fit_mode(
+            problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
         )
-        for note in fit.notes:
+
+    def _fit_mode(self, problem: Problem) -> Fit:
+        fit = self._train(problem, self.mode, Progress(self.verbose))
+        for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
             warnings.warn(note, GradfeatWarning, stacklevel=3)
         return fit
 
@@ -169,6 +189,8 @@ class _GradientFeatureEstimator(BaseEstimator):
         self.probe_ = problem.probe
         self.history_ = fit.history
         self.selection_ = fit.selection
+        self.choice_ = fit.choice
+        self.solution_ = fit.solution
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()
         self.w1_ = fit.model.w1.detach().cpu().clone()
@@ -221,16 +243,47 @@ class _GradientFeatureEstimator(BaseEstimator):
         self._check_fitted()
         return save(self, path)
 
-    def merge(self) -> MergedNetwork:
+    def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
         """Return an ordinary network with θ₂ + w₂ and head w₁: no extra cost at inference.
 
-        For `activation` and `finetune` it predicts what the estimator does; for `full` it agrees to first order in w₂.
+        For `activation` and `finetune` it predicts what the estimator does; for `full` it agrees to first order in w₂,
+        which may be far from agreeing: give held-out data, and look at its `report` before it is used.
+
+        Args:
+            X: Samples that the estimator was not fitted to.
+            y: Their labels, for the metrics of both.
+
+        Returns:
+            The network; with X, its `report` says how far it is from the linear model.
 
         Raises:
             ConfigurationError: `gradient` has no network with its predictions, since it lacks the term w₁ᵀf.
         """
         model = self._fitted_model()
-        return merge(self.backbone_, model)
+        network = merge(self.backbone_, model)
+        if X is not None:
+            network.report = self._merge_report(network, X, y)
+        return network
+
+    def _merge_report(self, network: MergedNetwork, X: Any, y: Any) -> MergeReport:
+        linear = self._logits(X)
+        X = self._read_X(X, reset=False)
+        inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
+        some = network.head.weight
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(inputs), self.batch_size):
+                batch = inputs.batch(range(start, min(start + self.batch_size, len(inputs))))
+                rows.append(network(batch.to(some.device, some.dtype)).cpu())
+        merged = torch.cat(rows)
+        if not bool(torch.isfinite(merged).all()):
+            raise ConvergenceError("the merged network's outputs are not finite: use the linear model")
+        metrics: list[dict[str, float]] = [{}, {}]
+        if y is not None:
+            truth = read_truth(np.asarray(labels_of(X, y, self)), self.loss_.task, getattr(self, "classes_", None))
+            check_lengths(X, truth)
+            metrics = [metrics_of(self.loss_, logits.double().numpy(), truth) for logits in (linear, merged)]
+        return MergeReport(agreement(linear, merged.to(linear), self.loss_), *metrics)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs, which are built again when they are needed."""
@@ -255,13 +308,18 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), or names of
             modules or parameters or globs, one or a list.
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
-        solver: "adam" or "sgd", with the paper's schedule; "auto" is "adam".
-        penalty: L2 penalty of the probe, ``mean loss + penalty/2 ‖ω̄‖²``; "auto" chooses it by cross-validation.
-        cv: Folds of that choice; or a scikit-learn splitter, or pairs of indices.
+        solver: "subspace" (to convergence, without a learning rate), or "adam" or "sgd", with the paper's schedule;
+            "auto" is "subspace", but "adam" for samples that change (augmentation) or where `epochs` or `clip_norm` is
+            given.
+        penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
+            both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
+            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`). Adam and SGD have no λ₂.
+        cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         loss: "auto", "cross_entropy", or "logistic" (multi-label).
-        epochs: Passes over the data; None is the paper's 50 epochs, or 80,000 iterations where that is less.
+        epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
+            where that is less.
         batch_size: Samples in a minibatch.
         clip_norm: Largest norm of a gradient; None does not clip.
         device: "auto", "cpu", "cuda", ...
@@ -281,7 +339,9 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         b_: Intercept, (c,).
         w2_: Weights of the gradients, by the names of θ₂.
         probe_: The probe with the path of its penalty.
-        history_: Training loss by epoch.
+        choice_: Penalties that were chosen, with the path; None where none were.
+        solution_: How the subspace solver ended: passes, time, whether it converged; None where another solver ran.
+        history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
 
     Example:

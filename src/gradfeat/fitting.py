@@ -21,10 +21,12 @@ from gradfeat.linearization import Linearization, linearize
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.selection import ONE_SPLIT_FROM, SPLITS, Choice, choose_penalties, fit_probes, make_subspace
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection, select
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.probe import Probe, fit_probe
 from gradfeat.solvers.schedule import Schedule
+from gradfeat.solvers.subspace import Penalties, Solution
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -114,6 +116,8 @@ class Fit:
         selection: For fine-tuning, the learning rates tried and their scores on held-out training data.
         seconds: Time of training this model alone, with its selection.
         notes: What the user should know.
+        choice: Penalties that were chosen, and the path; None where none were.
+        solution: How the subspace solver ended; None where another solver ran.
     """
 
     model: GradientFeatureModel
@@ -121,6 +125,8 @@ class Fit:
     selection: Selection | None
     seconds: float
     notes: list[str] = field(default_factory=list)
+    choice: Choice | None = None
+    solution: Solution | None = None
 
 
 def prepare(
@@ -222,8 +228,90 @@ def fit_mode(
     return Fit(model, history, selection, time.perf_counter() - start, notes)
 
 
-def _new_model(problem: Problem, mode: str, parametrization: str) -> GradientFeatureModel:
-    probe = problem.probe
+def fit_subspace(
+    problem: Problem,
+    mode: str,
+    *,
+    penalty: float | Sequence[float] | str = "auto",
+    parametrization: str = "standard",
+    random_state: int | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit `full` or `gradient` to convergence, without a learning rate, with chosen or given penalties.
+
+    Args:
+        problem: From `prepare`, with samples that do not change.
+        mode: "full" or "gradient".
+        penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
+        parametrization: The variables that w₂ is penalized in.
+        random_state: Seed of the split and of the preconditioner.
+        progress: Shows how far it is.
+    """
+    progress = progress or Progress(False)
+    begun = time.perf_counter()
+    store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
+    everything = torch.arange(len(store))
+    choice: Choice | None = None
+    notes: list[str] = []
+    omega = problem.probe
+    probes = [problem.probe]
+    if isinstance(penalty, str):
+        count = 1 if len(store) >= ONE_SPLIT_FROM else SPLITS
+        seeds = range(count) if random_state is None else range(random_state, random_state + count)
+        splits = [_hold_out(problem, seed) for seed in seeds]
+        if all(len(held) for _, held in splits):
+            choice = choose_penalties(
+                store,
+                y,
+                loss,
+                splits,
+                problem.probe,
+                mode=mode,
+                weight=weight,
+                parametrization=parametrization,
+                random_state=random_state,
+                progress=progress,
+            )
+            if not choice.gradients:
+                notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
+                model = _new_model(problem, mode, parametrization)
+                return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
+            probes = fit_probes(store.features, y, loss, weight, everything, problem.probe.penalty)
+            omega = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        else:
+            notes.append(f"{mode}: too few samples to choose penalties on held-out data")
+    shared: dict[str, Any] = {
+        "mode": mode,
+        "weight": weight,
+        "parametrization": parametrization,
+        "random_state": random_state,
+    }
+    subspace = make_subspace(store, y, loss, probes if mode == "full" else [], omega, everything, **shared)
+    if choice is not None:
+        penalties = Penalties(choice.w1, choice.w2 * subspace.unit)
+    elif isinstance(penalty, str):
+        penalties = Penalties(problem.probe.penalty, subspace.unit)
+    else:
+        pair = [float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty))]
+        penalties = Penalties(*pair)
+    with progress.step(mode):
+        point, solution = subspace.solve(penalties)
+    if choice is not None:
+        solution.passes += choice.passes
+    if not solution.converged:
+        notes.append(f"{mode}: {solution}")
+    w1, b, w2 = subspace.weights(point)
+    model = _new_model(problem, mode, parametrization, omega)
+    model.set_weights(w1=model.w1.detach() if w1 is None else w1, b=b, w2=w2)
+    if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
+        raise ConvergenceError(f"the weights of {mode} are not finite with {penalties}")
+    stopped = "interrupted" if "interrupted" in solution.reason else "finished"
+    history = History(solution.objective, solution.passes, solution.seconds, stopped)
+    return Fit(model, history, None, time.perf_counter() - begun, notes, choice, solution)
+
+
+def _new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | None = None) -> GradientFeatureModel:
+    probe = probe or problem.probe
     dtype = torch.float64 if problem.linearization.dtype == torch.float64 else torch.float32
     omega = probe.omega.to(problem.linearization.device, dtype)
     model = GradientFeatureModel(
@@ -246,10 +334,13 @@ def _train(
     store, y, weight = problem.store, problem.y, problem.weight
     generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
 
+    if weight is not None:  # of mean one over all samples, so that a minibatch of heavy samples counts for more
+        weight = weight / weight[indices].mean()
+
     def step_loss(picked: Tensor) -> Tensor:
         batch = indices[picked]
-        logits = batch_logits(model, store, batch)
-        return problem.loss.value(logits, y[batch], None if weight is None else weight[batch])
+        losses = problem.loss.per_sample(batch_logits(model, store, batch), y[batch])
+        return (losses if weight is None else losses * weight[batch].to(losses.dtype)).mean()
 
     with progress.step(title) as done:
         epochs = schedule.n_epochs(len(indices))

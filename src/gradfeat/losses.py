@@ -31,6 +31,14 @@ class Loss(ABC):
         """Return the second derivative of each sample's loss in each of its logits, (n, k), with all labels known."""
 
     @abstractmethod
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return Λᵢ d for each sample's Hessian Λᵢ in its logits: `directions` is (n, k, m), or (n, k)."""
+
+    @abstractmethod
+    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
+        """Return Rᵢ ε with ``Rᵢ Rᵢᵀ = Λᵢ``, (n, k); `signs` holds ε."""
+
+    @abstractmethod
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return what the logits (n, k) predict: probabilities, or values."""
 
@@ -74,6 +82,18 @@ class CrossEntropy(Loss):
         p = logits.softmax(1)
         return p * (1 - p)
 
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return ``p ∘ d - p (pᵀ d)``."""
+        p = _like(logits.softmax(1), directions)
+        moved = p * directions
+        return moved - p * moved.sum(1, keepdim=True)
+
+    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
+        """Return ``√p ∘ ε - p (√pᵀ ε)``."""
+        p = logits.softmax(1)
+        moved = p.sqrt() * signs
+        return moved - p * moved.sum(1, keepdim=True)
+
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return class probabilities."""
         return logits.softmax(1)
@@ -111,6 +131,14 @@ class MultiLabelLogistic(Loss):
         p = logits.sigmoid()
         return p * (1 - p) / logits.shape[1]
 
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return ``p (1 - p) / k ∘ d``, zero for labels that are ignored."""
+        return _like(self.curvature(logits) * ~torch.isnan(y), directions) * directions
+
+    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
+        """Return ``√(p (1 - p) / k) ∘ ε``, zero for labels that are ignored."""
+        return (self.curvature(logits) * ~torch.isnan(y)).sqrt() * signs
+
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the probability of each label."""
         return logits.sigmoid()
@@ -140,6 +168,14 @@ class Squared(Loss):
         """Return one."""
         return torch.ones_like(logits)
 
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return d."""
+        return directions
+
+    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
+        """Return ε."""
+        return signs
+
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the values themselves."""
         return logits
@@ -147,6 +183,11 @@ class Squared(Loss):
     def n_outputs(self, y: Tensor) -> int:
         """One output for each target."""
         return y.shape[1]
+
+
+def _like(value: Tensor, directions: Tensor) -> Tensor:
+    """Return (n, k) values so that they multiply directions, (n, k) or (n, k, m)."""
+    return value if directions.ndim == 2 else value[:, :, None]
 
 
 LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, MultiLabelLogistic, Squared)}

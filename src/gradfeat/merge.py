@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +18,36 @@ if TYPE_CHECKING:
     from gradfeat.backbones import Backbone
 
 
+@dataclass(frozen=True)
+class MergeReport:
+    """How far a merged network is from the linear model that it came from.
+
+    Attributes:
+        agreement: Share of equal decisions (see `gradfeat.evaluation.agreement`).
+        linear: Metrics of the linear model, by name; empty without labels.
+        merged: Metrics of the merged network.
+    """
+
+    agreement: float
+    linear: dict[str, float]
+    merged: dict[str, float]
+
+    def __str__(self) -> str:
+        text = f"the merged network agrees with the linear model in {100 * self.agreement:.1f} % of decisions"
+        both = [f"{name} {self.linear[name]:.4g} -> {self.merged[name]:.4g}" for name in self.linear]
+        return "; ".join([text, *both])
+
+
 class MergedNetwork(nn.Module):
     """A backbone, changed in θ₂, and a linear head.
 
     Attributes:
         backbone: The network, with its own architecture and parameter names.
         head: From f(x) to logits.
+        report: How far it is from the linear model on held-out data, if such were given.
     """
+
+    report: MergeReport | None = None
 
     def __init__(self, backbone: nn.Module, features: Features, head: nn.Linear) -> None:
         super().__init__()

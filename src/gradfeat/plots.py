@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradfeat.selection import Tried
 
 INK = "#222222"
 COLOURS = {"activation": "#7b8794", "gradient": "#4fa3d1", "full": "#1f5fa8", "finetune": "#d9772b"}
@@ -54,3 +58,68 @@ def dot_chart(
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=150)
     return Path(path)
+
+
+def path_chart(path: str | Path, tried: Sequence[Tried], title: str = "") -> Path:
+    """Draw the held-out loss against the penalty of w₂: a line for each penalty of ω̄, at its best λ₁.
+
+    Args:
+        path: The PNG to write.
+        tried: The penalty path, from `gradfeat.selection`.
+        title: Above the picture.
+    """
+    axes, save = _axes(title)
+    for i, omega in enumerate(sorted({point.omega for point in tried})):
+        best: dict[float, float] = {}
+        for point in tried:
+            if point.omega == omega and point.w2 < float("inf"):
+                best[point.w2] = min(point.loss, best.get(point.w2, float("inf")))
+        if best:
+            shades = list(best)
+            colour = _SHADES[min(i, len(_SHADES) - 1)]
+            axes.plot(shades, [best[w2] for w2 in shades], "o-", ms=3, color=colour, label=f"penalty of ω̄ {omega:.2g}")
+    plain = [point.loss for point in tried if point.w2 == float("inf")]
+    if plain:
+        axes.axhline(min(plain), color=INK, ls="--", lw=1, label="best probe")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("penalty of w₂, in units of the gradient features (heavy to light)")
+    axes.set_ylabel("loss on held-out training data")
+    axes.legend(frameon=False, fontsize=8)
+    return save(path)
+
+
+def remainder_chart(path: str | Path, remainder: Sequence[tuple[float, float]]) -> Path:
+    """Draw the Taylor remainder along w₂.
+
+    Args:
+        path: The PNG to write.
+        remainder: (r, relative error), from `gradfeat.approximation`.
+    """
+    axes, save = _axes("The network beside its linearization, along w₂")
+    axes.plot(
+        [0, *(r for r, _ in remainder)], [0, *(100 * error for _, error in remainder)], "o-", color=COLOURS["full"]
+    )
+    axes.set_xlabel("share r of w₂")
+    axes.set_ylabel("remainder, % of the linear step")
+    axes.set_ylim(bottom=0)
+    return save(path)
+
+
+_SHADES = ("#9ecae1", "#4fa3d1", "#1f5fa8", "#0b2f5c")
+
+
+def _axes(title: str) -> tuple[Any, Callable[[str | Path], Path]]:
+    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
+
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(textwrap.fill(title, 66), fontsize=9)
+
+    def save(path: str | Path) -> Path:
+        figure.savefig(Path(path), dpi=150)
+        return Path(path)
+
+    return axes, save

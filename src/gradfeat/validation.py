@@ -50,7 +50,7 @@ def check_parameters(estimator: Any) -> None:
             wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
 
     one_of("mode", MODES)
-    one_of("solver", ("auto", *SOLVERS))
+    one_of("solver", ("auto", "subspace", *SOLVERS))
     one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
     one_of("precision", ("auto", *PRECISIONS))
     one_of("cache", ("auto", *LEVELS))
@@ -59,7 +59,10 @@ def check_parameters(estimator: Any) -> None:
         isinstance(theta2, Sequence) and bool(theta2) and all(isinstance(name, str) for name in theta2)
     )
     check("theta2", names, "'auto', a name, a glob, or a list of them")
-    check("penalty", _is_auto(penalty) or (_is_number(penalty) and penalty >= 0), "'auto' or a number from 0")
+    pair = isinstance(penalty, Sequence) and not isinstance(penalty, str) and len(penalty) == 2
+    given = list(penalty) if pair else [penalty]
+    numbers_given = all(_is_number(value) and value >= 0 for value in given)
+    check("penalty", _is_auto(penalty) or numbers_given, "'auto', a number from 0, or a pair of them for w₁ and w₂")
     folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
     check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
     check("rounds", _is_whole(estimator.rounds, 1) and estimator.rounds == 1, "1 (one linearization)")
@@ -257,3 +260,43 @@ def refuse_missing(y: np.ndarray) -> None:
     if missing.any():
         count, first = int(missing.sum()), int(missing.argmax())
         raise DataError(f"y contains NaN, infinite or missing labels: {count} of {len(y)}, first in sample {first}")
+
+
+def read_truth(truth: np.ndarray, task: str, classes: np.ndarray | None) -> np.ndarray:
+    """Return test labels as `metrics_of` takes them.
+
+    Args:
+        truth: Labels as the user gave them.
+        task: The loss's task.
+        classes: Class labels of the training data; for multi-label targets the columns.
+
+    Returns:
+        Class indices (n,); an indicator (n, c) with NaN where an entry is ignored; or targets (n, k).
+
+    Raises:
+        DataError: Labels of another kind, or classes that the training data has not.
+    """
+    if task == "multiclass":
+        if truth.ndim != 1:
+            raise DataError(f"the test labels must have the shape (n,), as the training labels, not {truth.shape}")
+        known = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
+        labels = truth.tolist()
+        unknown = [str(label) for label in dict.fromkeys(labels) if label not in known]
+        if unknown:
+            raise DataError(
+                f"the test labels have classes that the training data has not: {', '.join(unknown[:5])}"
+                f"{' ...' if len(unknown) > 5 else ''}; known are {', '.join(map(str, list(known)[:10]))}"
+                f"{' ...' if len(known) > 10 else ''}"
+            )
+        return np.array([known[label] for label in labels], dtype=np.int64)
+    try:
+        values = truth.reshape(len(truth), -1).astype(float)
+    except ValueError as error:
+        raise DataError(f"the test labels must be numbers, not {truth.dtype}") from error
+    if task == "regression" and not np.isfinite(values).all():
+        raise DataError("the test labels contain NaN or infinite values")
+    if task == "multilabel" and values.shape[1] != len(np.asarray(classes)):
+        raise DataError(
+            f"the test labels have {values.shape[1]} columns, the training labels {len(np.asarray(classes))}"
+        )
+    return values

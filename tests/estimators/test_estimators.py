@@ -282,16 +282,16 @@ def test_interruption_keeps_finished_epochs(
 
     whole = fit(digits, epochs=2, penalty=0.1)
     calls = {"n": 0}
-    original = CrossEntropy.value
+    original = CrossEntropy.per_sample
 
-    def interrupted(self: CrossEntropy, logits: torch.Tensor, *rest: object) -> torch.Tensor:
+    def interrupted(self: CrossEntropy, logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if logits.dtype == torch.float32 and logits.requires_grad:
             calls["n"] += 1
             if calls["n"] == 10:  # 4 minibatches an epoch: in the middle of the third
                 raise KeyboardInterrupt
         return original(self, logits, *rest)
 
-    monkeypatch.setattr(CrossEntropy, "value", interrupted)
+    monkeypatch.setattr(CrossEntropy, "per_sample", interrupted)
     with pytest.warns(GradfeatWarning, match="interrupted after 2 epochs"):
         model = fit(digits, epochs=4, penalty=0.1)
     # two epochs at the learning rate of the longer schedule: not the shorter fit, but as finite and as good

@@ -6,7 +6,7 @@ import sklearn.metrics
 import torch
 
 from gradfeat.errors import ConfigurationError
-from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared, loss_for
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared, loss_for
 
 LOGITS = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.arange(9, dtype=torch.float64)
@@ -76,3 +76,22 @@ def test_loss_for() -> None:
         loss_for("squared", "multiclass")
     with pytest.raises(ConfigurationError, match="task must be"):
         loss_for("auto", "ranking")
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()], ids=lambda loss: loss.name)
+def test_curvature_is_the_hessian_in_the_logits(loss: Loss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    y = torch.tensor([0, 2, 1, 1]) if isinstance(loss, CrossEntropy) else (logits > 0.3).double()
+    if isinstance(loss, MultiLabelLogistic):
+        y[1, 2] = float("nan")
+    directions = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator)
+    product = loss.curvature_product(logits, y, directions)
+    for i in range(4):
+        hessian = torch.func.hessian(lambda row, i=i: loss.per_sample(row[None], y[i : i + 1])[0])(logits[i])
+        torch.testing.assert_close(product[i], hessian @ directions[i])
+        root = torch.stack(
+            [loss.curvature_root(logits[i : i + 1], y[i : i + 1], unit[None])[0] for unit in torch.eye(3).double()], 1
+        )
+        torch.testing.assert_close(root @ root.T, hessian)
+    torch.testing.assert_close(loss.curvature_product(logits, y, directions[..., 0]), product[..., 0])

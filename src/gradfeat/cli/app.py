@@ -41,7 +41,7 @@ Epochs = Annotated[
     typer.Option(help="Passes over the data. [the paper's 50 epochs, or 80,000 iterations if that is less]"),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
-Solver = Annotated[str, typer.Option(help="auto, adam or sgd, with the paper's schedules.")]
+Solver = Annotated[str, typer.Option(help="auto, subspace, or adam or sgd with the paper's schedules.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
 Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]

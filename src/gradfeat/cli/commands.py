@@ -118,6 +118,8 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         "theta2": list(estimator.w2_),
         "trained_parameters": parameters,
         "probe_penalty": float(estimator.probe_.penalty),
+        "solver": None if estimator.solution_ is None else str(estimator.solution_),
+        "penalties": None if estimator.choice_ is None else str(estimator.choice_),
         "seconds": estimator.seconds_,
         "notes": list(estimator.backbone_.notes),
     }
@@ -131,6 +133,7 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
         ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
     ]
+    rows += [[name, str(value)] for name in ("solver", "penalties") if (value := result[name]) is not None]
     table(["model", mode], rows)
     for text in estimator.backbone_.notes:
         note(False, text)
@@ -174,7 +177,7 @@ def compare_command(
     for text in result.remarks():
         note(False, text)
     if out is not None:
-        note(False, f"written to {out}: comparison.md, .json, .png, and a model file for each row")
+        note(False, f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row")
 
 
 def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Dataset) -> None:
@@ -199,6 +202,7 @@ def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
     remarks = "\n".join(f"- {text}" for text in result.remarks())
     (out / "comparison.md").write_text(f"{title}\n\n{result}\n\n{remarks}\n")
     result.plot(out / "comparison.png", title=title)
+    result.plot_more(out)
     for mode, estimator in result.estimators.items():
         estimator.class_names_ = class_names(train, getattr(estimator, "classes_", None))
         estimator.save(out / f"{mode}.safetensors")

@@ -61,7 +61,17 @@ def run(out: Path, seed: int, json: bool) -> None:
         f"2. Fit the four models to {len(X)} labelled digits; test on {len(X_test)} others. "
         "θ₂ is the topmost convolution.",
     )
-    result = compare(f"gradfeat/{weights}", X, y, X_test, y_test, epochs=EPOCHS, random_state=seed, verbose=not json)
+    result = compare(
+        f"gradfeat/{weights}",
+        X,
+        y,
+        X_test,
+        y_test,
+        epochs=EPOCHS,
+        solver="subspace",
+        random_state=seed,
+        verbose=not json,
+    )
     after_fit = time.perf_counter()
 
     model = result.estimators["full"].save(out / "model.safetensors")

@@ -14,12 +14,14 @@ import numpy as np
 from gradfeat.adapter import load
 from gradfeat.cli.commands import class_names, labels, read
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.comparison import PERCENT, TITLES, metrics_of, read_truth
+from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, load_images
 from gradfeat.data.cifar import is_cifar
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.voc import is_voc
 from gradfeat.errors import DataError
+from gradfeat.evaluation import metrics_of
+from gradfeat.validation import read_truth
 
 
 def predict_command(

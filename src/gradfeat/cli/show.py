@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,10 @@ def note(silent: bool, text: str) -> None:
     if not silent:
         from rich.console import Console
 
-        Console().print(text, highlight=False, markup=False, soft_wrap=False)
+        console = Console()
+        for line in text.splitlines() or [""]:  # rich's own wrapping leaves a space past the last column
+            for part in textwrap.wrap(line, console.width, break_on_hyphens=False) or [""]:
+                console.print(part, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,104 @@
+"""How good the linear model is as an approximation: of the real network along w₂, of the merged one, of fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfeat.cache import SampleStore
+from gradfeat.evaluation import agreement
+from gradfeat.losses import Loss
+from gradfeat.model import GradientFeatureModel
+
+RADII = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
+"""Shares r of w₂ at which the network is compared with its linearization."""
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What the linearization leaves out, on data that the model was not fitted to.
+
+    Attributes:
+        remainder: (r, relative error) of the Taylor expansion along w₂:
+            ``‖ω̄ᵀ f(x; θ̄₂ + r w₂) - ω̄ᵀ (f(x) + r J(x) w₂)‖ / ‖r ω̄ᵀ J(x) w₂‖`` over the samples; about linear in r
+            where the second order rules, and 0 for a network that is linear in θ₂.
+        w2_norm: ‖w₂‖.
+        theta2_norm: ‖θ̄₂‖.
+        merged_agreement: Share of equal decisions of the linear model and the merged network (see `agreement`).
+        finetune_agreement: The same with fine-tuning; None if it was not fitted.
+    """
+
+    remainder: list[tuple[float, float]]
+    w2_norm: float
+    theta2_norm: float
+    merged_agreement: float
+    finetune_agreement: float | None = None
+
+    def __str__(self) -> str:
+        relative = self.w2_norm / self.theta2_norm if self.theta2_norm else math.inf
+        text = (
+            f"‖w₂‖ is {relative:.2g} of ‖θ̄₂‖; the network differs from its linearization by "
+            f"{100 * self.remainder[0][1]:.0f} % of the step at {self.remainder[0][0]:g} of w₂ and by "
+            f"{100 * self.remainder[-1][1]:.0f} % at all of it; the merged network agrees with `full` in "
+            f"{100 * self.merged_agreement:.1f} % of decisions"
+        )
+        if self.finetune_agreement is not None:
+            text += f", fine-tuning in {100 * self.finetune_agreement:.1f} %"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers, for JSON."""
+        return asdict(self)
+
+
+def approximation(
+    model: GradientFeatureModel, store: SampleStore, loss: Loss, *, radii: Sequence[float] = RADII, batch_size: int = 64
+) -> Approximation:
+    """Compare the linear model with the network that it linearizes.
+
+    Args:
+        model: Of mode "full".
+        store: Samples that it was not fitted to.
+        loss: The task's loss.
+        radii: Shares of w₂.
+        batch_size: Samples at a time.
+    """
+    lin, omega = model.linearization, model.omega
+    w2 = {name: value.detach() for name, value in model.w2.items()}
+    wrong, length = [0.0] * len(radii), 0.0
+    linear, merged = [], []
+    with torch.no_grad():
+        for batch in torch.arange(len(store)).split(batch_size):
+            f, residuals = store.primal(batch)
+            z0 = store.z0(batch)
+            step = lin.tangent(w2, residuals).to(omega) @ omega
+            length += float(step.double().square().sum())
+            for i, r in enumerate(radii):
+                there = lin.network({name: value + r * w2[name] for name, value in lin.theta2.items()}, z0).to(omega)
+                remainder = (there - f.to(omega)) @ omega - r * step
+                wrong[i] += float(remainder.double().square().sum())
+            linear.append(model.logits(f, residuals))
+            merged.append(network_logits(model, z0))
+    errors = [math.sqrt(error / (r * r * length)) if length else 0.0 for r, error in zip(radii, wrong, strict=True)]
+    return Approximation(
+        list(zip(radii, errors, strict=True)),
+        _norm(w2),
+        _norm(lin.theta2),
+        agreement(torch.cat(linear), torch.cat(merged), loss),
+    )
+
+
+def network_logits(model: GradientFeatureModel, z0: Any) -> Tensor:
+    """Return the logits of the merged network, ``w₁ᵀ f(x; θ̄₂ + w₂) + b``, (n, c)."""
+    lin = model.linearization
+    moved = {name: value + model.w2[name].to(value) for name, value in lin.theta2.items()}
+    return lin.network(moved, z0).to(model.w1) @ model.w1 + model.b
+
+
+def _norm(values: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(value.double().square().sum()) for value in values.values()))

@@ -1,0 +1,48 @@
+"""What logits are worth under a task's loss: its metrics, and how far two models agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfeat.losses import Loss
+from gradfeat.metrics import accuracy, log_loss, mean_average_precision, r2, rmse
+
+
+def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Return the metrics of a task on test data, the main one first.
+
+    Args:
+        loss: The task's loss.
+        logits: (n, c).
+        truth: From `read_truth`.
+    """
+    if loss.task == "regression":
+        return {"r2": r2(truth, logits), "rmse": rmse(truth, logits)}
+    probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
+    if loss.task == "multilabel":
+        ignore, labels = np.isnan(truth), np.nan_to_num(truth)
+        return {
+            "map_11point": mean_average_precision(logits, labels, ignore=ignore, method="11point"),
+            "map_area": mean_average_precision(logits, labels, ignore=ignore, method="area"),
+            "log_loss": log_loss(truth, probability),
+        }
+    return {"accuracy": accuracy(truth, probability.argmax(1)), "log_loss": log_loss(truth, probability)}
+
+
+def agreement(a: Tensor, b: Tensor, loss: Loss) -> float:
+    """Return the share of equal decisions: of classes, or of labels; for regression the squared correlation.
+
+    Example:
+        >>> from gradfeat.losses import CrossEntropy
+        >>> agreement(torch.eye(2), torch.tensor([[2.0, 1.0], [2.0, 1.0]]), CrossEntropy())
+        0.5
+    """
+    if loss.task == "multiclass":
+        return float((a.argmax(1) == b.argmax(1)).double().mean())
+    if loss.task == "multilabel":
+        return float(((a > 0) == (b > 0)).double().mean())
+    a, b = (value.double() - value.double().mean(0) for value in (a, b))
+    scale = (a.square().sum(0) * b.square().sum(0)).clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((a * b).sum(0).square() / scale).mean())

@@ -1,0 +1,87 @@
+"""The gradient features as a linear map, Φ: w₂ ↦ ω̄ᵀ J(x) w₂: all that a solver sees of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from gradfeat.cache import SampleStore
+from gradfeat.linearization import Linearization, parametrization_scales
+
+Weights = dict[str, Tensor]
+
+
+class GradientFeatures:
+    """The map Φ and its transpose, in the variables that w₂ is trained in (standard or NTK).
+
+    Args:
+        store: The samples.
+        omega: ω̄, (d, c).
+        parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
+        batch_size: Samples at a time.
+
+    Attributes:
+        passes: Work done, in passes over all samples of tangent and backward.
+    """
+
+    def __init__(
+        self, store: SampleStore, omega: Tensor, *, parametrization: str = "standard", batch_size: int = 128
+    ) -> None:
+        self.store = store
+        self.omega = omega
+        self.batch_size = batch_size
+        self.passes = 0.0
+        self._scales = parametrization_scales(store.linearization, parametrization)
+
+    @property
+    def linearization(self) -> Linearization:
+        """The network's programs."""
+        return self.store.linearization
+
+    def zeros(self) -> Weights:
+        """Return w₂ = 0, in single precision or better."""
+        dtype = torch.promote_types(self.linearization.dtype, torch.float32)
+        return {name: torch.zeros_like(value, dtype=dtype) for name, value in self.linearization.theta2.items()}
+
+    def natural(self, w2: Mapping[str, Tensor]) -> Weights:
+        """Return w₂ in the units of θ₂."""
+        return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
+
+    def batches(self, indices: Tensor) -> Iterator[Tensor]:
+        """Split indices into batches."""
+        yield from indices.split(self.batch_size)
+
+    def forward(self, w2: Mapping[str, Tensor], indices: Tensor) -> Tensor:
+        """Return Φ w₂ of some samples, (m, c)."""
+        w2 = self.natural(w2)
+        rows = []
+        with torch.no_grad():
+            for batch in self.batches(indices):
+                _, residuals = self.store.primal(batch)
+                rows.append(self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega)
+        self.passes += 0.5 * len(indices) / len(self.store)
+        return torch.cat(rows)
+
+    def transpose(self, u: Tensor, indices: Tensor) -> Weights:
+        """Return Φᵀ u, with the names and shapes of θ₂; u is (m, c)."""
+        total = self.zeros()
+        for rows, batch in zip(self.batches(torch.arange(len(indices))), self.batches(indices), strict=True):
+            _, residuals = self.store.primal(batch)
+            found = self.linearization.transpose(u[rows].to(self.omega) @ self.omega.T, residuals)
+            for name, value in found.items():
+                total[name] += value.to(total[name])
+        self.passes += len(indices) / len(self.store)
+        return self.natural(total)
+
+
+def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Return ⟨a, b⟩ over all names."""
+    return sum(float(torch.dot(a[name].reshape(-1), b[name].reshape(-1))) for name in a)
+
+
+def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> None:
+    """Add ``factor · other`` to `total`, in place."""
+    for name, value in other.items():
+        total[name].add_(value, alpha=factor)

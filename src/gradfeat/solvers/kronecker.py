@@ -1,0 +1,111 @@
+"""Kronecker factors of the gradient features: a preconditioner that is estimated once and serves every penalty.
+
+The Hessian of the loss in w₂ is ``Σ Φᵀ Λ Φ / n`` with Λ the loss's curvature in the logits. For the weight of one layer
+it is close to A ⊗ G: A the second moments of the layer's inputs, G those of the gradients in its outputs, under
+cotangents ``Λ^½ ε`` with random signs ε (Martens & Grosse 2015; Grosse & Martens 2016 for convolutions). Gradient
+features do not change in training, so neither do the factors. Gains, biases and grouped convolutions have a diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gradfeat.linearization.record import LayerCall
+from gradfeat.losses import Loss
+from gradfeat.solvers.gradient_features import GradientFeatures, Weights
+
+_MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
+
+
+class KroneckerFactors:
+    """An approximation of the Hessian in w₂ without penalty, inverted with any penalty.
+
+    Attributes:
+        trace: Its trace: the mean squared length of the gradient features of a sample, weighed by the curvature.
+    """
+
+    def __init__(self, bases: dict[str, tuple[Tensor, Tensor]], spectra: dict[str, Tensor]) -> None:
+        self._bases = bases  # name -> eigenvectors of G, (o, o), and of A, (i, i)
+        self._spectra = spectra  # name -> eigenvalues, (o, i, taps); or the diagonal, of the shape of θ₂
+        self.trace = sum(float(spectrum.sum()) for spectrum in spectra.values())
+
+    def precondition(self, gradient: Mapping[str, Tensor], penalty: float) -> Weights:
+        """Return ``(H + penalty)⁻¹ gradient``."""
+        result: Weights = {}
+        for name, value in gradient.items():
+            spectrum = self._spectra[name]
+            if name not in self._bases:
+                result[name] = value / (spectrum + penalty)
+                continue
+            outputs, inputs = self._bases[name]
+            rows = value.reshape(spectrum.shape)  # (o, i, taps)
+            turned = torch.einsum("po,pit,ij->ojt", outputs, rows, inputs) / (spectrum + penalty)
+            back = torch.einsum("po,oit,ji->pjt", outputs, turned, inputs)
+            result[name] = back.reshape(value.shape)
+        return result
+
+
+def estimate_factors(
+    features: GradientFeatures, loss: Loss, logits: Tensor, y: Tensor, indices: Tensor, generator: torch.Generator
+) -> KroneckerFactors:
+    """Estimate the factors in one pass over some samples.
+
+    Args:
+        features: The map Φ.
+        loss: Says how the loss bends.
+        logits: Where it is looked at, (m, c).
+        y: Targets of the samples.
+        indices: The samples, (m,).
+        generator: Draws the signs.
+    """
+    lin = features.linearization
+    squares = features.zeros()
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    order = torch.randperm(len(indices), generator=generator)
+    for rows in order.split(features.batch_size // 2):
+        _, residuals = features.store.primal(indices[rows])
+        signs = torch.randint(0, 2, tuple(logits[rows].shape), generator=generator).to(logits) * 2 - 1
+        u = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega) @ features.omega.T
+        with torch.enable_grad():
+            w2 = {name: torch.zeros_like(value, requires_grad=True) for name, value in lin.theta2.items()}
+            moved, calls = lin.layer_calls(w2, residuals)
+            found = torch.autograd.grad(moved, [*w2.values(), *(call.output for call in calls)], u.to(moved.dtype))
+        gradients = features.natural({name: g.to(squares[name]) for name, g in zip(w2, found, strict=False)})
+        for name, gradient in gradients.items():
+            squares[name] += gradient.square()
+        for call, cotangent in zip(calls, found[len(w2) :], strict=True):
+            moments[call.name] = _moments(call, cotangent, moments.get(call.name))
+    features.passes += len(indices) / len(features.store)
+    bases: dict[str, tuple[Tensor, Tensor]] = {}
+    spectra: dict[str, Tensor] = {}
+    for name, diagonal in squares.items():
+        diagonal /= len(indices)
+        if name not in moments:
+            spectra[name] = diagonal
+            continue
+        a, g = moments[name]
+        (inputs_scale, inputs), (outputs_scale, outputs) = (_eigen(a), _eigen(g))
+        taps = diagonal.numel() // (len(a) * len(g))
+        spectrum = (outputs_scale[:, None] * inputs_scale)[:, :, None].expand(-1, -1, taps)
+        # the product's scale is the weakest part of the approximation; the trace is known
+        spectra[name] = spectrum * (diagonal.sum() / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny))
+        bases[name] = outputs, inputs
+    return KroneckerFactors(bases, spectra)
+
+
+def _moments(call: LayerCall, cotangent: Tensor, total: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    wide = call.window is not None and call.z.shape[1] * call.window[0][0] * call.window[0][1] > _MOST_INPUTS
+    dtype = torch.promote_types(cotangent.dtype, torch.float32)
+    a = (call.channels() if wide else call.inputs()).to(dtype)
+    g = call.cotangents(cotangent).to(dtype)
+    found = a.T @ a, g.T @ g
+    return found if total is None else (total[0] + found[0], total[1] + found[1])
+
+
+def _eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
+    scale = float(moments.diagonal().mean()) or 1.0
+    values, vectors = torch.linalg.eigh((moments / scale).double())
+    return values.clamp_min(0).to(moments.dtype), vectors.to(moments.dtype)

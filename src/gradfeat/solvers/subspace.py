@@ -1,0 +1,316 @@
+"""Step 3 without a learning rate: the convex problem in (w₁, b, w₂), solved in a growing subspace.
+
+    minimise  Σᵢ shareᵢ loss(w₁ᵀ f + b + ω̄ᵀ J w₂, y) + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²
+
+Each iteration adds two directions, the preconditioned gradients in w₁ and in w₂, and their logits; the minimum over the
+span of all directions so far is a problem in a few dozen unknowns, solved by Newton's method at no cost in passes (a
+preconditioned conjugate gradient method that forgets nothing; Narkiss & Zibulevsky 2005 for the idea). The logits of a
+direction do not depend on the penalties. So one span serves the whole penalty path, and every further direction
+improves all of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradfeat.cache import available_memory
+from gradfeat.errors import ConvergenceError
+from gradfeat.losses import Loss
+from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled, inner
+from gradfeat.solvers.kronecker import KroneckerFactors, estimate_factors
+from gradfeat.solvers.newton import Combination, minimise
+
+_KEPT = 5  # directions that stay then
+_REFRESH = 6  # iterations after which the preconditioner is taken anew, at the curvature of the present solution
+_LEAST_DIRECTIONS, _MOST_DIRECTIONS = 8, 40  # of w₂, by memory; beyond, the older ones become one, the solution
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """The penalties λ₁ of w₁ and λ₂ of w₂."""
+
+    w1: float
+    w2: float
+
+
+@dataclass
+class Solution:
+    """How a fit ended.
+
+    Attributes:
+        solver: Its name.
+        converged: Whether the decrement fell below the tolerance.
+        reason: Why it stopped.
+        objective: Penalized mean loss after each iteration.
+        decrement: What a further preconditioned step would gain at first order, relative to the objective.
+        passes: Work, in passes over the samples (tangent and backward).
+        seconds: Time.
+    """
+
+    solver: str
+    converged: bool
+    reason: str
+    objective: list[float] = field(default_factory=list)
+    decrement: float = math.inf
+    passes: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
+
+
+class Subspace:
+    """The problem, and the directions found so far with their logits on all samples of the store.
+
+    Args:
+        features: The map Φ of ω̄.
+        f: Activations of all samples of the store, (n, d); None leaves w₁ out (mode `gradient`).
+        y: Targets of all samples.
+        loss: The task's loss.
+        seen: Samples to fit to, (m,).
+        weight: A weight for each sample of the store, or None.
+        start: Logits where the curvature is looked at, (n, c): those of a probe.
+        generator: Draws signs for the preconditioner.
+
+    Attributes:
+        unit: Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m.
+    """
+
+    def __init__(
+        self,
+        features: GradientFeatures,
+        f: Tensor | None,
+        y: Tensor,
+        loss: Loss,
+        *,
+        seen: Tensor,
+        weight: Tensor | None,
+        start: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        self.features, self.loss, self.y, self.seen = features, loss, y, seen
+        share = torch.ones(len(seen), dtype=torch.float64) if weight is None else weight[seen].double()
+        self.share = share / share.sum()
+        everything = torch.arange(len(features.store))
+        self._everything = everything
+        curvature = loss.curvature(start[seen].double())
+        self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
+        self._generator = generator
+        self.factors = self._factors(start[seen])
+        self.unit = max(self.factors.trace, 1e-30) / len(seen)
+        parameters = sum(value.numel() for value in features.linearization.theta2.values())
+        self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
+        self.mean: Tensor | None = None
+        if f is not None:
+            self.mean = (self.share @ f[seen].double()).to(f)
+            self._centred = f - self.mean
+            scaled = self._centred[seen].double() * self.share.sqrt()[:, None]
+            values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+            self._variances, self._axes = values.clamp_min(0).to(f), vectors.to(f)
+        self._w1: list[Tensor] = []
+        self._w2: list[Weights] = []
+        self._logits1: list[Tensor] = []
+        self._logits2: list[Tensor] = []
+
+    # ---- the span ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _known(self) -> list[Tensor]:
+        return self._logits1 + self._logits2
+
+    def add_w1(self, direction: Tensor) -> None:
+        """Add a direction of w₁, (d, c)."""
+        if self.mean is None:
+            return
+        parts, _, _ = _orthonormal([direction], [[other] for other in self._w1])
+        if parts:
+            self._w1.append(parts[0])
+            self._logits1.append(self._centred @ parts[0])
+
+    def add_w2(self, direction: Weights) -> None:
+        """Add a direction of w₂."""
+        names = list(direction)
+        known = [[other[name] for name in names] for other in self._w2]
+        parts, _, _ = _orthonormal([direction[name] for name in names], known)
+        if parts:
+            new = dict(zip(names, parts, strict=True))
+            self._w2.append(new)
+            self._logits2.append(self.features.forward(new, self._everything))
+
+    def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
+        """Return the minimum over the span for some penalties."""
+        ridge = torch.tensor([penalties.w1] * len(self._w1) + [penalties.w2] * len(self._w2), dtype=torch.float64)
+        known = [self._of_seen(logits) for logits in self._known]
+        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, start=start)
+        if not math.isfinite(found.objective):
+            raise ConvergenceError(f"the objective became {found.objective} with {penalties}")
+        return found
+
+    def without_gradients(self, penalties: Penalties) -> Combination:
+        """Return the minimum over the span's directions of w₁ alone: a probe."""
+        known = [self._of_seen(logits) for logits in self._logits1]
+        ridge = torch.full((len(known),), penalties.w1, dtype=torch.float64)
+        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge)
+        zeros = torch.zeros(len(self._w2), dtype=torch.float64)
+        return Combination(torch.cat([found.coefficients, zeros]), found.bias, found.objective)
+
+    def logits(self, point: Combination, rows: Tensor) -> Tensor:
+        """Return the logits of some samples of the store, (m, c)."""
+        if not self._known:
+            return point.bias.expand(len(rows), -1)
+        return point.logits(self._known, rows)
+
+    def weights(self, point: Combination) -> tuple[Tensor | None, Tensor, Weights]:
+        """Return w₁ (None if it was left out), b, and w₂ in the units of θ₂."""
+        k = len(self._w1)
+        bias = point.bias
+        w1: Tensor | None = None
+        if self.mean is not None:
+            w1 = torch.zeros(self._centred.shape[1], len(bias), dtype=torch.float64)
+            for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
+                w1.add_(direction, alpha=factor)
+            bias = bias - self.mean.double() @ w1
+        return w1, bias, self.features.natural(self._combined(point))
+
+    # ---- growing it -------------------------------------------------------------------------------------------------
+
+    def grow(self, point: Combination, penalties: Penalties) -> float:
+        """Add the preconditioned gradients at a point; return what they promise at first order (the decrement)."""
+        logits = self.logits(point, self.seen)
+        leaf = logits.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.loss.per_sample(leaf, self.y[self.seen])
+            (slope,) = torch.autograd.grad((self.share * losses).sum(), leaf)
+        slope = slope.float() if self.features.omega.dtype != torch.float64 else slope
+        k = len(self._w1)
+        gradient2 = self.features.transpose(slope, self.seen)
+        add_scaled(gradient2, penalties.w2, self._combined(point))
+        step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace))
+        promised = inner(gradient2, step2)
+        if self.mean is not None:
+            gradient = self._centred[self.seen].T @ slope.to(self._centred)
+            for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
+                gradient.add_(direction, alpha=penalties.w1 * factor)
+            turned = self._axes.T @ gradient
+            step = self._axes @ (turned / (self._variances[:, None] * self._curvature + penalties.w1).clamp_min(1e-30))
+            promised += float((gradient * step).sum())
+            self.add_w1(step)
+        self.add_w2(step2)
+        if not math.isfinite(promised):
+            raise ConvergenceError("the gradient is not finite: the features J(x) are too large for their precision")
+        return promised
+
+    def solve(
+        self,
+        penalties: Penalties,
+        *,
+        start: Combination | None = None,
+        tolerance: float = 1e-2,
+        iterations: int = 40,
+    ) -> tuple[Combination, Solution]:
+        """Grow the span until the decrement is below `tolerance` times the objective, or for some iterations.
+
+        After Ctrl-C the solution is the one of the last finished iteration.
+        """
+        begun, passes = time.perf_counter(), self.features.passes
+        solution = Solution("subspace", False, f"{iterations} iterations")
+        point = self._fitting(start, penalties)
+        try:
+            for iteration in range(iterations):
+                if iteration and iteration % _REFRESH == 0:
+                    self.factors = self._factors(self.logits(point, self.seen))
+                if len(self._w2) >= self._most:
+                    self._join(point)
+                    point = self.minimum(penalties)
+                before = len(self._w1), len(self._w2)
+                solution.decrement = self.grow(point, penalties) / max(abs(point.objective), 1e-30)
+                point = self.minimum(penalties, self._padded(point, before))
+                solution.objective.append(point.objective)
+                if solution.decrement <= tolerance:
+                    solution.converged, solution.reason = True, f"converged (decrement {solution.decrement:.1e})"
+                    break
+        except KeyboardInterrupt:
+            solution.reason = f"interrupted after {len(solution.objective)} iterations"
+            point = self._fitting(None, penalties)
+        solution.passes = self.features.passes - passes
+        solution.seconds = time.perf_counter() - begun
+        return point, solution
+
+    def _factors(self, logits: Tensor) -> KroneckerFactors:
+        seen = self.seen
+        return estimate_factors(
+            self.features, self.loss, logits.to(self.features.omega), self.y[seen], seen, self._generator
+        )
+
+    def _fitting(self, start: Combination | None, penalties: Penalties) -> Combination:
+        known = len(self._known)
+        return self.minimum(penalties, start if start is not None and len(start.coefficients) == known else None)
+
+    def _padded(self, point: Combination, before: tuple[int, int]) -> Combination:
+        """Return a point of the span that had so many directions of w₁ and w₂ as one of the present span."""
+        first, second = point.coefficients.split(before)
+        first_new = torch.zeros(len(self._w1) - before[0], dtype=torch.float64)
+        second_new = torch.zeros(len(self._w2) - before[1], dtype=torch.float64)
+        return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)
+
+    def _of_seen(self, logits: Tensor) -> Tensor:
+        return logits if len(self.seen) == len(logits) else logits[self.seen]
+
+    def _combined(self, point: Combination) -> Weights:
+        total = self.features.zeros()
+        for factor, direction in zip(point.coefficients[len(self._w1) :].tolist(), self._w2, strict=True):
+            add_scaled(total, factor, direction)
+        return total
+
+    def _join(self, point: Combination) -> None:
+        """Replace the directions of w₂ but the last few by the present solution."""
+        names = list(self._w2[0])
+        joined = self._combined(point)
+        logits = torch.zeros_like(self._logits2[0])
+        for factor, known in zip(point.coefficients[len(self._w1) :].tolist(), self._logits2, strict=True):
+            logits.add_(known, alpha=factor)
+        kept: list[tuple[Weights, Tensor]] = [
+            (joined, logits),
+            *zip(self._w2[-_KEPT:], self._logits2[-_KEPT:], strict=True),
+        ]
+        self._w2, self._logits2 = [], []
+        for direction, known in kept:
+            others = [[other[name] for name in names] for other in self._w2]
+            parts, length, products = _orthonormal([direction[name] for name in names], others)
+            if parts:
+                rest = known.clone()
+                for product, other in zip(products, self._logits2, strict=True):
+                    rest.add_(other, alpha=-product)
+                self._w2.append(dict(zip(names, parts, strict=True)))
+                self._logits2.append(rest / length)
+
+
+def _orthonormal(vector: list[Tensor], basis: list[list[Tensor]]) -> tuple[list[Tensor], float, list[float]]:
+    """Subtract from a vector, given in parts, what lies in the span of an orthonormal basis; bring it to length one.
+
+    Returns:
+        The vector, or nothing where only rounding was left; its length before, and what was subtracted of the basis.
+    """
+    first = _length(vector)
+    products = [0.0] * len(basis)
+    if not (math.isfinite(first) and first > 0):
+        return [], first, products
+    vector = [part / first for part in vector]
+    for _ in range(2):  # once more, for what rounding left
+        for i, other in enumerate(basis):
+            product = sum(float((a * b).sum()) for a, b in zip(vector, other, strict=True))
+            vector = [a - product * b for a, b in zip(vector, other, strict=True)]
+            products[i] += product * first
+    length = _length(vector)
+    if length < 1e3 * torch.finfo(vector[0].dtype).eps:
+        return [], first * length, products
+    return [part / length for part in vector], first * length, products
+
+
+def _length(vector: list[Tensor]) -> float:
+    return math.sqrt(sum(float(part.double().square().sum()) for part in vector))

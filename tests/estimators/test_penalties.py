@@ -1,0 +1,120 @@
+"""Penalties that are chosen, and the solver behind them, through the estimators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.errors import ConfigurationError
+
+
+def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 6)).astype(np.float32)
+    return X, (X[:, 0] * X[:, 1] + noise * rng.normal(size=n) > 0).astype(int)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 12), nn.Tanh())
+
+
+def classifier(**settings: object) -> GradientFeatureClassifier:
+    return GradientFeatureClassifier(network(), **{"theta2": "*", "random_state": 0, **settings})
+
+
+def test_full_beats_the_probe_where_gradients_help() -> None:
+    X, y = data()
+    X_test, y_test = data(400, seed=1)
+    full, probe = classifier().fit(X, y), classifier(mode="activation").fit(X, y)
+    assert full.solution_.converged
+    assert full.choice_.gradients
+    assert full.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
+    best = min(tried.loss for tried in full.choice_.path)
+    without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
+    assert best < without
+
+
+def test_no_gradient_term_where_labels_are_chance() -> None:
+    X, _ = data(80)
+    y = np.random.default_rng(5).integers(0, 2, size=80)
+    full = classifier().fit(X, y)
+    losses = {tried.w2: tried.loss for tried in full.choice_.path}
+    if not full.choice_.gradients:  # the probe itself
+        np.testing.assert_allclose(full.w1_, full.omega_)
+        assert all(not value.any() for value in full.w2_.values())
+    # chance is log 2: neither is far above it on held-out data
+    assert min(losses.values()) < 0.75
+    assert full.history_ is None or full.solution_ is not None
+
+
+def test_given_penalties_are_used() -> None:
+    X, y = data()
+    heavy, light = classifier(penalty=(0.1, 1e4)).fit(X, y), classifier(penalty=(0.1, 1e-3)).fit(X, y)
+    assert heavy.choice_ is None
+    assert heavy.probe_.penalty == 0.1
+
+    def norm(model: GradientFeatureClassifier) -> float:
+        return sum(float(value.square().sum()) for value in model.w2_.values()) ** 0.5
+
+    assert norm(heavy) < 1e-3 < 0.1 < norm(light)
+    np.testing.assert_allclose(heavy.w1_, heavy.omega_, atol=0.02)
+
+
+def test_deterministic_and_the_same_after_saving(tmp_path: object) -> None:
+    from gradfeat import load
+
+    X, y = data()
+    one, two = classifier().fit(X, y), classifier().fit(X, y)
+    assert all(torch.equal(one.w2_[name], two.w2_[name]) for name in one.w2_)
+    path = one.save(f"{tmp_path}/model.safetensors")
+    np.testing.assert_allclose(load(path, backbone=network()).predict_proba(X), one.predict_proba(X), atol=1e-6)
+
+
+def test_multilabel_with_missing_entries_and_regression() -> None:
+    X, y = data()
+    both = np.stack([y, 1 - y, X[:, 2] > 0], 1).astype(float)
+    both[::5, 1] = np.nan
+    labelled = classifier().fit(X, both)
+    assert labelled.score(X, both) > 0.9
+    target = X[:, 0] * X[:, 1]
+    regressor = GradientFeatureRegressor(network(), theta2="*", random_state=0).fit(X, target)
+    assert regressor.solution_.converged
+    assert regressor.score(X, target) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        (np.repeat(data(10)[0], 4, 0), np.repeat(np.arange(10) % 2, 4)),  # duplicates
+        (data(12)[0], np.arange(12) % 6),  # two samples a class
+        (data(4)[0], np.array([0, 1, 0, 1])),  # too few to hold out
+        (data(2)[0], np.array([0, 1])),
+        (np.ones((20, 6), dtype=np.float32), np.arange(20) % 2),  # constant features
+    ],
+    ids=["duplicates", "many-classes", "four", "two", "constant"],
+)
+@pytest.mark.filterwarnings("ignore::gradfeat.errors.GradfeatWarning")
+def test_small_and_degenerate_data(X: np.ndarray, y: np.ndarray) -> None:
+    model = classifier().fit(X, y)
+    assert np.isfinite(model.predict_proba(X)).all()
+    assert all(torch.isfinite(value).all() for value in model.w2_.values())
+
+
+@pytest.mark.filterwarnings("ignore::gradfeat.errors.GradfeatWarning")
+def test_weights_of_zero_are_as_good_as_absent() -> None:
+    X, y = data(60)
+    weight = np.ones(60)
+    weight[40:] = 0
+    whole = classifier().fit(X, y, sample_weight=weight)
+    part = classifier().fit(X[:40], y[:40], sample_weight=np.ones(40))
+    np.testing.assert_allclose(whole.predict_proba(X), part.predict_proba(X), atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [(1.0,), (1.0, -1.0), (1.0, 2.0, 3.0), "heavy"])
+def test_penalties_that_cannot_be_meant(penalty: object) -> None:
+    with pytest.raises(ConfigurationError, match="penalty must be"):
+        classifier(penalty=penalty).fit(*data(20))

@@ -1,0 +1,252 @@
+"""The subspace solver against closed forms and scikit-learn, on features written out as a matrix in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from gradfeat.cache import SampleStore
+from gradfeat.data import Inputs
+from gradfeat.linearization import linearize
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.solvers.gradient_features import GradientFeatures, inner
+from gradfeat.solvers.subspace import Penalties, Subspace
+
+N, C, D = 40, 3, 5
+PENALTIES = Penalties(0.05, 0.02)
+
+
+def problem(*, kind: str = "convolution", seed: int = 0) -> tuple[SampleStore, Tensor]:
+    torch.manual_seed(seed)
+    network: nn.Module
+    if kind == "convolution":
+        network = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2),
+            nn.GroupNorm(2, 4),
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, D),
+        )
+        X = torch.randn(N, 2, 6, 6)
+    else:
+        network = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, D))
+        X = torch.randn(N, 4)
+    lin = linearize(network.double(), X[:3].double(), "*")
+    return SampleStore(lin, Inputs(X.double().numpy(), None)), torch.randn(D, C, dtype=torch.float64)
+
+
+def dense(store: SampleStore, omega: Tensor, parametrization: str = "standard") -> Tensor:
+    """Return Φ as a matrix, (n · c, |θ₂|), one column for each unit vector."""
+    features = GradientFeatures(store, omega, parametrization=parametrization)
+    names = {name: value.shape for name, value in features.zeros().items()}
+    size = sum(shape.numel() for shape in names.values())
+
+    def unflatten(vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([shape.numel() for shape in names.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(names.items(), parts, strict=True)}
+
+    columns = [features.forward(unflatten(row), torch.arange(N)).flatten() for row in torch.eye(size).double()]
+    return torch.stack(columns, 1)
+
+
+def labels(loss: Loss) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if isinstance(loss, CrossEntropy):
+        return torch.arange(N) % C
+    if isinstance(loss, MultiLabelLogistic):
+        y = torch.randint(0, 2, (N, C), generator=generator).double()
+        y[::7, 1] = float("nan")
+        return y
+    return torch.randn(N, C, dtype=torch.float64, generator=generator)
+
+
+def make(
+    store: SampleStore,
+    omega: Tensor,
+    loss: Loss,
+    *,
+    mode: str = "full",
+    weight: Tensor | None = None,
+    parametrization: str = "standard",
+    seen: Tensor | None = None,
+) -> Subspace:
+    return Subspace(
+        GradientFeatures(store, omega, parametrization=parametrization, batch_size=16),
+        store.features if mode == "full" else None,
+        labels(loss),
+        loss,
+        seen=torch.arange(N) if seen is None else seen,
+        weight=weight,
+        start=store.features @ omega,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def reference(phi: Tensor, f: Tensor | None, loss: Loss, share: Tensor, y: Tensor) -> float:
+    """Minimise the same objective over every entry of w₁, b and w₂ by Newton's method with autograd's Hessian."""
+    n = len(share)
+    parts = [phi.view(n, C, -1)]
+    ridge = [torch.full((phi.shape[1],), PENALTIES.w2)]
+    if f is not None:
+        parts.append(torch.einsum("nd,ck->ncdk", f, torch.eye(C).double()).flatten(2))
+        ridge.append(torch.full((f.shape[1] * C,), PENALTIES.w1))
+    parts.append(torch.eye(C).double().expand(n, C, C))
+    ridge.append(torch.zeros(C))
+    design, penalty = torch.cat(parts, 2), torch.cat(ridge).double()
+
+    def objective(x: Tensor) -> Tensor:
+        return (share * loss.per_sample(design @ x, y)).sum() + 0.5 * (penalty * x * x).sum()
+
+    x = torch.zeros(design.shape[2], dtype=torch.float64)
+    for _ in range(30):
+        gradient = torch.func.grad(objective)(x)
+        step = torch.linalg.lstsq(torch.func.hessian(objective)(x), gradient[:, None], driver="gelsd").solution[:, 0]
+        x = x - step
+    assert float(torch.func.grad(objective)(x).abs().max()) < 1e-9
+    return float(objective(x))
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+@pytest.mark.parametrize("mode", ["full", "gradient"])
+@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()], ids=lambda loss: loss.name)
+def test_reaches_the_optimum(loss: Loss, mode: str, kind: str) -> None:
+    store, omega = problem(kind=kind)
+    point, solution = make(store, omega, loss, mode=mode).solve(PENALTIES, tolerance=1e-7, iterations=200)
+    assert solution.converged
+    share = torch.full((N,), 1 / N, dtype=torch.float64)
+    optimum = reference(dense(store, omega), store.features if mode == "full" else None, loss, share, labels(loss))
+    assert optimum <= point.objective * (1 + 1e-9)
+    assert point.objective == pytest.approx(optimum, rel=1e-6)
+
+
+def test_weights_part_of_the_samples_and_another_parametrization() -> None:
+    store, omega = problem()
+    loss, seen = CrossEntropy(), torch.arange(0, N, 2)
+    weight = torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    subspace = make(store, omega, loss, weight=weight, parametrization="ntk_fan_in", seen=seen)
+    point, _ = subspace.solve(PENALTIES, tolerance=1e-7, iterations=200)
+    phi = dense(store, omega, "ntk_fan_in").view(N, C, -1)[seen].reshape(len(seen) * C, -1)
+    share = weight[seen] / weight[seen].sum()
+    optimum = reference(phi, store.features[seen], loss, share, labels(loss)[seen])
+    assert point.objective == pytest.approx(optimum, rel=1e-6)
+
+
+def test_squared_loss_is_kernel_ridge_regression() -> None:
+    store, omega = problem(kind="linear")
+    phi, y = dense(store, omega), labels(Squared()).flatten()
+    subspace = make(store, omega, Squared(), mode="gradient")
+    point, _ = subspace.solve(PENALTIES, tolerance=1e-10, iterations=300)
+    intercepts = torch.eye(C).double().repeat(N, 1)  # unpenalized: projected out
+    project = torch.eye(N * C).double() - intercepts @ torch.linalg.pinv(intercepts)
+    kernel = project @ phi @ phi.T @ project
+    residual = project @ y
+    fitted = kernel @ torch.linalg.solve(kernel + N * PENALTIES.w2 * torch.eye(N * C).double(), residual)
+    found = subspace.logits(point, torch.arange(N)).flatten()
+    torch.testing.assert_close(project @ found, fitted, rtol=0, atol=1e-4)
+
+
+def test_without_gradients_it_is_logistic_regression() -> None:
+    store, omega = problem()
+    subspace = make(store, omega, CrossEntropy())
+    for column in range(D):
+        for output in range(C):
+            direction = torch.zeros(D, C, dtype=torch.float64)
+            direction[column, output] = 1
+            subspace.add_w1(direction)
+    point = subspace.without_gradients(PENALTIES)
+    w1, b, w2 = subspace.weights(point)
+    f, y = store.features.numpy(), labels(CrossEntropy()).numpy()
+    model = LogisticRegression(C=1 / (N * PENALTIES.w1), tol=1e-10, max_iter=1000).fit(f, y)
+    assert w1 is not None
+    logits = f @ w1.numpy() + b.numpy()
+    np.testing.assert_allclose(
+        logits - logits.mean(1, keepdims=True),
+        (d := model.decision_function(f)) - d.mean(1, keepdims=True),
+        atol=1e-4,
+    )
+    assert all(not value.any() for value in w2.values())
+
+
+def test_weights_give_the_logits_of_the_solution() -> None:
+    store, omega = problem()
+    subspace = make(store, omega, CrossEntropy(), parametrization="ntk_fan_out")
+    point, _ = subspace.solve(PENALTIES, iterations=4)
+    w1, b, w2 = subspace.weights(point)
+    everything = torch.arange(N)
+    moved = store.linearization.tangent(w2, store.primal(everything)[1])
+    assert w1 is not None
+    torch.testing.assert_close(store.features @ w1 + b + moved @ omega, subspace.logits(point, everything))
+
+
+def test_every_iteration_lowers_the_objective_and_one_span_serves_all_penalties() -> None:
+    store, omega = problem()
+    subspace = make(store, omega, CrossEntropy())
+    _, solution = subspace.solve(PENALTIES, tolerance=0, iterations=8)
+    assert len(solution.objective) == 8
+    assert not solution.converged
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(solution.objective, solution.objective[1:], strict=False))
+    share = torch.full((N,), 1 / N, dtype=torch.float64)
+    heavier = Penalties(PENALTIES.w1, 10 * PENALTIES.w2)
+    own, _ = make(store, omega, CrossEntropy()).solve(heavier, tolerance=1e-8, iterations=100)
+    assert subspace.minimum(heavier).objective == pytest.approx(own.objective, rel=0.05)
+    assert float(share.sum()) == pytest.approx(1)
+
+
+def test_map_and_transpose_are_adjoint() -> None:
+    store, omega = problem()
+    features = GradientFeatures(store, omega, parametrization="ntk_fan_in", batch_size=7)
+    generator = torch.Generator().manual_seed(0)
+    w2 = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in features.zeros().items()
+    }
+    u, indices = torch.randn(N, C, generator=generator, dtype=torch.float64), torch.randperm(N, generator=generator)
+    left = float((features.forward(w2, indices) * u).sum())
+    assert left == pytest.approx(inner(w2, features.transpose(u, indices)), rel=1e-12)
+    assert features.passes == pytest.approx(1.5)
+
+
+def test_factors_invert_what_they_stand_for() -> None:
+    store, omega = problem(kind="linear")
+    subspace = make(store, omega, Squared(), mode="gradient")
+    phi = dense(store, omega)
+    assert subspace.factors.trace == pytest.approx(float((phi * phi).sum()) / N, rel=0.15)
+    gradient = {name: torch.randn_like(value) for name, value in subspace.features.zeros().items()}
+    stiff = subspace.factors.precondition(gradient, 1e6)
+    for name, value in gradient.items():
+        torch.testing.assert_close(stiff[name] * 1e6, value, rtol=1e-3, atol=1e-3)
+
+
+def test_interruption_keeps_finished_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, omega = problem()
+    subspace = make(store, omega, CrossEntropy())
+    grow, calls = Subspace.grow, {"n": 0}
+
+    def interrupted(self: Subspace, *arguments: object) -> float:
+        calls["n"] += 1
+        if calls["n"] == 4:
+            raise KeyboardInterrupt
+        return grow(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Subspace, "grow", interrupted)
+    point, solution = subspace.solve(PENALTIES, tolerance=0)
+    assert len(solution.objective) == 3
+    assert solution.reason == "interrupted after 3 iterations"
+    assert point.objective == pytest.approx(solution.objective[-1], rel=1e-9)
+
+
+def test_a_full_memory_joins_directions_and_still_converges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradfeat.solvers.subspace._MOST_DIRECTIONS", 8)
+    store, omega = problem(kind="linear")
+    point, solution = make(store, omega, CrossEntropy()).solve(PENALTIES, tolerance=1e-7, iterations=300)
+    share = torch.full((N,), 1 / N, dtype=torch.float64)
+    optimum = reference(dense(store, omega), store.features, CrossEntropy(), share, labels(CrossEntropy()))
+    assert solution.converged
+    assert point.objective == pytest.approx(optimum, rel=1e-5)
