@@ -15,7 +15,8 @@ from gradfeat.linearization.capture import flatten_inputs
 from gradfeat.linearization.fold import Folding
 from gradfeat.linearization.layout import Layout
 from gradfeat.linearization.programs import Parts, build_module, channels_last, lay_out_weights, prefer_channels_last
-from gradfeat.linearization.record import LayerCall, Recorder
+from gradfeat.linearization.record import LayerCall
+from gradfeat.linearization.transposed import Transposer
 
 Residuals = tuple[Tensor, ...]
 
@@ -75,9 +76,13 @@ class Blueprint:
     layer_kinds: dict[str, str]
     notes: list[str]
     bytes_per_sample: dict[str, int] = field(default_factory=dict)
+    transposer: Transposer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transposer = Transposer(self.names)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Blueprint:
-        return self  # nothing in it ever changes
+        return self  # nothing in it ever changes but what the transposer has traced, which serves all
 
 
 class Linearization(nn.Module):
@@ -203,22 +208,6 @@ class Linearization(nn.Module):
         ]
         return self._tangent(residuals[0].shape[0], *given, *values)
 
-    def layer_calls(self, w2: Mapping[str, Tensor], residuals: Residuals) -> tuple[Tensor, list[LayerCall]]:
-        """Return J(x) w₂ as `tangent` does, and where each weight of θ₂ met its input on the way.
-
-        Args:
-            w2: A tensor for each name of θ₂, of its shape.
-            residuals: What `primal` returned, for n samples.
-        """
-        names = self._blueprint.names
-        recorder = Recorder(self._tangent, {f"w2_{i}": name for i, name in enumerate(names)})
-        values = [
-            layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
-        ]
-        given = [self._checked(name, w2, self.dtype) for name in names]
-        moved = recorder.run(residuals[0].shape[0], *given, *values)
-        return moved, recorder.calls
-
     def transpose(self, u: Tensor, residuals: Residuals) -> dict[str, Tensor]:
         """Return Σₙ J(xₙ)ᵀ uₙ, with the names and shapes of θ₂.
 
@@ -226,11 +215,23 @@ class Linearization(nn.Module):
             u: One cotangent for each sample, (n, d).
             residuals: What `primal` returned for these samples.
         """
-        with torch.enable_grad():
-            w2 = {name: torch.zeros_like(value, requires_grad=True) for name, value in self.theta2.items()}
-            moved = self.tangent(w2, residuals)
-            gradients = torch.autograd.grad(moved, list(w2.values()), u.to(moved.dtype))
-        return dict(zip(w2, gradients, strict=True))
+        return self._pull(u, residuals, layers=False)[0]
+
+    def layer_calls(self, u: Tensor, residuals: Residuals) -> tuple[dict[str, Tensor], list[LayerCall]]:
+        """Return Σₙ J(xₙ)ᵀ uₙ as `transpose` does, and where each weight of θ₂ met its input and its cotangent.
+
+        Args:
+            u: One cotangent for each sample, (n, d).
+            residuals: What `primal` returned for these samples.
+        """
+        return self._pull(u, residuals, layers=True)
+
+    def _pull(self, u: Tensor, residuals: Residuals, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:
+        values = [
+            layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
+        ]
+        u = u.to(residuals[0].device, self.dtype)
+        return self._blueprint.transposer(self._tangent, self.theta2, values, u, layers=layers)
 
     def network(self, theta2: Mapping[str, Tensor], z0: Tensor | Residuals) -> Tensor:
         """Return f(x; θ₂), (n, d), for any θ₂: the ordinary network above z₀, differentiable by autograd (fine-tuning).

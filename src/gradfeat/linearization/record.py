@@ -24,14 +24,14 @@ class LayerCall:
 
     Attributes:
         name: The weight's name in θ₂; it has the shape (o, i) or (o, i, h, w).
-        output: What the operation returned, differentiable in w₂.
         z: The layer's input.
+        output: What the operation returned; or, where a cotangent was pulled back, the gradient in it.
         window: For a convolution its (kernel, dilation, padding, stride), each a pair; None for a linear layer.
     """
 
     name: str
-    output: Tensor
     z: Tensor
+    output: Tensor
     window: tuple[Sequence[int], ...] | None
 
     def inputs(self) -> Tensor:
@@ -48,9 +48,9 @@ class LayerCall:
         """Return the layer's input channels at each position of its input, (positions, i)."""
         return self.z.reshape(-1, self.z.shape[-1]) if self.window is None else _rows(self.z)
 
-    def cotangents(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in the output at each position, (positions, o)."""
-        return gradient.reshape(-1, gradient.shape[-1]) if self.window is None else _rows(gradient)
+    def outputs(self) -> Tensor:
+        """Return the output, or the gradient in it, at each position, (positions, o)."""
+        return self.output.reshape(-1, self.output.shape[-1]) if self.window is None else _rows(self.output)
 
 
 def _rows(image: Tensor) -> Tensor:
@@ -58,12 +58,23 @@ def _rows(image: Tensor) -> Tensor:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a tangent program and keeps its `LayerCall`s; a weight that is used otherwise has none."""
+    """Runs a tangent program and keeps its `LayerCall`s; a weight that is used otherwise has none.
 
-    def __init__(self, program: fx.GraphModule, names: Mapping[str, str]) -> None:
+    Args:
+        program: The tangent program.
+        names: θ₂'s names by the program's placeholders.
+        constants: Values of the program's attributes, by name.
+    """
+
+    def __init__(self, program: fx.GraphModule, names: Mapping[str, str], constants: Mapping[str, Tensor]) -> None:
         super().__init__(program)
-        self._names = names  # placeholder -> name in θ₂
+        self._names = names
+        self._constants = constants
         self.calls: list[LayerCall] = []
+
+    def fetch_attr(self, target: str) -> Any:
+        """Return a constant of the program."""
+        return self._constants[target]
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operation; keep it if it applies a weight of θ₂."""
@@ -75,7 +86,7 @@ class Recorder(fx.Interpreter):
                 arguments, _ = self.fetch_args_kwargs_from_env(n)
                 window = _window(n.target, arguments)
                 if window is not None:
-                    self.calls.append(LayerCall(name, result, self.env[n.args[0]], window or None))
+                    self.calls.append(LayerCall(name, self.env[n.args[0]], result, window or None))
         return result
 
 

@@ -72,7 +72,7 @@ class GradientFeatures:
             found = self.linearization.transpose(u[rows].to(self.omega) @ self.omega.T, residuals)
             for name, value in found.items():
                 total[name] += value.to(total[name])
-        self.passes += len(indices) / len(self.store)
+        self.passes += 0.5 * len(indices) / len(self.store)
         return self.natural(total)
 
 

@@ -69,16 +69,13 @@ def estimate_factors(
         _, residuals = features.store.primal(indices[rows])
         signs = torch.randint(0, 2, tuple(logits[rows].shape), generator=generator).to(logits) * 2 - 1
         u = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega) @ features.omega.T
-        with torch.enable_grad():
-            w2 = {name: torch.zeros_like(value, requires_grad=True) for name, value in lin.theta2.items()}
-            moved, calls = lin.layer_calls(w2, residuals)
-            found = torch.autograd.grad(moved, [*w2.values(), *(call.output for call in calls)], u.to(moved.dtype))
-        gradients = features.natural({name: g.to(squares[name]) for name, g in zip(w2, found, strict=False)})
+        found, calls = lin.layer_calls(u, residuals)
+        gradients = features.natural({name: g.to(squares[name]) for name, g in found.items()})
         for name, gradient in gradients.items():
             squares[name] += gradient.square()
-        for call, cotangent in zip(calls, found[len(w2) :], strict=True):
-            moments[call.name] = _moments(call, cotangent, moments.get(call.name))
-    features.passes += len(indices) / len(features.store)
+        for call in calls:
+            moments[call.name] = _moments(call, moments.get(call.name))
+    features.passes += 0.5 * len(indices) / len(features.store)
     bases: dict[str, tuple[Tensor, Tensor]] = {}
     spectra: dict[str, Tensor] = {}
     for name, diagonal in squares.items():
@@ -96,11 +93,11 @@ def estimate_factors(
     return KroneckerFactors(bases, spectra)
 
 
-def _moments(call: LayerCall, cotangent: Tensor, total: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _moments(call: LayerCall, total: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     wide = call.window is not None and call.z.shape[1] * call.window[0][0] * call.window[0][1] > _MOST_INPUTS
-    dtype = torch.promote_types(cotangent.dtype, torch.float32)
+    dtype = torch.promote_types(call.output.dtype, torch.float32)
     a = (call.channels() if wide else call.inputs()).to(dtype)
-    g = call.cotangents(cotangent).to(dtype)
+    g = call.outputs().to(dtype)
     found = a.T @ a, g.T @ g
     return found if total is None else (total[0] + found[0], total[1] + found[1])
 

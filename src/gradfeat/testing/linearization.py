@@ -98,6 +98,11 @@ def _check_batch(
     if list(pulled) != names:
         raise AssertionError(f"J'u has the names {list(pulled)}, not {names}")
     expect_adjoint([u], [moved], list(pulled.values()), list(w.values()), f"{n} samples")
+    traced = lin.transpose(u, residuals)  # the second batch of a size is pulled back by a program of its own
+    for name in names:
+        expect_close(traced[name], pulled[name], 1e-12, f"J'u by the traced program, {name}")
+    other = torch.randn(f.shape, generator=torch.Generator().manual_seed(4), dtype=f.dtype)
+    expect_adjoint([other], [moved], list(lin.transpose(other, residuals).values()), list(w.values()), f"{n} others")
     variables = [value.detach().clone().requires_grad_() for value in point]
     with torch.enable_grad(), plain_kernels():
         gradients = torch.autograd.grad(function(*variables), variables, u, allow_unused=True)
