@@ -18,6 +18,7 @@ from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights
 
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
+_LEAST_SAMPLES, _ROWS = 256, 4  # samples, and rows for each dimension of a factor, that are enough to estimate it
 
 
 class KroneckerFactors:
@@ -51,7 +52,7 @@ class KroneckerFactors:
 def estimate_factors(
     features: GradientFeatures, loss: Loss, logits: Tensor, y: Tensor, indices: Tensor, generator: torch.Generator
 ) -> KroneckerFactors:
-    """Estimate the factors in one pass over some samples.
+    """Estimate the factors on as many samples as that takes, at random.
 
     Args:
         features: The map Φ.
@@ -65,7 +66,11 @@ def estimate_factors(
     squares = features.zeros()
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     order = torch.randperm(len(indices), generator=generator)
-    for rows in order.split(features.batch_size // 2):
+    used, enough = 0, False
+    for rows in order.split(max(1, features.batch_size // 2)):
+        if enough and used >= _LEAST_SAMPLES:
+            break
+        used += len(rows)
         _, residuals = features.store.primal(indices[rows])
         signs = torch.randint(0, 2, tuple(logits[rows].shape), generator=generator).to(logits) * 2 - 1
         u = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega) @ features.omega.T
@@ -73,13 +78,16 @@ def estimate_factors(
         gradients = features.natural({name: g.to(squares[name]) for name, g in found.items()})
         for name, gradient in gradients.items():
             squares[name] += gradient.square()
+        enough = True
         for call in calls:
             moments[call.name] = _moments(call, moments.get(call.name))
-    features.passes += 0.5 * len(indices) / len(features.store)
+            positions = call.outputs().shape[0] // len(rows)
+            enough &= used * positions >= _ROWS * max(map(len, moments[call.name]))
+    features.passes += 0.5 * used / len(features.store)
     bases: dict[str, tuple[Tensor, Tensor]] = {}
     spectra: dict[str, Tensor] = {}
     for name, diagonal in squares.items():
-        diagonal /= len(indices)
+        diagonal /= used
         if name not in moments:
             spectra[name] = diagonal
             continue
@@ -104,5 +112,5 @@ def _moments(call: LayerCall, total: tuple[Tensor, Tensor] | None) -> tuple[Tens
 
 def _eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
     scale = float(moments.diagonal().mean()) or 1.0
-    values, vectors = torch.linalg.eigh((moments / scale).double())
-    return values.clamp_min(0).to(moments.dtype), vectors.to(moments.dtype)
+    values, vectors = torch.linalg.eigh(moments / scale)
+    return values.clamp_min(0), vectors
