@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _KEY = "gradfeat_model"  # an encoder file, of gradfeat.pretrain, has the key "gradfeat"
-_SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss")
+_SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss", "rounds", "augment")
 _OPTIONAL = ("class_names_", "feature_names_in_", "n_features_in_", "_one_output")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -42,6 +42,7 @@ _DESCRIPTION: dict[str, type | tuple[type, ...]] = {
     "classes": (dict, type(None)),
     "fitted": dict,
     "theta2_names": list,
+    "moved": bool,
     "example": dict,
     "backbone": dict,
     "preprocessing": (dict, type(None)),
@@ -70,6 +71,7 @@ def save(estimator: Any, path: str | Path) -> Path:
         "b": estimator.b_,
         "probe_bias": estimator.probe_.bias.cpu(),
         **{f"w2/{name}": value for name, value in estimator.w2_.items()},
+        **{f"theta2/{name}": value for name, value in (estimator.theta2_ or {}).items()},
     }
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
@@ -133,6 +135,8 @@ def load(
         estimator.loss_ = loss_for("auto", about["task"])
         estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
         estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
+        moved = about["moved"]
+        estimator.theta2_ = {name: tensors[f"theta2/{name}"] for name in about["theta2_names"]} if moved else None
         estimator.probe_ = Probe(omega=tensors["omega"], bias=tensors["probe_bias"], **about["probe"])
         if about["classes"] is not None:
             estimator.classes_ = _classes_from_json(about["classes"])
@@ -155,6 +159,7 @@ def load(
         estimator.w1_,
         estimator.b_,
         estimator.w2_,
+        estimator.theta2_,
     )
     return estimator
 
@@ -206,6 +211,7 @@ def _describe(estimator: Any) -> dict[str, Any]:
         "classes": _classes_to_json(getattr(estimator, "classes_", None)),
         "fitted": {name: _plain(getattr(estimator, name)) for name in _OPTIONAL if hasattr(estimator, name)},
         "theta2_names": list(estimator.w2_),
+        "moved": estimator.theta2_ is not None,
         "example": {
             "shape": list(estimator.example_.shape),
             "dtype": str(estimator.example_.dtype).removeprefix("torch."),
@@ -270,6 +276,8 @@ def _backbone(
 def _check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that are missing, unknown, or of shapes that do not fit each other."""
     names = {"omega", "w1", "b", "probe_bias", *(f"w2/{name}" for name in about["theta2_names"])}
+    if about["moved"]:
+        names |= {f"theta2/{name}" for name in about["theta2_names"]}
     if names != set(tensors):
         raise AdapterError(f"{path}: tensors are missing or unknown: {', '.join(sorted(names ^ set(tensors)))}")
     shape = tuple(tensors["omega"].shape)

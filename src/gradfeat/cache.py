@@ -6,6 +6,7 @@ with kept residuals a pass costs only the tangent and its backward. Memory decid
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -117,21 +118,45 @@ class SampleStore:
             if progress is not None:
                 progress(indices.stop, n)
         self.features = torch.cat(features)
+        self._rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.features)
+
+    def rows(self, indices: Tensor) -> SampleStore:
+        """Return some of the samples, as a store of their own that shares what is kept."""
+        part = copy.copy(self)
+        part.features = self.features[indices]
+        part._rows = self._at(indices)
+        return part
+
+    def at(self, linearization: Linearization, *, batch_size: int = 128) -> SampleStore:
+        """Return the same samples for the same network at another θ̄₂: z₀ is the same, nothing above it is kept."""
+        moved = copy.copy(self)
+        moved.linearization = linearization
+        moved._residuals = None
+        moved.level = "none" if self._z0 is None else "z0"
+        with torch.no_grad():
+            batches = torch.arange(len(self)).split(batch_size)
+            theta2 = linearization.theta2
+            moved.features = torch.cat([linearization.network(theta2, self.z0(batch)) for batch in batches])
+        return moved
+
+    def _at(self, indices: Tensor) -> Tensor:
+        return indices if self._rows is None else self._rows[indices]
 
     def z0(self, indices: Tensor) -> Tensor | Residuals:
         """Return z₀ of some samples; the bottom runs only if nothing is kept."""
+        own = self._at(indices)
         if self._z0 is None:
-            return self.linearization.bottom(self.inputs.batch(indices.tolist()))
-        picked = tuple(value[indices] for value in self._z0)
+            return self.linearization.bottom(self.inputs.batch(own.tolist()))
+        picked = tuple(value[own] for value in self._z0)
         return picked[0] if self._single else picked
 
     def primal(self, indices: Tensor) -> tuple[Tensor, Residuals]:
         """Return f(x) and the residuals of some samples, from the highest level that is kept."""
         if self._residuals is not None:
-            return self.features[indices], tuple(value[indices] for value in self._residuals)
+            return self.features[indices], tuple(value[self._at(indices)] for value in self._residuals)
         return self.linearization.primal(self.z0(indices))
 
     def all_features(self, indices: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.evaluation import agreement, metrics_of
-from gradfeat.fitting import Fit, Problem, batch_logits
+from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.validation import check_lengths, labels_of, read_truth
@@ -140,6 +140,11 @@ class Comparison:
             "n_test": self.n_test,
             "notes": self.notes,
             "approximation": None if self.approximation is None else self.approximation.to_dict(),
+            "rounds": {
+                mode: {"start": rounds.start, "steps": [asdict(step) for step in rounds.steps], "reason": rounds.reason}
+                for mode, estimator in self.estimators.items()
+                if (rounds := estimator.rounds_) is not None
+            },
             "penalties": {
                 mode: [asdict(tried) for tried in estimator.choice_.path]
                 for mode, estimator in self.estimators.items()
@@ -226,7 +231,7 @@ def compare(
         DataError: Test labels that do not fit the training labels.
     """
     cls = _check(modes, task, parameters)
-    estimators: dict[str, Any] = {mode: cls(backbone, **{**parameters, "mode": mode}) for mode in modes}
+    estimators: dict[str, Any] = {mode: cls(backbone, **_of_mode(mode, parameters)) for mode in modes}
     # `full` needs all that any mode needs to be kept of each sample
     base: Any = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
     progress = Progress(base.verbose)
@@ -269,7 +274,7 @@ def compare(
     found = None
     if "full" in outputs:
         full = fitted["full"]._fitted_model()
-        found = approximation(full, store, loss, batch_size=base.batch_size)
+        found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
         if "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
     return Comparison(rows, theta2, problem.seconds, len(problem.store), len(store), notes, fitted, found)
@@ -296,6 +301,11 @@ def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
     return cls
 
 
+def _of_mode(mode: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a mode's estimator; rounds are of `full` alone."""
+    return {**parameters, "mode": mode} | ({"rounds": 1} if mode == "gradient" else {})
+
+
 def _interrupted(fit: Fit) -> bool:
     return fit.history is not None and fit.history.stopped == "interrupted"
 
@@ -315,6 +325,8 @@ def _note(problem: Problem, mode: str, fit: Fit) -> str:
         parts.append(str(fit.solution))
     if fit.choice is not None:
         parts.append(str(fit.choice))
+    if fit.rounds is not None:
+        parts.append(str(fit.rounds))
     if _interrupted(fit):
         parts.append(f"stopped after {_epochs(fit)} epochs")
     return "; ".join(parts)
@@ -329,6 +341,7 @@ def _share(base: Any, estimator: Any) -> None:
 
 
 def _logits(model: GradientFeatureModel, store: SampleStore, batch_size: int) -> Tensor:
+    store = store_of(model, store)
     with torch.no_grad():
         parts = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(batch_size)]
     logits = torch.cat(parts)

@@ -14,14 +14,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from torch import Tensor
 
 from gradfeat.backbones import resolve
-from gradfeat.data import Inputs
+from gradfeat.convex import fit_convex
+from gradfeat.data import Inputs, Mirrored
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
 from gradfeat.evaluation import agreement, metrics_of
 from gradfeat.fitting import (
     Fit,
     Problem,
     fit_mode,
-    fit_subspace,
     linearize_backbone,
     model_from_weights,
     predict_logits,
@@ -62,9 +62,10 @@ class _GradientFeatureEstimator(BaseEstimator):
         solver: str = "auto",
         penalty: float | str = "auto",
         cv: Any = 5,
-        rounds: int = 1,
+        rounds: int | str = 1,
         parametrization: str = "standard",
         loss: str = "auto",
+        augment: str | None = None,
         epochs: int | None = None,
         batch_size: int = 64,
         clip_norm: float | None = None,
@@ -86,6 +87,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         self.rounds = rounds
         self.parametrization = parametrization
         self.loss = loss
+        self.augment = augment
         self.epochs = epochs
         self.batch_size = batch_size
         self.clip_norm = clip_norm
@@ -136,7 +138,7 @@ class _GradientFeatureEstimator(BaseEstimator):
             targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
         return prepare(
             linearization,
-            inputs,
+            inputs if self.augment is None else Mirrored(inputs),
             targets,
             loss,
             weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
@@ -144,6 +146,7 @@ class _GradientFeatureEstimator(BaseEstimator):
             cv=cv,
             cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
             batch_size=self.batch_size,
+            views=1 if self.augment is None else 2,
             random_state=self._seed(),
             progress=progress,
         )
@@ -163,15 +166,16 @@ class _GradientFeatureEstimator(BaseEstimator):
         """Train one of the four models on a prepared problem."""
         seed = self._seed()
         if self._solver(problem, mode) == "subspace" and mode in ("gradient", "full"):
-            return fit_subspace(
+            return fit_convex(
                 problem,
                 mode,
                 penalty=self.penalty,
+                rounds=self.rounds if mode == "full" else 1,
                 parametrization=self.parametrization,
                 random_state=seed,
                 progress=progress,
             )
-        schedule = self._schedule(len(problem.store))
+        schedule = self._schedule(problem.n)
         return fit_mode(
             problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
         )
@@ -191,11 +195,15 @@ class _GradientFeatureEstimator(BaseEstimator):
         self.selection_ = fit.selection
         self.choice_ = fit.choice
         self.solution_ = fit.solution
+        self.rounds_ = fit.rounds
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()
         self.w1_ = fit.model.w1.detach().cpu().clone()
         self.b_ = fit.model.b.detach().cpu().clone()
         self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
+        moved = fit.model.linearization is not problem.linearization
+        theta2 = fit.model.linearization.theta2
+        self.theta2_ = {name: value.detach().cpu().clone() for name, value in theta2.items()} if moved else None
         self.n_iter_ = len(fit.history.loss) if fit.history is not None else 1
 
     # ---- what a fitted estimator does -------------------------------------------------------------------------------
@@ -210,7 +218,7 @@ class _GradientFeatureEstimator(BaseEstimator):
         if getattr(self, "_model", None) is None:
             linearization = linearize_backbone(self.backbone_, self.example_, self.theta2, self.device, self.precision)
             self._model = model_from_weights(
-                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_
+                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
             )
         return self._model
 
@@ -315,9 +323,12 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
             of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`). Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
-        rounds: 1: one linearization.
+        rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
+            while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
+            Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         loss: "auto", "cross_entropy", or "logistic" (multi-label).
+        augment: "mirror" adds the mirror image of each training image; None adds nothing.
         epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
             where that is less.
         batch_size: Samples in a minibatch.
@@ -338,6 +349,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         w1_: Weights of the activations, (d, c).
         b_: Intercept, (c,).
         w2_: Weights of the gradients, by the names of θ₂.
+        theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.
+        rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.
         choice_: Penalties that were chosen, with the path; None where none were.
         solution_: How the subspace solver ended: passes, time, whether it converged; None where another solver ran.
@@ -363,9 +376,10 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         solver: str = "auto",
         penalty: float | str = "auto",
         cv: Any = 5,
-        rounds: int = 1,
+        rounds: int | str = 1,
         parametrization: str = "standard",
         loss: str = "auto",
+        augment: str | None = None,
         epochs: int | None = None,
         batch_size: int = 64,
         clip_norm: float | None = None,
@@ -389,6 +403,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
             rounds=rounds,
             parametrization=parametrization,
             loss=loss,
+            augment=augment,
             epochs=epochs,
             batch_size=batch_size,
             clip_norm=clip_norm,

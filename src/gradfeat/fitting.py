@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from gradfeat.linearization import Linearization, linearize
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import ONE_SPLIT_FROM, SPLITS, Choice, choose_penalties, fit_probes, make_subspace
+from gradfeat.selection import Choice
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection, select
 from gradfeat.solvers.first_order import History, train
-from gradfeat.solvers.probe import Probe, fit_probe
+from gradfeat.solvers.probe import Probe, fit_probe, folds
 from gradfeat.solvers.schedule import Schedule
-from gradfeat.solvers.subspace import Penalties, Solution
+from gradfeat.solvers.subspace import Solution
+
+if TYPE_CHECKING:
+    from gradfeat.rounds import Rounds
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -71,8 +74,11 @@ def model_from_weights(
     w1: Tensor,
     b: Tensor,
     w2: dict[str, Tensor],
+    theta2: dict[str, Tensor] | None = None,
 ) -> GradientFeatureModel:
-    """Return a model with given weights, w₂ in the units of θ₂."""
+    """Return a model with given weights, w₂ in the units of θ₂; `theta2` is where rounds have moved θ̄₂."""
+    if theta2 is not None:
+        linearization = linearization.at(theta2)
     model = GradientFeatureModel(
         linearization, omega.to(linearization.device), mode=mode, parametrization=parametrization
     )
@@ -91,6 +97,8 @@ class Problem:
         loss: The task's loss.
         probe: ω̄ and its intercept, from the activations (step 2).
         seconds: Time that making this took, by part.
+        views: How many versions of each sample there are (2 with mirror images): sample i of the store is a version of
+            sample ``i % (n / views)``.
     """
 
     store: SampleStore
@@ -99,6 +107,22 @@ class Problem:
     loss: Loss
     probe: Probe
     seconds: dict[str, float]
+    views: int = 1
+
+    @property
+    def n(self) -> int:
+        """Number of samples, versions not counted."""
+        return len(self.store) // self.views
+
+    def all_views(self, samples: Tensor) -> Tensor:
+        """Return the places in the store of all versions of some samples."""
+        return torch.cat([samples + view * self.n for view in range(self.views)])
+
+    def random_views(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the places in the store of one version of each of some samples."""
+        if self.views == 1:
+            return samples
+        return samples + self.n * torch.randint(0, self.views, (len(samples),), generator=generator)
 
     @property
     def linearization(self) -> Linearization:
@@ -118,6 +142,7 @@ class Fit:
         notes: What the user should know.
         choice: Penalties that were chosen, and the path; None where none were.
         solution: How the subspace solver ended; None where another solver ran.
+        rounds: The moves of θ̄₂ before the last linearization; None where there was one linearization.
     """
 
     model: GradientFeatureModel
@@ -127,6 +152,7 @@ class Fit:
     notes: list[str] = field(default_factory=list)
     choice: Choice | None = None
     solution: Solution | None = None
+    rounds: Rounds | None = None
 
 
 def prepare(
@@ -140,6 +166,7 @@ def prepare(
     cv: Any = 5,
     cache: str = "auto",
     batch_size: int = 64,
+    views: int = 1,
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Problem:
@@ -147,14 +174,15 @@ def prepare(
 
     Args:
         linearization: The network's programs.
-        inputs: The samples.
-        y: Targets for `loss`.
+        inputs: The samples; with several views all first versions, then all second ones.
+        y: Targets for `loss`, one for each sample.
         loss: The task's loss.
         weight: Sample weights, (n,).
         penalty: The probe's penalty, or "auto": chosen by cross-validation.
         cv: Folds, a scikit-learn splitter, or pairs of indices.
         cache: What to keep of each sample (see `SampleStore`).
         batch_size: Samples at a time.
+        views: Versions of each sample.
         random_state: Seed of the folds.
         progress: Shows how far it is.
     """
@@ -163,12 +191,18 @@ def prepare(
     with progress.step("activations") as done:
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
     after_store = time.perf_counter()
+    if views > 1:
+        own = folds(y.cpu(), loss, cv, random_state)[0] if isinstance(penalty, str) else []
+        n = len(y)
+        cv = [(np.concatenate([seen + view * n for view in range(views)]), held) for seen, held in own] or cv
+        y = torch.cat([y] * views)
+        weight = None if weight is None else torch.cat([weight] * views)
     with progress.step("probe"):
         probe = fit_probe(
             store.features, y, loss, sample_weight=weight, penalty=penalty, cv=cv, random_state=random_state
         )
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
-    return Problem(store, y, weight, loss, probe, seconds)
+    return Problem(store, y, weight, loss, probe, seconds, views)
 
 
 def fit_mode(
@@ -197,12 +231,12 @@ def fit_mode(
     progress = progress or Progress(False)
     start = time.perf_counter()
     if mode == "activation":
-        return Fit(_new_model(problem, mode, parametrization), None, None, 0.0)
-    everything = torch.arange(len(problem.store))
+        return Fit(new_model(problem, mode, parametrization), None, None, 0.0)
+    everything = torch.arange(problem.n)
     selection = None
     notes: list[str] = []
     if mode == "finetune":
-        seen, unseen = _hold_out(problem, random_state)
+        seen, unseen = hold_out(problem, random_state)
         if len(unseen):
             trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
             candidates = [trial.with_optimizer(candidate) for candidate in FINETUNE_GRID]
@@ -213,7 +247,7 @@ def fit_mode(
                 )
                 if history.stopped == "interrupted":  # half a search chooses nothing
                     raise KeyboardInterrupt
-                return -_loss_at(problem, model, unseen)
+                return -loss_at(problem, model, unseen)
 
             selection = select(candidates, run)
             schedule = schedule.with_optimizer(selection.best)
@@ -228,89 +262,8 @@ def fit_mode(
     return Fit(model, history, selection, time.perf_counter() - start, notes)
 
 
-def fit_subspace(
-    problem: Problem,
-    mode: str,
-    *,
-    penalty: float | Sequence[float] | str = "auto",
-    parametrization: str = "standard",
-    random_state: int | None = None,
-    progress: Progress | None = None,
-) -> Fit:
-    """Fit `full` or `gradient` to convergence, without a learning rate, with chosen or given penalties.
-
-    Args:
-        problem: From `prepare`, with samples that do not change.
-        mode: "full" or "gradient".
-        penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
-        parametrization: The variables that w₂ is penalized in.
-        random_state: Seed of the split and of the preconditioner.
-        progress: Shows how far it is.
-    """
-    progress = progress or Progress(False)
-    begun = time.perf_counter()
-    store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
-    everything = torch.arange(len(store))
-    choice: Choice | None = None
-    notes: list[str] = []
-    omega = problem.probe
-    probes = [problem.probe]
-    if isinstance(penalty, str):
-        count = 1 if len(store) >= ONE_SPLIT_FROM else SPLITS
-        seeds = range(count) if random_state is None else range(random_state, random_state + count)
-        splits = [_hold_out(problem, seed) for seed in seeds]
-        if all(len(held) for _, held in splits):
-            choice = choose_penalties(
-                store,
-                y,
-                loss,
-                splits,
-                problem.probe,
-                mode=mode,
-                weight=weight,
-                parametrization=parametrization,
-                random_state=random_state,
-                progress=progress,
-            )
-            if not choice.gradients:
-                notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
-                model = _new_model(problem, mode, parametrization)
-                return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-            probes = fit_probes(store.features, y, loss, weight, everything, problem.probe.penalty)
-            omega = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
-        else:
-            notes.append(f"{mode}: too few samples to choose penalties on held-out data")
-    shared: dict[str, Any] = {
-        "mode": mode,
-        "weight": weight,
-        "parametrization": parametrization,
-        "random_state": random_state,
-    }
-    subspace = make_subspace(store, y, loss, probes if mode == "full" else [], omega, everything, **shared)
-    if choice is not None:
-        penalties = Penalties(choice.w1, choice.w2 * subspace.unit)
-    elif isinstance(penalty, str):
-        penalties = Penalties(problem.probe.penalty, subspace.unit)
-    else:
-        pair = [float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty))]
-        penalties = Penalties(*pair)
-    with progress.step(mode):
-        point, solution = subspace.solve(penalties)
-    if choice is not None:
-        solution.passes += choice.passes
-    if not solution.converged:
-        notes.append(f"{mode}: {solution}")
-    w1, b, w2 = subspace.weights(point)
-    model = _new_model(problem, mode, parametrization, omega)
-    model.set_weights(w1=model.w1.detach() if w1 is None else w1, b=b, w2=w2)
-    if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
-        raise ConvergenceError(f"the weights of {mode} are not finite with {penalties}")
-    stopped = "interrupted" if "interrupted" in solution.reason else "finished"
-    history = History(solution.objective, solution.passes, solution.seconds, stopped)
-    return Fit(model, history, None, time.perf_counter() - begun, notes, choice, solution)
-
-
-def _new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | None = None) -> GradientFeatureModel:
+def new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | None = None) -> GradientFeatureModel:
+    """Return an untrained model of a mode: of the problem's probe, or of another."""
     probe = probe or problem.probe
     dtype = torch.float64 if problem.linearization.dtype == torch.float64 else torch.float32
     omega = probe.omega.to(problem.linearization.device, dtype)
@@ -330,7 +283,7 @@ def _train(
     progress: Progress,
     title: str,
 ) -> tuple[GradientFeatureModel, History]:
-    model = _new_model(problem, mode, parametrization)
+    model = new_model(problem, mode, parametrization)
     store, y, weight = problem.store, problem.y, problem.weight
     generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
 
@@ -338,7 +291,7 @@ def _train(
         weight = weight / weight[indices].mean()
 
     def step_loss(picked: Tensor) -> Tensor:
-        batch = indices[picked]
+        batch = problem.random_views(indices[picked], generator)
         losses = problem.loss.per_sample(batch_logits(model, store, batch), y[batch])
         return (losses if weight is None else losses * weight[batch].to(losses.dtype)).mean()
 
@@ -350,6 +303,11 @@ def _train(
 
         history = train(model.trained(), step_loss, len(indices), schedule, generator=generator, on_epoch=on_epoch)
     return model, history
+
+
+def store_of(model: GradientFeatureModel, store: SampleStore) -> SampleStore:
+    """Return the samples as the model's linearization needs them, which rounds may have moved."""
+    return store if model.linearization is store.linearization else store.at(model.linearization)
 
 
 def batch_logits(model: GradientFeatureModel, store: SampleStore, batch: Tensor) -> Tensor:
@@ -378,12 +336,12 @@ def predict_logits(
     return logits
 
 
-def _hold_out(problem: Problem, random_state: int | None, share: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Split the training data for choosing a learning rate, by class where there are classes."""
+def hold_out(problem: Problem, random_state: int | None, share: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Split the samples in two, to choose by the second part, by class where there are classes."""
     from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 
-    n = len(problem.store)
-    y = problem.y.cpu().numpy()
+    n = problem.n
+    y = problem.y[:n].cpu().numpy()
     held = max(1, round(share * n))
     if n < 5:
         return torch.arange(n), torch.arange(0)
@@ -396,9 +354,10 @@ def _hold_out(problem: Problem, random_state: int | None, share: float = 0.2) ->
     return torch.from_numpy(np.sort(seen)), torch.from_numpy(np.sort(unseen))
 
 
-def _loss_at(problem: Problem, model: GradientFeatureModel, indices: Tensor, batch_size: int = 256) -> float:
+def loss_at(problem: Problem, model: GradientFeatureModel, indices: Tensor, batch_size: int = 256) -> float:
     """Return the mean loss of some kept samples."""
+    store = store_of(model, problem.store)
     with torch.no_grad():
-        logits = torch.cat([batch_logits(model, problem.store, part) for part in indices.split(batch_size)])
+        logits = torch.cat([batch_logits(model, store, part) for part in indices.split(batch_size)])
         weight = None if problem.weight is None else problem.weight[indices]
         return float(problem.loss.value(logits, problem.y[indices], weight))

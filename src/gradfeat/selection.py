@@ -8,6 +8,7 @@ that were held out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,14 @@ HEADS = 3
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₂, from heavy to light, in units of the gradient features' mean squared length over n."""
 
-STAGES = ((2, 2), (4, 2), (6, 2), (8, 2))
-"""Places of the grid where the subspace grows, and how many iterations; later ones only while the loss still falls."""
+STAGES = ((2, 1), (4, 2), (6, 2), (8, 2))
+"""Places of the grid where the subspace grows, and how many iterations. All penalties of ω̄ see the first `COMMON`
+stages, the best one the others, while the held-out loss still falls."""
+
+COMMON = 2
+
+NEGLIGIBLE = 1e-3
+"""A fall of the held-out loss by a smaller share is none."""
 
 ONE_SPLIT_FROM = 1000
 """From this number of samples on, one held-out part is enough."""
@@ -91,30 +98,44 @@ def make_subspace(
     store: SampleStore,
     y: Tensor,
     loss: Loss,
-    probes: Sequence[Probe],
-    omega: Probe,
+    heads: Sequence[Tensor],
+    omega: Tensor,
+    bias: Tensor,
     seen: Tensor,
     *,
     mode: str,
     weight: Tensor | None,
     parametrization: str,
-    random_state: int | None,
+    generator: torch.Generator,
 ) -> Subspace:
-    """Return the problem of `full` or `gradient` on some samples, the probes being its first directions of w₁."""
-    features = GradientFeatures(store, omega.omega, parametrization=parametrization)
-    start = store.features.to(omega.omega) @ omega.omega + omega.bias
+    """Return the problem of `full` or `gradient` on some samples.
+
+    Args:
+        store: All samples whose logits are wanted, at the point θ̄₂ that the network is linearized at.
+        y: Their targets.
+        loss: The task's loss.
+        heads: The first directions of w₁, each (d, c).
+        omega: ω̄, (d, c).
+        bias: With ω̄ the logits where the loss's curvature is looked at, (c,).
+        seen: The samples to fit to.
+        mode: "full" or "gradient".
+        weight: A weight for each sample, or None.
+        parametrization: The variables that w₂ is penalized in.
+        generator: Of the preconditioner's signs.
+    """
+    f = store.features.to(omega)
     subspace = Subspace(
-        features,
-        store.features.to(omega.omega) if mode == "full" else None,
+        GradientFeatures(store, omega, parametrization=parametrization),
+        f if mode == "full" else None,
         y,
         loss,
         seen=seen,
         weight=weight,
-        start=start,
-        generator=torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1)),
+        start=f @ omega + bias,
+        generator=generator,
     )
-    for probe in probes:
-        subspace.add_w1(probe.omega)
+    for head in heads:
+        subspace.add_w1(head)
     return subspace
 
 
@@ -137,8 +158,9 @@ def choose_penalties(
     mode: str,
     weight: Tensor | None,
     parametrization: str,
-    random_state: int | None,
+    generator: torch.Generator,
     progress: Progress,
+    stages: int = len(STAGES),
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -151,72 +173,101 @@ def choose_penalties(
         mode: "full" or "gradient".
         weight: A weight for each sample, or None.
         parametrization: The variables that w₂ is penalized in.
-        random_state: Seed of the preconditioner's signs.
+        generator: Of the preconditioner's signs.
         progress: Shows how far it is.
+        stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
     """
     light = max(probe.penalty, 1e-12)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    weights = [None if weight is None else weight[held] for _, held in splits]
-    held_losses: list[np.ndarray] = []
-    passes, steps, total = 0.0, 0, len(splits) * len(HEAVIER)
+    found: list[np.ndarray] = []
+    best: list[Subspace] = []
+    passes, steps = 0.0, 0
+    total = len(splits) * (len(HEAVIER) * COMMON + len(STAGES) - COMMON)
     with progress.step("penalties") as done:
-        probes = [fit_probes(store.features, y, loss, weight, seen, light) for seen, _ in splits]
-        for i in range(len(HEAVIER)):
+
+        def grow(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
+            nonlocal passes, steps
             losses = np.zeros((len(heads), len(GRID)))
-            for (seen, held), own, held_weight in zip(splits, probes, weights, strict=True):
-                subspace = make_subspace(
-                    store,
-                    y,
-                    loss,
-                    own if mode == "full" else [],
-                    own[i],
-                    seen,
-                    mode=mode,
-                    weight=weight,
-                    parametrization=parametrization,
-                    random_state=random_state,
-                )
-                losses += _walk(subspace, loss, y, held, held_weight, heads) / len(splits)
-                passes += subspace.features.passes
+            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
+                before = subspace.features.passes
+                own = None if weight is None else weight[held]
+                places = len(seen) + torch.arange(len(held))
+                losses += held_out(subspace, loss, y[held], places, own, heads, *stage) / len(splits)
+                passes += (subspace.features.passes - before) * (len(seen) + len(held)) / len(store)
                 steps += 1
                 done(steps, total)
-            held_losses.append(losses)
-            if i and losses.min() > held_losses[-2].min():
+            return losses
+
+        joined = [torch.cat(split) for split in splits]
+        probes = [fit_probes(store.features, y, loss, weight, seen, light) for seen, _ in splits]
+        for i in range(len(HEAVIER)):
+            subspaces = [
+                make_subspace(
+                    store.rows(rows),
+                    y[rows],
+                    loss,
+                    [probe.omega for probe in own] if mode == "full" else [],
+                    own[i].omega,
+                    own[i].bias,
+                    torch.arange(len(rows) - len(held)),
+                    mode=mode,
+                    weight=None if weight is None else weight[rows],
+                    parametrization=parametrization,
+                    generator=generator,
+                )
+                for rows, (_, held), own in zip(joined, splits, probes, strict=True)
+            ]
+            passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
+            for stage in STAGES[:COMMON]:
+                losses = grow(subspaces, stage)
+            found.append(losses)
+            if i and found[-1].min() >= found[-2].min():
+                break
+            best = subspaces
+        chosen = min(range(len(found)), key=lambda i: found[i].min())
+        for (before, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
+            last = found[chosen].min()
+            if int(found[chosen].min(0).argmin()) < before - 1:  # lighter penalties only do harm
+                break
+            found[chosen] = grow(best, stage)
+            if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
     path = [
         Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
-        for i, losses in enumerate(held_losses)
+        for i, losses in enumerate(found)
         for j, k in np.ndindex(*losses.shape)
     ]
-    best = min(path, key=lambda tried: tried.loss)
     if mode == "full":
         without = []
         for i, factor in enumerate(HEAVIER):
             plain = 0.0
-            for (_, held), own, held_weight in zip(splits, probes, weights, strict=True):
+            for (_, held), own in zip(splits, probes, strict=True):
                 logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
+                held_weight = None if weight is None else weight[held]
                 plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
             without.append(Tried(light * factor, light * factor, float("inf"), plain))
-        path += without
-        best = min([*without, best], key=lambda tried: tried.loss)  # among equals the probe
-    return Choice(best.omega, best.w1, best.w2, path, passes)
+        path = [*without, *path]  # among equals the probe
+    least = min(path, key=lambda tried: tried.loss)
+    return Choice(least.omega, least.w1, least.w2, path, passes)
 
 
-def _walk(
-    subspace: Subspace, loss: Loss, y: Tensor, held: Tensor, weight: Tensor | None, heads: list[float]
+def held_out(
+    subspace: Subspace,
+    loss: Loss,
+    y: Tensor,
+    held: Tensor,
+    weight: Tensor | None,
+    heads: Sequence[float],
+    place: int,
+    iterations: int,
 ) -> np.ndarray:
-    """Grow a subspace along the path from heavy to light; return the held-out loss on the whole grid."""
+    """Grow a subspace at a place of the grid; return the loss of held-out samples for all of it, (λ₁, λ₂)."""
     middle = heads[len(heads) // 2]
+    subspace.solve(Penalties(middle, GRID[place] * subspace.unit), iterations=iterations)
     losses = np.full((len(heads), len(GRID)), np.inf)
-    for place, iterations in STAGES:
-        penalties = Penalties(middle, GRID[place] * subspace.unit)
-        subspace.solve(penalties, iterations=iterations)
-        start: Combination | None = None
-        for j, head in enumerate(heads):
-            for k, value in enumerate(GRID):
-                start = subspace.minimum(Penalties(head, value * subspace.unit), start)
-                logits = subspace.logits(start, held)
-                losses[j, k] = float(loss.value(logits.double(), y[held], weight))
-        if int(losses.min(0).argmin()) < place - 1:  # lighter penalties only do harm
-            break
+    start: Combination | None = None
+    for j, head in enumerate(heads):
+        for k, value in enumerate(GRID):
+            start = subspace.minimum(Penalties(head, value * subspace.unit), start)
+            losses[j, k] = float(loss.value(subspace.logits(start, held).double(), y, weight))
     return losses

@@ -65,7 +65,13 @@ def check_parameters(estimator: Any) -> None:
     check("penalty", _is_auto(penalty) or numbers_given, "'auto', a number from 0, or a pair of them for w₁ and w₂")
     folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
     check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
-    check("rounds", _is_whole(estimator.rounds, 1) and estimator.rounds == 1, "1 (one linearization)")
+    check("rounds", _is_auto(estimator.rounds) or _is_whole(estimator.rounds, 1), "'auto' or a whole number from 1")
+    check("augment", estimator.augment in (None, "mirror"), "None or 'mirror'")
+    if estimator.rounds != 1:
+        if estimator.mode == "gradient" or estimator.solver in SOLVERS:
+            wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
+        elif not _is_auto(penalty):
+            wrong.append("rounds choose penalties on held-out data: penalty must be 'auto' with rounds other than 1")
     check("batch_size", _is_whole(estimator.batch_size, 1), "a whole number from 1")
     epochs, clip_norm = estimator.epochs, estimator.clip_norm
     check("epochs", epochs is None or _is_whole(epochs, 1), "None (the paper's schedule) or a whole number from 1")

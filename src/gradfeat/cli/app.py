@@ -42,6 +42,10 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[str, typer.Option(help="auto, subspace, or adam or sgd with the paper's schedules.")]
+Rounds = Annotated[
+    str, typer.Option(help="Linearizations of `full` at most: a number, or auto while the held-out loss falls.")
+]
+Augment = Annotated[str | None, typer.Option(help="mirror: add the mirror image of each training image.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
 Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
@@ -97,6 +101,8 @@ def fit(
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
+    rounds: Rounds = "1",
+    augment: Augment = None,
     parametrization: Parametrization = "standard",
     precision: Precision = "auto",
     cache: Cache = "auto",
@@ -119,6 +125,8 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
+        rounds=rounds,
+        augment=augment,
         parametrization=parametrization,
         precision=precision,
         cache=cache,
@@ -150,6 +158,8 @@ def compare(
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
+    rounds: Rounds = "1",
+    augment: Augment = None,
     parametrization: Parametrization = "standard",
     precision: Precision = "auto",
     cache: Cache = "auto",
@@ -172,6 +182,8 @@ def compare(
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
+        rounds=rounds,
+        augment=augment,
         parametrization=parametrization,
         precision=precision,
         cache=cache,

@@ -30,6 +30,8 @@ class Settings:
     epochs: int | None
     batch_size: int
     solver: str
+    rounds: str
+    augment: str | None
     parametrization: str
     precision: str
     cache: str
@@ -54,6 +56,8 @@ class Settings:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "solver": self.solver,
+            "rounds": int(self.rounds) if self.rounds.isdecimal() else self.rounds,
+            "augment": self.augment,
             "parametrization": self.parametrization,
             "precision": self.precision,
             "cache": self.cache,
@@ -120,6 +124,7 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         "probe_penalty": float(estimator.probe_.penalty),
         "solver": None if estimator.solution_ is None else str(estimator.solution_),
         "penalties": None if estimator.choice_ is None else str(estimator.choice_),
+        "rounds": None if estimator.rounds_ is None else str(estimator.rounds_),
         "seconds": estimator.seconds_,
         "notes": list(estimator.backbone_.notes),
     }
@@ -133,7 +138,7 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
         ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
     ]
-    rows += [[name, str(value)] for name in ("solver", "penalties") if (value := result[name]) is not None]
+    rows += [[name, str(value)] for name in ("solver", "penalties", "rounds") if (value := result[name]) is not None]
     table(["model", mode], rows)
     for text in estimator.backbone_.notes:
         note(False, text)

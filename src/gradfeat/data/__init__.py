@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.inputs import Inputs
+from gradfeat.data.inputs import Inputs, Mirrored
 from gradfeat.data.load import load_dataset, load_images
 from gradfeat.data.preprocessing import Preprocessing
 
-__all__ = ["Dataset", "Inputs", "Preprocessing", "load_dataset", "load_images"]
+__all__ = ["Dataset", "Inputs", "Mirrored", "Preprocessing", "load_dataset", "load_images"]

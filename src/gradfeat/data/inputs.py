@@ -93,6 +93,39 @@ class Inputs:
         return rest
 
 
+class Mirrored:
+    """Images and their mirror images: sample n + i is sample i of n with left and right exchanged.
+
+    Args:
+        inputs: Images, as the network takes them: (n, c, h, w).
+
+    Raises:
+        DataError: The samples are no images.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        shape = tuple(inputs.example(1).shape[1:])
+        if len(shape) != 3:
+            raise DataError(f"mirror images need images (c, h, w); these samples have the shape {shape}")
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return 2 * len(self._inputs)
+
+    @property
+    def random(self) -> bool:
+        """Whether a sample may change from pass to pass."""
+        return self._inputs.random
+
+    def batch(self, indices: Sequence[int] | range) -> Tensor:
+        """Return samples, as `Inputs.batch` does."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        batch = self._inputs.batch((chosen % len(self._inputs)).tolist())
+        mirrored = torch.from_numpy(chosen >= len(self._inputs))
+        batch[mirrored] = batch[mirrored].flip(3)
+        return batch
+
+
 class _Source(Protocol):
     """What `Inputs` needs of one kind of X."""
 

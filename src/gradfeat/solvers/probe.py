@@ -124,10 +124,10 @@ def fit_probe(
     note = ""
     if isinstance(penalty, str):
         penalty = basis.mean_variance or 1.0
-        folds, note = _folds(targets, loss, cv, random_state, present)
-        if folds:
+        parts, note = folds(targets, loss, cv, random_state, present)
+        if parts:
             grid = [penalty * value for value in GRID]
-            penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, folds)
+            penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, parts)
     solution = basis.solve(targets, loss, outputs, float(penalty), start, tolerance, _ITERATIONS)
     if not solution.converged:
         unfinished = f"not converged in {solution.iterations} iterations: gradient {solution.gradient_norm:.1e}"
@@ -342,7 +342,9 @@ def _cross_validate(
     return chosen, start, path
 
 
-def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np.ndarray) -> tuple[Folds, str]:
+def folds(
+    y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np.ndarray | None = None
+) -> tuple[Folds, str]:
     """Split the training data; a class with one sample is always in the part that is fitted.
 
     Args:
@@ -350,13 +352,14 @@ def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np
         loss: Says whether the targets are classes.
         cv: As in `fit_probe`; pairs of indices are of all samples.
         random_state: Seed.
-        present: Indices of the samples that count among all, ascending.
+        present: Indices of the samples that count among all, ascending; None if all do.
 
     Returns:
         Pairs of indices of the samples that count, none if there are too few to split; and a note.
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
+    present = np.arange(len(y)) if present is None else present
     if not isinstance(cv, numbers.Integral):
         if hasattr(cv, "split"):
             return [(seen, unseen) for seen, unseen in cv.split(np.zeros(len(y)), y.numpy())], ""
@@ -372,20 +375,20 @@ def _folds(y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np
         alone = np.flatnonzero(counts[labels] == 1)
         if not len(often):
             return [], "every class has one sample: the penalty is the features' mean variance, not chosen"
-        folds = min(most, int(counts[counts >= 2].min()))
-        splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=random_state)
+        count = min(most, int(counts[counts >= 2].min()))
+        splitter: Any = StratifiedKFold(count, shuffle=True, random_state=random_state)
         splits: Iterator[Any] = splitter.split(often, labels[often])
         pairs = [(np.sort(np.concatenate([often[a], alone])), often[b]) for a, b in splits]
         reason = ": a class is rare"
     else:
         if n < 3:
             return [], "too few samples for cross-validation: the penalty is the features' mean variance, not chosen"
-        folds = min(most, n)
-        pairs = list(KFold(folds, shuffle=True, random_state=random_state).split(np.arange(n)))
+        count = min(most, n)
+        pairs = list(KFold(count, shuffle=True, random_state=random_state).split(np.arange(n)))
         reason = ": there are no more samples"
-    note = f"{folds} folds instead of {cv}{reason}" if folds < most else ""
+    note = f"{count} folds instead of {cv}{reason}" if count < most else ""
     if n >= ONE_FOLD_FROM:
-        return pairs[:1], f"one held-out part of {len(pairs[0][1]):,} samples instead of {folds} folds"
+        return pairs[:1], f"one held-out part of {len(pairs[0][1]):,} samples instead of {count} folds"
     return pairs, note
 
 

@@ -1,0 +1,156 @@
+"""Step 3 without a learning rate: `full` and `gradient` solved with chosen penalties, once or in rounds.
+
+A fit has three parts: choose penalties on held-out training data; with rounds, move θ̄₂ while the network's held-out
+loss falls; solve the last linearization on all training data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradfeat.errors import ConvergenceError
+from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
+from gradfeat.progress import Progress
+from gradfeat.rounds import Point, repeat_rounds, search_rounds
+from gradfeat.selection import (
+    COMMON,
+    ONE_SPLIT_FROM,
+    SPLITS,
+    STAGES,
+    Choice,
+    choose_penalties,
+    fit_probes,
+    make_subspace,
+)
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.subspace import Penalties, Solution
+
+ASTRAY = 0.05
+"""Share of the rounds' gain by which the loss may be higher where the rounds are repeated on all samples."""
+
+
+def fit_convex(
+    problem: Problem,
+    mode: str,
+    *,
+    penalty: float | Sequence[float] | str = "auto",
+    rounds: int | str = 1,
+    parametrization: str = "standard",
+    random_state: int | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit `full` or `gradient` to convergence, without a learning rate, with chosen or given penalties.
+
+    Args:
+        problem: From `prepare`, with samples that do not change.
+        mode: "full" or "gradient"; rounds are of "full".
+        penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
+        rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
+        parametrization: The variables that w₂ is penalized in.
+        random_state: Seed of the splits and of the preconditioner.
+        progress: Shows how far it is.
+    """
+    progress = progress or Progress(False)
+    begun = time.perf_counter()
+    store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
+    generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    splits = _splits(problem, random_state)
+    notes: list[str] = []
+    choice: Choice | None = None
+    if isinstance(penalty, str) and splits:
+        pairs = [(problem.random_views(seen, generator), held) for seen, held in splits]
+        choice = choose_penalties(
+            store,
+            y,
+            loss,
+            pairs,
+            problem.probe,
+            mode=mode,
+            weight=weight,
+            progress=progress,
+            stages=len(STAGES) if rounds == 1 else COMMON,
+            **shared,
+        )
+    elif isinstance(penalty, str):
+        notes.append(f"{mode}: too few samples to choose penalties on held-out data")
+    if rounds != 1 and choice is not None:
+        search = search_rounds(problem, choice, *splits[0], most=rounds, progress=progress, **shared)
+        if search.interrupted:
+            model = search.point.model(problem, parametrization)
+            notes.append(f"{mode}: interrupted in the rounds; the weights are those of {len(search.steps)} steps")
+            seconds = time.perf_counter() - begun
+            return Fit(model, History(stopped="interrupted"), None, seconds, notes, choice, None, search)
+        if search.steps:
+            point, solution = repeat_rounds(problem, choice, search, progress=progress, **shared)
+            solution.passes += choice.passes + search.passes
+            model = point.model(problem, parametrization)
+            _check(model, mode)
+            # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
+            allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
+            if not loss_at(problem, model, splits[0][1]) <= allowed:
+                model = search.point.model(problem, parametrization)
+                notes.append(
+                    f"{mode}: repeated on all samples the rounds went astray; the weights are those of the search, "
+                    "which left a part of them out"
+                )
+            seconds = time.perf_counter() - begun
+            history = History(solution.objective, solution.passes, seconds)
+            return Fit(model, history, None, seconds, notes, choice, solution, search)
+        notes.append(f"{mode}: no step of the network was better than one linearization")
+    elif rounds != 1:
+        notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
+    omega, probes = problem.probe, [problem.probe]
+    if choice is not None:
+        if not choice.gradients:
+            notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
+            model = new_model(problem, mode, parametrization)
+            return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
+        probes = fit_probes(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
+        omega = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+    heads = [probe.omega for probe in probes] if mode == "full" else []
+    everything = torch.arange(len(store))
+    subspace = make_subspace(
+        store, y, loss, heads, omega.omega, omega.bias, everything, mode=mode, weight=weight, **shared
+    )
+    if choice is not None:
+        penalties = Penalties(choice.w1, choice.w2 * subspace.unit)
+    elif isinstance(penalty, str):
+        penalties = Penalties(problem.probe.penalty, subspace.unit)
+    else:
+        pair = [float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty))]
+        penalties = Penalties(*pair)
+    with progress.step(mode):
+        combination, solution = subspace.solve(penalties)
+    w1, b, w2 = subspace.weights(combination)
+    point = Point(problem.linearization.theta2, omega.omega, omega.omega if w1 is None else w1, b, w2)
+    model = point.model(problem, parametrization, mode)
+    _check(model, mode)
+    if choice is not None:
+        solution.passes += choice.passes
+    if not solution.converged:
+        notes.append(f"{mode}: {solution}")
+    return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
+
+
+def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return pairs of samples (seen, held out), by places of their first views; none if there are too few."""
+    count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
+    first = np.random.RandomState(random_state).randint(2**31 - 1 - SPLITS)
+    splits = [hold_out(problem, first + i) for i in range(count)]
+    return splits if all(len(held) for _, held in splits) else []
+
+
+def _history(solution: Solution) -> History:
+    stopped = "interrupted" if "interrupted" in solution.reason else "finished"
+    return History(solution.objective, solution.passes, solution.seconds, stopped)
+
+
+def _check(model: Any, mode: str) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
+        raise ConvergenceError(f"the weights of {mode} are not finite")

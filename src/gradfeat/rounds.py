@@ -1,0 +1,324 @@
+"""Rounds: linearize, fit, move θ̄₂ by w₂, take ω̄ = w₁, linearize again. Fine-tuning without a learning rate.
+
+Each round is a convex problem at the present point, of which one preconditioned step is taken (a damped Gauss-Newton
+step). How far it goes, the penalties of w₁ and w₂ say: they are a trust region, chosen by the loss of the real network
+on held-out training data, that no fit has seen. Rounds end where no step lowers it. The same steps, with the same
+penalties, are then repeated on all training data, and the last linearization is solved there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfeat.errors import ConvergenceError
+from gradfeat.fitting import Problem
+from gradfeat.model import GradientFeatureModel
+from gradfeat.progress import Progress
+from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, held_out, make_subspace
+from gradfeat.solvers.newton import Combination
+from gradfeat.solvers.probe import fit_probe
+from gradfeat.solvers.subspace import Penalties, Solution, Subspace
+
+MOST = 12
+"""Rounds at most, for "auto"."""
+
+PLACE = 4
+"""Place of the grid at which a round's step is preconditioned: λ₂ of one unit."""
+
+ITERATIONS = (1, 3, 9)
+"""Directions of a round's subspace: one; in the first round more, where no step along it is better (at a saddle)."""
+
+LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
+
+LAST = 3
+"""Stages for which the last linearization's subspace grows at most."""
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Point:
+    """A linearization and a linear model at it.
+
+    Attributes:
+        theta2: Where θ̄₂ is.
+        omega: ω̄, (d, c).
+        w1: (d, c).
+        b: (c,).
+        w2: By the names of θ₂, in its units; None is zero.
+    """
+
+    theta2: dict[str, Tensor]
+    omega: Tensor
+    w1: Tensor
+    b: Tensor
+    w2: dict[str, Tensor] | None = None
+
+    def model(self, problem: Problem, parametrization: str, mode: str = "full") -> GradientFeatureModel:
+        """Return the model of a mode with these weights."""
+        lin = problem.linearization
+        if any(self.theta2[name] is not value for name, value in lin.theta2.items()):
+            lin = lin.at(self.theta2)
+        dtype = torch.float64 if lin.dtype == torch.float64 else torch.float32
+        model = GradientFeatureModel(
+            lin, self.omega.to(lin.device, dtype), mode=mode, parametrization=parametrization
+        ).to(lin.device)
+        w2 = self.w2 if self.w2 is not None else {name: torch.zeros_like(v) for name, v in lin.theta2.items()}
+        model.set_weights(w1=self.w1, b=self.b, w2=w2)
+        return model
+
+    def with_weights(self, w1: Tensor, b: Tensor, w2: dict[str, Tensor]) -> Point:
+        """Return the linear model with other weights at the same point."""
+        return Point(self.theta2, self.omega, w1, b, w2)
+
+    def moved(self, w1: Tensor, b: Tensor, w2: dict[str, Tensor]) -> Point:
+        """Return the point to which θ̄₂ moves by w₂, where ω̄ = w₁."""
+        theta2 = {name: value + w2[name].to(value) for name, value in self.theta2.items()}
+        w1 = w1.to(self.omega)
+        return Point(theta2, w1, w1, b.to(self.omega))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A move of θ̄₂.
+
+    Attributes:
+        w1: λ₁.
+        w2: λ₂, in units of the gradient features at that point.
+        iterations: How many directions its subspace had.
+        loss: The network's loss on held-out training data after it.
+    """
+
+    w1: float
+    w2: float
+    iterations: int
+    loss: float
+
+
+@dataclass
+class Rounds:
+    """What was found on the samples that were not held out.
+
+    Attributes:
+        start: Held-out loss of the probe that the rounds start from.
+        steps: Moves that lowered it.
+        last: Penalties (λ₁, λ₂ in units) of the last linearization; λ₂ is infinite where the network itself was better.
+        last_loss: Its held-out loss.
+        stages: How many stages its subspace grew for.
+        reason: Why the rounds ended.
+        passes: Work.
+        point: Where they ended, and the last linear model there.
+        interrupted: Whether Ctrl-C ended them.
+    """
+
+    start: float
+    point: Point
+    steps: list[Step] = field(default_factory=list)
+    last: tuple[float, float] = (0.0, float("inf"))
+    last_loss: float = float("nan")
+    stages: int = 0
+    reason: str = ""
+    passes: float = 0.0
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{step.loss:.3f}" for step in self.steps)
+        return (
+            f"{len(self.steps)} steps, held-out loss of the network {self.start:.3f} -> {losses}; of the last "
+            f"linear model {self.last_loss:.3f}; {self.reason}"
+        )
+
+
+def search_rounds(
+    problem: Problem,
+    choice: Choice,
+    seen: Tensor,
+    held: Tensor,
+    *,
+    most: int | str,
+    parametrization: str,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Rounds:
+    """Move θ̄₂ while the network's loss on held-out samples falls; then choose the last linear model's penalties.
+
+    Args:
+        problem: The data, the network and the loss.
+        choice: Says the penalty of the probe that the rounds start from.
+        seen: Samples to fit to.
+        held: Samples to choose by.
+        most: Most linearizations, or "auto".
+        parametrization: The variables that w₂ is penalized in.
+        generator: Of views and signs.
+        progress: Shows how far it is.
+    """
+    point = _start(problem, choice.omega, problem.all_views(seen))
+    rounds = Rounds(_network_loss(problem, point, held), point)
+    heads = [choice.omega * factor for factor in LIGHTER]
+    limit = MOST if isinstance(most, str) else int(most) - 1
+    rounds.reason = f"at most {limit} steps were asked for"
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    with progress.step("rounds") as done:
+        try:
+            for k in range(limit):
+                rows = torch.cat([problem.random_views(seen, generator), held])
+                subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
+                before = rounds.steps[-1].loss if rounds.steps else rounds.start
+                found, done_before = None, 0
+                for iterations in ITERATIONS if k == 0 else ITERATIONS[:1]:
+                    _grow(subspace, heads[0], iterations - done_before)
+                    done_before = iterations
+                    found = _best_step(problem, rounds.point, subspace, heads, held, iterations)
+                    if found is not None and found[0].loss < before * (1 - NEGLIGIBLE):
+                        break
+                    found = None
+                rounds.passes += subspace.features.passes * len(rows) / len(problem.store)
+                if found is None:
+                    rounds.reason = "no further step lowered the network's held-out loss"
+                    break
+                rounds.steps.append(found[0])
+                rounds.point = found[1]
+                done(k + 1, limit)
+            if rounds.steps:
+                _choose_last(problem, rounds, seen, held, heads, **shared)
+        except ConvergenceError as error:
+            rounds.reason = str(error)
+        except KeyboardInterrupt:
+            rounds.interrupted = True
+    return rounds
+
+
+def repeat_rounds(
+    problem: Problem,
+    choice: Choice,
+    rounds: Rounds,
+    *,
+    parametrization: str,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Point, Solution]:
+    """Repeat the steps that were found on all samples, and solve the last linearization there."""
+    everything = torch.arange(problem.n)
+    point = _start(problem, choice.omega, problem.all_views(everything))
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    solution = Solution("rounds", True, f"{len(rounds.steps)} steps")
+    with progress.step("rounds on all samples") as done:
+        for i, step in enumerate(rounds.steps):
+            subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
+            _grow(subspace, choice.omega, step.iterations)
+            found = subspace.minimum(Penalties(step.w1, step.w2 * subspace.unit))
+            solution.objective.append(found.objective)
+            solution.passes += subspace.features.passes / problem.views
+            point = point.moved(*_weights(subspace, found))
+            done(i + 1, len(rounds.steps) + 1)
+        head, light = rounds.last
+        if light < float("inf"):
+            rows = problem.all_views(everything)
+            subspace = _subspace(problem, point, rows, len(rows), **shared)
+            for place, iterations in STAGES[: rounds.stages]:
+                middle = choice.omega * LIGHTER[len(LIGHTER) // 2]
+                subspace.solve(Penalties(middle, GRID[place] * subspace.unit), iterations=iterations)
+            found = subspace.minimum(Penalties(head, light * subspace.unit))
+            solution.objective.append(found.objective)
+            solution.passes += subspace.features.passes
+            point = point.with_weights(*_weights(subspace, found))
+    return point, solution
+
+
+def _start(problem: Problem, penalty: float, rows: Tensor) -> Point:
+    weight = None if problem.weight is None else problem.weight[rows]
+    probe = fit_probe(
+        problem.store.features[rows], problem.y[rows], problem.loss, sample_weight=weight, penalty=penalty
+    )
+    return Point(problem.linearization.theta2, probe.omega, probe.omega, probe.bias)
+
+
+def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared: Any) -> Subspace:
+    """Return the problem at a point, fitted to the first `count` of some samples of the store."""
+    store = problem.store.rows(rows)
+    if point.theta2 is not problem.linearization.theta2:
+        store = store.at(problem.linearization.at(point.theta2))
+    weight = None if problem.weight is None else problem.weight[rows]
+    return make_subspace(
+        store,
+        problem.y[rows],
+        problem.loss,
+        [point.w1],
+        point.omega,
+        point.b,
+        torch.arange(count),
+        mode="full",
+        weight=weight,
+        **shared,
+    )
+
+
+def _grow(subspace: Subspace, head: float, iterations: int) -> None:
+    subspace.solve(Penalties(head, GRID[PLACE] * subspace.unit), iterations=iterations, tolerance=0.0)
+
+
+def _weights(subspace: Subspace, found: Combination) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    w1, b, w2 = subspace.weights(found)
+    if w1 is None:
+        raise ConvergenceError("rounds need w₁")
+    return w1, b, w2
+
+
+def _best_step(
+    problem: Problem, point: Point, subspace: Subspace, heads: list[float], held: Tensor, iterations: int
+) -> tuple[Step, Point] | None:
+    """Try penalties from heavy to light on the real network; a lighter one is a longer step."""
+    best: tuple[Step, Point] | None = None
+    for head in heads:
+        start: Combination | None = None
+        losses: list[float] = []
+        for light in GRID:
+            start = subspace.minimum(Penalties(head, light * subspace.unit), start)
+            there = point.moved(*_weights(subspace, start))
+            losses.append(_network_loss(problem, there, held))
+            if losses[-1] == min(losses) and (best is None or losses[-1] < best[0].loss):
+                best = Step(head, light, iterations, losses[-1]), there
+            if not math.isfinite(losses[-1]) or (len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]):
+                break
+        if best is not None and best[0].w1 != head:  # no better with a lighter penalty of w₁
+            break
+    return best
+
+
+def _network_loss(problem: Problem, point: Point, held: Tensor) -> float:
+    """Return the loss of the network itself at a point, on some samples."""
+    lin, rows = problem.linearization, []
+    with torch.no_grad():
+        for batch in held.split(_BATCH):
+            rows.append(lin.network(point.theta2, problem.store.z0(batch)).to(point.w1) @ point.w1 + point.b)
+    weight = None if problem.weight is None else problem.weight[held]
+    return float(problem.loss.value(torch.cat(rows).double(), problem.y[held], weight))
+
+
+def _choose_last(
+    problem: Problem, rounds: Rounds, seen: Tensor, held: Tensor, heads: list[float], **shared: Any
+) -> None:
+    """Choose the penalties of the last linear model, or none where the network at this point is better."""
+    views = problem.all_views(seen)
+    rows = torch.cat([views, held])
+    subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
+    places = len(views) + torch.arange(len(held))
+    weight = None if problem.weight is None else problem.weight[held]
+    rounds.last_loss = rounds.steps[-1].loss
+    for stages, stage in enumerate(STAGES[:LAST], 1):
+        losses = held_out(subspace, problem.loss, problem.y[held], places, weight, heads, *stage)
+        if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):
+            if stages == 1:
+                continue  # one direction may be too few
+            break
+        j, k = divmod(int(losses.argmin()), len(GRID))
+        rounds.last, rounds.last_loss, rounds.stages = (heads[j], GRID[k]), float(losses.min()), stages
+        found = subspace.minimum(Penalties(heads[j], GRID[k] * subspace.unit))
+        rounds.point = rounds.point.with_weights(*_weights(subspace, found))
+    rounds.passes += subspace.features.passes * len(rows) / len(problem.store)

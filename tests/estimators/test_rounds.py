@@ -1,0 +1,174 @@
+"""Rounds: θ̄₂ that moves, through the estimators, against torch's own derivatives at the point where it ends."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jvp
+
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
+from gradfeat.losses import CrossEntropy
+from gradfeat.metrics import log_loss
+from gradfeat.solvers.subspace import Subspace
+
+
+def data(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 6)).astype(np.float32)
+    return X, (X[:, 0] * X[:, 1] > 0).astype(int)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 12), nn.Tanh())
+
+
+def images(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures with a bright or a dark half on top: the same seen in a mirror."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 2, 8, 8)).astype(np.float32)
+    y = np.arange(n) % 2
+    X[:, :, :4] += np.where(y, 0.7, -0.7)[:, None, None, None].astype(np.float32)
+    return X, y
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.Tanh()),
+        *(nn.Conv2d(6, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6, affine=False), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+    network(torch.randn(40, 2, 8, 8) * 2 + 1)  # so that the batch norms are no identities
+    return network.eval()
+
+
+def classifier(backbone: Any = None, **settings: Any) -> GradientFeatureClassifier:
+    defaults: dict[str, Any] = {"theta2": "*", "random_state": 0, "rounds": "auto"}
+    return GradientFeatureClassifier(network() if backbone is None else backbone, **{**defaults, **settings})
+
+
+def test_rounds_end_below_one_linearization() -> None:
+    X, y = data()
+    X_test, y_test = data(600, seed=1)
+    one, more = classifier(rounds=1).fit(X, y), classifier().fit(X, y)
+    rounds = more.rounds_
+    losses = [rounds.start, *(step.loss for step in rounds.steps)]
+    assert len(losses) > 2
+    assert all(b < a for a, b in pairwise(losses))
+    assert (one.theta2_, one.rounds_) == (None, None)
+    assert log_loss(y_test, more.predict_proba(X_test)) < log_loss(y_test, one.predict_proba(X_test))
+
+
+def test_predictions_are_of_the_linearization_where_the_rounds_end() -> None:
+    X, y = data()
+    model = classifier().fit(X, y)
+    assert model.theta2_ is not None
+    start = dict(network().named_parameters())
+    assert any(not torch.equal(model.theta2_[name], start[name]) for name in start)
+    moved = {name: value.double() for name, value in model.theta2_.items()}
+    x = torch.from_numpy(X[:20]).double()
+    plain = network().double()
+    direction = {name: value.double() for name, value in model.w2_.items()}
+    f, step = jvp(lambda theta2: functional_call(plain, theta2, (x,)), (moved,), (direction,))
+    logits = f @ model.w1_.double() + model.b_.double() + step @ model.omega_.double()
+    np.testing.assert_allclose(model.predict_proba(X[:20]), logits.detach().softmax(1).numpy(), atol=1e-5)
+
+
+def test_merged_network_has_the_parameters_where_the_rounds_end() -> None:
+    X, y = images()
+    model = classifier(convolutions()).fit(X, y)
+    assert model.theta2_ is not None
+    network, x = model.merge(), torch.from_numpy(X[:10])
+    lin = model.linearization_
+    moved = {name: value + model.w2_[name] for name, value in model.theta2_.items()}
+    expected = lin.network(moved, lin.bottom(x)) @ model.w1_ + model.b_
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    assert {name for name, _ in network.backbone.named_parameters()} == dict(convolutions().named_parameters()).keys()
+
+
+def test_saved_and_pickled_models_are_where_the_rounds_end(tmp_path: Path) -> None:
+    X, y = data()
+    model = classifier().fit(X, y)
+    path = model.save(tmp_path / "model.safetensors")
+    for other in (load(path, backbone=network()), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_allclose(other.predict_proba(X), model.predict_proba(X), atol=1e-6)
+
+
+def test_no_more_linearizations_than_asked_for_and_the_same_twice() -> None:
+    X, y = data()
+    one, two = classifier(rounds=2).fit(X, y), classifier(rounds=2).fit(X, y)
+    assert len(one.rounds_.steps) == 1
+    assert all(torch.equal(one.theta2_[name], two.theta2_[name]) for name in one.theta2_)
+    assert all(torch.equal(one.w2_[name], two.w2_[name]) for name in one.w2_)
+
+
+def test_regression_and_weights() -> None:
+    X, _ = data()
+    target = np.stack([X[:, 0] * X[:, 1], X[:, 2]], 1)
+    weight = np.random.default_rng(1).uniform(0, 2, len(X))
+    model = GradientFeatureRegressor(network(), theta2="*", rounds=4, random_state=0).fit(X, target, weight)
+    assert model.score(X, target, weight) > 0.8
+
+
+def test_mirror_images_stay_with_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = images()
+    seen: list[tuple[torch.Tensor, int]] = []
+    create = Subspace.__init__
+
+    def spy(self: Subspace, features: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((features.store._rows, len(kwargs["seen"])))
+        create(self, features, *args, **kwargs)
+
+    monkeypatch.setattr(Subspace, "__init__", spy)
+    model = classifier(convolutions(), augment="mirror").fit(X, y)
+    mirrored = model.predict_proba(np.ascontiguousarray(X[..., ::-1]))
+    assert ((mirrored.argmax(1) == y) == (model.predict(X) == y)).mean() > 0.9
+    in_rounds = [(rows, count) for rows, count in seen if rows is not None]
+    assert in_rounds
+    for rows, count in in_rounds:
+        fitted, held = rows[:count] % len(X), rows[count:]
+        assert not set(fitted.tolist()) & set(
+            held.tolist()
+        )  # held out: originals that no fit has seen, mirrored or not
+        assert (held < len(X)).all()
+
+
+def test_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gradfeat.rounds
+
+    X, y = data()
+    best_step, calls = gradfeat.rounds._best_step, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return best_step(*arguments)
+
+    monkeypatch.setattr("gradfeat.rounds._best_step", interrupted)
+    with pytest.warns(UserWarning, match="interrupted in the rounds; the weights are those of 1 steps"):
+        model = classifier().fit(X, y)
+    assert len(model.rounds_.steps) == 1
+    found = log_loss(y, model.predict_proba(X))
+    assert np.isfinite(found)
+    assert found < CrossEntropy().value(torch.zeros(1, 2), torch.tensor([0])).item()
+
+
+def test_compare_judges_the_moved_model() -> None:
+    X, y = data()
+    X_test, y_test = data(100, seed=1)
+    modes = ("activation", "full")
+    table = compare(network(), X, y, X_test, y_test, modes=modes, theta2="*", rounds=3, random_state=0)
+    full = table.estimators["full"]
+    row = next(row for row in table.rows if row.mode == "full")
+    assert row.metrics["accuracy"] == pytest.approx(full.score(X_test, y_test))
+    assert row.metrics["log_loss"] == pytest.approx(log_loss(y_test, full.predict_proba(X_test)), rel=1e-4)
+    assert table.to_dict()["rounds"]["full"]["steps"]
