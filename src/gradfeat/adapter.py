@@ -132,7 +132,7 @@ def load(
         estimator._built_from = {"X_shape": None if X_shape is None else tuple(X_shape), "random_state": seed}
         estimator.backbone_ = _backbone(path, stored, backbone, weights, estimator)
         estimator.example_ = _example(shape, about["example"]["dtype"])
-        estimator.loss_ = loss_for("auto", about["task"])
+        estimator.loss_ = loss_for(estimator.loss, about["task"])
         estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
         estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
         moved = about["moved"]

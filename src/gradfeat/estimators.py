@@ -28,7 +28,7 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
-from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.merge import MergedNetwork, MergeReport, merge
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -327,7 +327,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
             while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
-        loss: "auto", "cross_entropy", or "logistic" (multi-label).
+        loss: "auto", "cross_entropy", "one_hot_squared" (LQF's squared error to rescaled one-hot targets), or
+            "logistic" (multi-label).
         augment: "mirror" adds the mirror image of each training image; None adds nothing.
         epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
             where that is less.
@@ -464,7 +465,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
                 )
             # absent samples may be of an absent class: any index will do for them
             targets = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
-            loss = CrossEntropy()
+            loss = OneHotSquared() if self.loss == OneHotSquared.name else CrossEntropy()
         if self.loss not in ("auto", loss.name):
             raise ConfigurationError(
                 f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, GradfeatWarning
 
 
 def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +120,25 @@ def test_weights_of_zero_are_as_good_as_absent() -> None:
 def test_penalties_that_cannot_be_meant(penalty: object) -> None:
     with pytest.raises(ConfigurationError, match="penalty must be"):
         classifier(penalty=penalty).fit(*data(20))
+
+
+def test_squared_loss_on_classes() -> None:
+    X, y = data()
+    X_test, y_test = data(400, seed=1)
+    model = classifier(loss="one_hot_squared").fit(X, y)
+    assert model.loss_.name == "one_hot_squared"
+    assert model.choice_.gradients
+    probe = classifier(mode="activation", loss="one_hot_squared").fit(X, y)
+    assert model.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
+    np.testing.assert_allclose(model.predict_proba(X_test).sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 5])
+@pytest.mark.parametrize("rounds", [1, "auto"])
+def test_a_few_samples_of_each_class(per_class: int, rounds: int | str) -> None:
+    X, y = data()
+    few = np.concatenate([np.flatnonzero(y == k)[:per_class] for k in (0, 1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradfeatWarning)
+        model = classifier(rounds=rounds).fit(X[few], y[few])
+    assert np.isfinite(model.predict_proba(X)).all()

@@ -6,9 +6,10 @@ import sklearn.metrics
 import torch
 
 from gradfeat.errors import ConfigurationError
-from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared, loss_for
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared, loss_for
 
 LOGITS = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+ALL = [CrossEntropy(), MultiLabelLogistic(), Squared(), OneHotSquared()]
 WEIGHT = torch.arange(9, dtype=torch.float64)
 
 
@@ -48,7 +49,7 @@ def test_squared_is_half_the_distance() -> None:
     assert float(Squared().value(LOGITS, y, WEIGHT)) == pytest.approx(weighted)
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()])
+@pytest.mark.parametrize("loss", ALL)
 def test_losses_are_convex_along_a_segment(loss: CrossEntropy) -> None:
     y = torch.arange(9) % 4 if loss.task == "multiclass" else (LOGITS.roll(1) > 0).double()
     ends = loss.value(LOGITS, y), loss.value(-LOGITS.flip(0), y)
@@ -57,7 +58,7 @@ def test_losses_are_convex_along_a_segment(loss: CrossEntropy) -> None:
         assert between <= (1 - t) * ends[0] + t * ends[1] + 1e-12
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
 def test_curvature_is_the_diagonal_of_the_hessian(loss: CrossEntropy) -> None:
     y = torch.arange(9) % 4 if loss.task == "multiclass" else (LOGITS.roll(1) > 0).double()
     for row in range(3):
@@ -70,6 +71,8 @@ def test_curvature_is_the_diagonal_of_the_hessian(loss: CrossEntropy) -> None:
 def test_loss_for() -> None:
     assert isinstance(loss_for("auto", "multilabel"), MultiLabelLogistic)
     assert isinstance(loss_for("squared", "regression"), Squared)
+    assert isinstance(loss_for("auto", "multiclass"), CrossEntropy)
+    assert isinstance(loss_for("one_hot_squared", "multiclass"), OneHotSquared)
     with pytest.raises(ConfigurationError, match="Did you mean squared"):
         loss_for("square", "regression")
     with pytest.raises(ConfigurationError, match="is for regression targets"):
@@ -78,11 +81,11 @@ def test_loss_for() -> None:
         loss_for("auto", "ranking")
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic(), Squared()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
 def test_curvature_is_the_hessian_in_the_logits(loss: Loss) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, dtype=torch.float64, generator=generator)
-    y = torch.tensor([0, 2, 1, 1]) if isinstance(loss, CrossEntropy) else (logits > 0.3).double()
+    y = torch.tensor([0, 2, 1, 1]) if loss.task == "multiclass" else (logits > 0.3).double()
     if isinstance(loss, MultiLabelLogistic):
         y[1, 2] = float("nan")
     directions = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator)

@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
-from gradfeat.losses import CrossEntropy, Loss, Squared
+from gradfeat.losses import Loss, Squared
 
 GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
 """Penalties that are tried, from heavy to light, in units of the features' mean variance."""
@@ -163,7 +163,7 @@ def _check_arguments(penalty: float | str, cv: Any) -> None:
 def _check_data(f: Tensor, y: Tensor, loss: Loss, weight: Tensor | None) -> None:
     if f.ndim != 2 or 0 in f.shape:
         raise DataError(f"f must be a matrix (n, d) of at least one sample and feature, not of shape {tuple(f.shape)}")
-    axes = 1 if isinstance(loss, CrossEntropy) else 2
+    axes = 1 if loss.task == "multiclass" else 2
     if y.ndim != axes or len(y) != len(f):
         expected = f"({len(f)},)" if axes == 1 else f"({len(f)}, k)"
         raise DataError(f"y must be of shape {expected} for {loss.name}, not {tuple(y.shape)}")
@@ -368,7 +368,7 @@ def folds(
             raise DataError("cv holds no pairs of indices, or one with an empty part (weight zero does not count)")
         return pairs, ""
     n, most = len(y), int(cv)
-    if isinstance(loss, CrossEntropy):
+    if loss.task == "multiclass":
         labels = y.numpy()
         counts = np.bincount(labels)
         often = np.flatnonzero(counts[labels] >= 2)

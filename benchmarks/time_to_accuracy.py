@@ -1,0 +1,200 @@
+"""How long each way of fitting takes to which accuracy, on the user's data: one linearization and one probe for all.
+
+    python -m benchmarks.time_to_accuracy DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--out FOLDER]
+
+Compared on the test part, from the same kept z₀ and the same probe:
+
+- subspace: `full`, its penalties chosen on held-out training data, solved to convergence;
+- rounds: the same, θ̄₂ moving while the held-out loss falls;
+- adam: `full` by the paper's schedule, 100 epochs or 80,000 iterations where that is less;
+- sgd: `full` with the published code's settings, for as long;
+- finetune: ordinary fine-tuning of the same layers, optimizer and learning rate chosen from six on held-out training
+  data by runs a quarter as long, then trained on all of it.
+
+Adam, SGD and fine-tuning are judged after every few epochs, and the time of judging is left out. Fine-tuning's search
+counts, as the choice of penalties does. Test data chooses nothing. Writes a table, a JSON file and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradfeat import GradientFeatureClassifier
+from gradfeat.cache import SampleStore
+from gradfeat.comparison import PERCENT, TITLES
+from gradfeat.convex import fit_convex
+from gradfeat.data import Inputs, load_dataset
+from gradfeat.evaluation import metrics_of
+from gradfeat.fitting import Problem, batch_logits, fit_mode, new_model, store_of
+from gradfeat.model import GradientFeatureModel
+from gradfeat.solvers.first_order import History, train
+from gradfeat.solvers.schedule import paper_schedule
+from gradfeat.validation import read_truth
+
+EPOCHS = 100
+POINTS = 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model on the way: seconds of fitting so far, and its metrics on the test data."""
+
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Judge:
+    """The test data, for models at any point."""
+
+    def __init__(self, store: SampleStore, truth: np.ndarray, problem: Problem) -> None:
+        self.store, self.truth, self.loss = store, truth, problem.loss
+
+    def __call__(self, model: GradientFeatureModel) -> dict[str, float]:
+        """Return the metrics of a model."""
+        store = store_of(model, self.store)
+        with torch.no_grad():
+            rows = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(128)]
+        return metrics_of(self.loss, torch.cat(rows).double().numpy(), self.truth)
+
+
+def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> list[Reading]:
+    """Train `full` by a schedule and judge it on the way."""
+    n = problem.n
+    schedule = replace(paper_schedule(solver, n, batch_size=64, epochs=epochs))
+    if solver == "sgd":
+        schedule = replace(schedule, batch_size=128)
+    model = new_model(problem, "full", "standard")
+    generator = torch.Generator().manual_seed(0)
+    readings, paused = [Reading(0.0, judge(model))], 0.0
+    every = max(1, schedule.n_epochs(n) // POINTS)
+
+    def step_loss(batch: torch.Tensor) -> torch.Tensor:
+        views = problem.random_views(batch, generator)
+        return problem.loss.per_sample(batch_logits(model, problem.store, views), problem.y[views]).mean()
+
+    def on_epoch(epoch: int, history: History) -> None:
+        nonlocal paused
+        if epoch % every == 0 or epoch == schedule.n_epochs(n):
+            begun = time.perf_counter()
+            readings.append(Reading(history.seconds - paused, judge(model)))
+            paused += time.perf_counter() - begun
+
+    train(model.trained(), step_loss, n, schedule, generator=generator, on_epoch=on_epoch)
+    return readings
+
+
+def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
+    """Fit in every way; return the readings of each."""
+    data, test = (load_dataset(arguments.data, split=split) for split in ("train", "test"))
+    face = GradientFeatureClassifier(
+        arguments.backbone,
+        weights=arguments.weights,
+        theta2=arguments.theta2 or "auto",
+        image_size=arguments.image_size,
+        augment=arguments.augment,
+        random_state=0,
+    )
+    X, targets, loss, weight = face._read(data.X, data.y, None)
+    problem = face._prepare(X, targets, loss, weight)
+    store = SampleStore(problem.linearization, Inputs(test.X, face.backbone_.preprocessing))
+    judge = Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
+    probe = Reading(0.0, judge(new_model(problem, "activation", "standard")))
+    found: dict[str, list[Reading]] = {"probe": [probe]}
+    for name in arguments.ways:
+        if name in ("adam", "sgd"):
+            found[name] = by_schedule(problem, judge, name, arguments.epochs)
+        elif name == "finetune":
+            schedule = paper_schedule("adam", problem.n, batch_size=64, epochs=arguments.finetune_epochs)
+            fit = fit_mode(problem, "finetune", schedule, random_state=0)
+            found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
+        else:
+            fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
+            found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
+        print(f"{name}: {found[name][-1]}", flush=True)
+    return found
+
+
+def table(found: dict[str, list[Reading]]) -> str:
+    """Return the last reading of each way, and when it first was as good as Adam ended."""
+    names = list(found["probe"][0].metrics)
+    lines = ["| way | " + " | ".join(TITLES[name] for name in names) + " | time | time to Adam's last accuracy |"]
+    lines.append("|" + "---|" * (len(names) + 3))
+    goal = found["adam"][-1].metrics[names[0]] if "adam" in found else float("nan")
+    for way, readings in found.items():
+        last = readings[-1]
+        reached = next((f"{r.seconds:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
+        values = [f"{100 * last.metrics[n]:.2f}" if n in PERCENT else f"{last.metrics[n]:.4f}" for n in names]
+        lines.append("| " + " | ".join([way, *values, f"{last.seconds:.1f} s", reached]) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
+    """Draw the main metric against time."""
+    from matplotlib.figure import Figure
+
+    name = next(iter(found["probe"][0].metrics))
+    factor = 100 if name in PERCENT else 1
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for way, readings in found.items():
+        if way == "probe":
+            axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
+            continue
+        many = len(readings) > 2
+        shown = readings[1:]
+        axes.plot(
+            [r.seconds for r in shown],
+            [factor * r.metrics[name] for r in shown],
+            "-" if many else "o",
+            label=way,
+        )
+    axes.set(xscale="log", xlabel="seconds of fitting, after activations and probe", ylabel=TITLES[name], title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-b", "--backbone", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--theta2", action="append")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--augment", choices=["mirror"])
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of Adam and SGD")
+    parser.add_argument("--finetune-epochs", type=int, default=20)
+    parser.add_argument("--ways", nargs="+", default=["subspace", "rounds", "adam", "sgd", "finetune"])
+    parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
+    arguments = parser.parse_args()
+    found = run(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    shown = table(found)
+    threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
+    about: dict[str, Any] = {
+        "data": arguments.data.name,
+        "theta2": arguments.theta2,
+        "machine": f"{platform.machine()}, {threads} threads",
+        "date": date.today().isoformat(),
+        "readings": {way: [asdict(reading) for reading in readings] for way, readings in found.items()},
+    }
+    (arguments.out / "time_to_accuracy.json").write_text(json.dumps(about, indent=1) + "\n")
+    (arguments.out / "time_to_accuracy.md").write_text(shown + "\n")
+    plot(found, arguments.out / "time_to_accuracy.png", f"{arguments.data.name}, θ₂ = {arguments.theta2 or 'auto'}")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
