@@ -59,8 +59,9 @@ def minimise(
         tolerance: Newton decrement, relative to the objective, below which to stop.
     """
     c, k = loss.n_outputs(y) if not known else known[0].shape[1], len(known)
-    share, ridge = share.double(), ridge.double()
-    x = torch.zeros(k + c, dtype=torch.float64)
+    device = share.device
+    share, ridge = share.double(), ridge.to(device, torch.float64)
+    x = torch.zeros(k + c, dtype=torch.float64, device=device)
     if start is not None:
         x[: len(start.coefficients)] = start.coefficients
         x[k:] = start.bias
@@ -76,7 +77,7 @@ def minimise(
     logits = logits_at(x)
     best = value(logits, x)
     for _ in range(_ITERATIONS):
-        gradient, hessian = torch.zeros_like(x), torch.zeros(k + c, k + c, dtype=torch.float64)
+        gradient, hessian = torch.zeros_like(x), torch.zeros(k + c, k + c, dtype=torch.float64, device=device)
         leaf = logits.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad((share * loss.per_sample(leaf, y)).sum(), leaf)
@@ -84,13 +85,14 @@ def minimise(
         gradient[k:] = slope.sum(0)
         gradient[:k] += ridge * x[:k]
         for rows in chunks:
-            ones = torch.eye(c).expand(len(rows), c, c)
+            ones = torch.eye(c, device=device).expand(len(rows), c, c)
             joined = torch.cat([torch.stack([z[rows] for z in known], 2).float(), ones], 2) if known else ones
             bent = loss.curvature_product(logits[rows].float(), y[rows], joined) * share[rows, None, None].float()
             hessian += (joined.reshape(-1, k + c).T @ bent.reshape(-1, k + c)).double()
         hessian.diagonal()[:k].add_(ridge)
         hessian.diagonal().add_(1e-9 * hessian.diagonal().mean().clamp_min(1e-30))
-        step = -torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution
+        # on the CPU, whose driver takes matrices of any rank
+        step = -torch.linalg.lstsq(hessian.cpu(), gradient.cpu(), driver="gelsd").solution.to(device)
         decrement = float(-gradient @ step)
         if not decrement > tolerance * abs(best):
             break

@@ -94,7 +94,8 @@ class Subspace:
         generator: torch.Generator,
     ) -> None:
         self.features, self.loss, self.y, self.seen = features, loss, y, seen
-        share = torch.ones(len(seen), dtype=torch.float64) if weight is None else weight[seen].double()
+        ones = torch.ones(len(seen), dtype=torch.float64, device=y.device)
+        share = ones if weight is None else weight[seen].to(ones)
         self.share = share / share.sum()
         everything = torch.arange(len(features.store))
         self._everything = everything
@@ -156,7 +157,7 @@ class Subspace:
         known = [self._of_seen(logits) for logits in self._logits1]
         ridge = torch.full((len(known),), penalties.w1, dtype=torch.float64)
         found = minimise(known, self.y[self.seen], self.loss, self.share, ridge)
-        zeros = torch.zeros(len(self._w2), dtype=torch.float64)
+        zeros = found.coefficients.new_zeros(len(self._w2))
         return Combination(torch.cat([found.coefficients, zeros]), found.bias, found.objective)
 
     def logits(self, point: Combination, rows: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class Subspace:
         bias = point.bias
         w1: Tensor | None = None
         if self.mean is not None:
-            w1 = torch.zeros(self._centred.shape[1], len(bias), dtype=torch.float64)
+            w1 = bias.new_zeros(self._centred.shape[1], len(bias))
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 w1.add_(direction, alpha=factor)
             bias = bias - self.mean.double() @ w1
@@ -254,8 +255,8 @@ class Subspace:
     def _padded(self, point: Combination, before: tuple[int, int]) -> Combination:
         """Return a point of the span that had so many directions of w₁ and w₂ as one of the present span."""
         first, second = point.coefficients.split(before)
-        first_new = torch.zeros(len(self._w1) - before[0], dtype=torch.float64)
-        second_new = torch.zeros(len(self._w2) - before[1], dtype=torch.float64)
+        first_new = first.new_zeros(len(self._w1) - before[0])
+        second_new = second.new_zeros(len(self._w2) - before[1])
         return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)
 
     def _of_seen(self, logits: Tensor) -> Tensor:
