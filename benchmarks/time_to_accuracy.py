@@ -22,7 +22,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,8 @@ class Judge:
 def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> list[Reading]:
     """Train `full` by a schedule and judge it on the way."""
     n = problem.n
-    schedule = replace(paper_schedule(solver, n, batch_size=64, epochs=epochs))
-    if solver == "sgd":
-        schedule = replace(schedule, batch_size=128)
+    batch_size = 64 if solver == "adam" else 128  # the paper's, and the published code's
+    schedule = paper_schedule(solver, n, batch_size=batch_size, epochs=epochs)
     model = new_model(problem, "full", "standard")
     generator = torch.Generator().manual_seed(0)
     readings, paused = [Reading(0.0, judge(model))], 0.0
@@ -94,8 +93,8 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     return readings
 
 
-def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
-    """Fit in every way; return the readings of each."""
+def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
+    """Read the data, run the bottom once for each sample, and fit the probe."""
     data, test = (load_dataset(arguments.data, split=split) for split in ("train", "test"))
     face = GradientFeatureClassifier(
         arguments.backbone,
@@ -108,7 +107,12 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
     X, targets, loss, weight = face._read(data.X, data.y, None)
     problem = face._prepare(X, targets, loss, weight)
     store = SampleStore(problem.linearization, Inputs(test.X, face.backbone_.preprocessing))
-    judge = Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
+    return problem, Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
+    """Fit in every way; return the readings of each."""
+    problem, judge = prepared(arguments)
     probe = Reading(0.0, judge(new_model(problem, "activation", "standard")))
     found: dict[str, list[Reading]] = {"probe": [probe]}
     for name in arguments.ways:

@@ -1,0 +1,140 @@
+"""Accuracy with few labels: k of each class, several draws, every model fitted to the same draw.
+
+    python -m benchmarks.low_shot DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--out FOLDER]
+
+Models: the probe, `gradient`, `full`, `full` with rounds, and fine-tuning of the same layers, its optimizer and learning
+rate chosen from six on held-out training data. Penalties and rounds are chosen on the draw alone. Mean and standard
+error over draws, on the whole test part, and the mean time of a fit. Writes a table, a JSON file and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.time_to_accuracy import Judge, prepared
+from gradfeat.convex import fit_convex
+from gradfeat.errors import ConvergenceError
+from gradfeat.fitting import Fit, Problem, fit_mode, new_model
+from gradfeat.solvers.probe import fit_probe
+from gradfeat.solvers.schedule import paper_schedule
+
+SHOTS = (1, 5, 10, 25, 50, 100)
+WAYS = ("probe", "gradient", "full", "rounds", "finetune")
+
+
+def draw(y: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+    """Return k samples of each class, fewer where a class has fewer."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.permutation(np.flatnonzero(y.numpy() == label))[:k] for label in range(int(y.max()) + 1)]
+    return torch.from_numpy(np.sort(np.concatenate(parts)))
+
+
+def fit(problem: Problem, way: str, epochs: int) -> Fit:
+    """Fit one model."""
+    if way == "probe":
+        return Fit(new_model(problem, "activation", "standard"), None, None, problem.seconds["probe"])
+    if way == "finetune":
+        schedule = paper_schedule("adam", problem.n, batch_size=min(64, problem.n), epochs=epochs)
+        return fit_mode(problem, "finetune", schedule, random_state=0)
+    mode = "gradient" if way == "gradient" else "full"
+    return fit_convex(problem, mode, rounds="auto" if way == "rounds" else 1, random_state=0)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """Return (accuracy, log loss, seconds) of each draw, by way and number of labels."""
+    whole, judge = prepared(arguments)
+    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {way: {} for way in arguments.ways}
+    for k in arguments.shots:
+        for seed in range(arguments.draws):
+            rows = draw(whole.y, k, seed)
+            store, y = whole.store.rows(rows), whole.y[rows]
+            begun = time.perf_counter()
+            probe = fit_probe(store.features, y, whole.loss, random_state=0)
+            seconds = {"probe": time.perf_counter() - begun}
+            problem = replace(whole, store=store, y=y, probe=probe, seconds=seconds)
+            for way in arguments.ways:
+                found[way].setdefault(str(k), []).append(_judged(problem, way, judge, arguments.epochs))
+        line = ", ".join(f"{way} {100 * np.mean(found[way][str(k)], 0)[0]:.1f}" for way in arguments.ways)
+        print(f"{k} of each class: {line}", flush=True)
+    return found
+
+
+def _judged(problem: Problem, way: str, judge: Judge, epochs: int) -> tuple[float, float, float]:
+    try:
+        fitted = fit(problem, way, epochs)
+    except ConvergenceError as error:
+        print(f"{way}: {error}")
+        return float("nan"), float("nan"), float("nan")
+    metrics = judge(fitted.model)
+    return metrics["accuracy"], metrics["log_loss"], fitted.seconds
+
+
+def table(found: dict[str, dict[str, list[tuple[float, float, float]]]]) -> str:
+    """Return accuracy ± standard error, log loss, and seconds, by way and number of labels."""
+    shots = list(next(iter(found.values())))
+    lines = ["| model | " + " | ".join(f"{k} of each" for k in shots) + " |", "|" + "---|" * (len(shots) + 1)]
+    for way, readings in found.items():
+        cells = []
+        for k in shots:
+            values = np.array(readings[k])
+            error = values[:, 0].std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+            accuracy, loss, seconds = values.mean(0)
+            cells.append(f"{100 * accuracy:.1f} ± {100 * error:.1f} ({loss:.2f}; {seconds:.0f} s)")
+        lines.append("| " + " | ".join([way, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Path, title: str) -> None:
+    """Draw accuracy against the number of labels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for way, readings in found.items():
+        values = [np.array(readings[k])[:, 0] for k in readings]
+        errors = [100 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for v in values]
+        axes.errorbar([int(k) for k in readings], [100 * v.mean() for v in values], errors, capsize=2, label=way)
+    axes.set(
+        xscale="log", xlabel="labels of each class", ylabel="accuracy % (± standard error over draws)", title=title
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-b", "--backbone", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--theta2", action="append")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20, help="of fine-tuning")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--out", type=Path, default=Path("results/low_shot"))
+    arguments = parser.parse_args()
+    arguments.augment = None
+    found = run(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {"data": arguments.data.name, "theta2": arguments.theta2, "date": date.today().isoformat()}
+    (arguments.out / "low_shot.json").write_text(json.dumps({**about, "readings": found}, indent=1) + "\n")
+    shown = table(found)
+    (arguments.out / "low_shot.md").write_text(shown + "\n")
+    plot(found, arguments.out / "low_shot.png", f"{arguments.data.name}, θ₂ = {arguments.theta2 or 'auto'}")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
