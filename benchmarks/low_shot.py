@@ -2,7 +2,7 @@
 
     python -m benchmarks.low_shot DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--out FOLDER]
 
-Models: the probe, `gradient`, `full`, `full` with rounds, and fine-tuning of the same layers, its optimizer and learning
+Models: the probe, `gradient`, `full`, `full` with rounds, and fine-tuning of the same layers, optimizer and learning
 rate chosen from six on held-out training data. Penalties and rounds are chosen on the draw alone. Mean and standard
 error over draws, on the whole test part, and the mean time of a fit. Writes a table, a JSON file and a picture.
 """

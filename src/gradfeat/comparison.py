@@ -277,7 +277,7 @@ def compare(
         found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
         if "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
-    return Comparison(rows, theta2, problem.seconds, len(problem.store), len(store), notes, fitted, found)
+    return Comparison(rows, theta2, problem.seconds, problem.n, len(store), notes, fitted, found)
 
 
 def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
