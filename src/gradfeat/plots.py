@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradfeat.rounds import Rounds
     from gradfeat.selection import Tried
 
 INK = "#222222"
@@ -85,6 +86,24 @@ def path_chart(path: str | Path, tried: Sequence[Tried], title: str = "") -> Pat
     axes.invert_xaxis()
     axes.set_xlabel("penalty of w₂, in units of the gradient features (heavy to light)")
     axes.set_ylabel("loss on held-out training data")
+    axes.legend(frameon=False, fontsize=8)
+    return save(path)
+
+
+def rounds_chart(path: str | Path, rounds: Rounds) -> Path:
+    """Draw the network's held-out loss after each step of θ̄₂, and that of the last linear model.
+
+    Args:
+        path: The PNG to write.
+        rounds: From `gradfeat.rounds`.
+    """
+    axes, save = _axes("Rounds: the network is moved by w₂ and linearized again")
+    losses = [rounds.start, *(step.loss for step in rounds.steps)]
+    axes.plot(range(len(losses)), losses, "o-", color=COLOURS["full"], label="the network")
+    axes.plot(len(losses) - 1, rounds.last_loss, "D", color=INK, label="the last linear model")
+    axes.set_xlabel("steps of θ̄₂")
+    axes.set_ylabel("loss on held-out training data")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     return save(path)
 

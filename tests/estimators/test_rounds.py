@@ -162,7 +162,7 @@ def test_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPa
     assert found < CrossEntropy().value(torch.zeros(1, 2), torch.tensor([0])).item()
 
 
-def test_compare_judges_the_moved_model() -> None:
+def test_compare_judges_the_moved_model(tmp_path: Path) -> None:
     X, y = data()
     X_test, y_test = data(100, seed=1)
     modes = ("activation", "full")
@@ -172,3 +172,4 @@ def test_compare_judges_the_moved_model() -> None:
     assert row.metrics["accuracy"] == pytest.approx(full.score(X_test, y_test))
     assert row.metrics["log_loss"] == pytest.approx(log_loss(y_test, full.predict_proba(X_test)), rel=1e-4)
     assert table.to_dict()["rounds"]["full"]["steps"]
+    assert tmp_path / "rounds_full.png" in table.plot_more(tmp_path)
