@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.time_to_accuracy import Judge, prepared
+from benchmarks.time_to_accuracy import Judge, data_parser, prepared
 from gradfeat.convex import fit_convex
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, fit_mode, new_model
@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, 
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {way: {} for way in arguments.ways}
     for k in arguments.shots:
         for seed in range(arguments.draws):
-            rows = draw(whole.y, k, seed)
+            samples = draw(whole.y[: whole.n], k, seed)
+            rows = whole.all_views(samples)
             store, y = whole.store.rows(rows), whole.y[rows]
             begun = time.perf_counter()
             probe = fit_probe(store.features, y, whole.loss, random_state=0)
@@ -113,19 +114,13 @@ def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Pa
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("-b", "--backbone", required=True)
-    parser.add_argument("--weights")
-    parser.add_argument("--theta2", action="append")
-    parser.add_argument("--image-size", type=int)
+    parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20, help="of fine-tuning")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--out", type=Path, default=Path("results/low_shot"))
     arguments = parser.parse_args()
-    arguments.augment = None
     found = run(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"data": arguments.data.name, "theta2": arguments.theta2, "date": date.today().isoformat()}

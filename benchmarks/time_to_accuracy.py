@@ -93,6 +93,18 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     return readings
 
 
+def data_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser that knows how data and backbone are named."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-b", "--backbone", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--theta2", action="append")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--augment", choices=["mirror"])
+    return parser
+
+
 def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
     """Read the data, run the bottom once for each sample, and fit the probe."""
     data, test = (load_dataset(arguments.data, split=split) for split in ("train", "test"))
@@ -171,13 +183,7 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("-b", "--backbone", required=True)
-    parser.add_argument("--weights")
-    parser.add_argument("--theta2", action="append")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--augment", choices=["mirror"])
+    parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of Adam and SGD")
     parser.add_argument("--finetune-epochs", type=int, default=20)
     parser.add_argument("--ways", nargs="+", default=["subspace", "rounds", "adam", "sgd", "finetune"])

@@ -80,28 +80,9 @@ def fit_convex(
     elif isinstance(penalty, str):
         notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
-        search = search_rounds(problem, choice, *splits[0], most=rounds, progress=progress, **shared)
-        if search.interrupted:
-            model = search.point.model(problem, parametrization)
-            notes.append(f"{mode}: interrupted in the rounds; the weights are those of {len(search.steps)} steps")
-            seconds = time.perf_counter() - begun
-            return Fit(model, History(stopped="interrupted"), None, seconds, notes, choice, None, search)
-        if search.steps:
-            point, solution = repeat_rounds(problem, choice, search, progress=progress, **shared)
-            solution.passes += choice.passes + search.passes
-            model = point.model(problem, parametrization)
-            _check(model, mode)
-            # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
-            allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
-            if not loss_at(problem, model, splits[0][1]) <= allowed:
-                model = search.point.model(problem, parametrization)
-                notes.append(
-                    f"{mode}: repeated on all samples the rounds went astray; the weights are those of the search, "
-                    "which left a part of them out"
-                )
-            seconds = time.perf_counter() - begun
-            history = History(solution.objective, solution.passes, seconds)
-            return Fit(model, history, None, seconds, notes, choice, solution, search)
+        fit = _fit_rounds(problem, choice, splits[0], rounds, parametrization, progress, generator, begun)
+        if fit is not None:
+            return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
     elif rounds != 1:
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
@@ -136,6 +117,44 @@ def fit_convex(
     if not solution.converged:
         notes.append(f"{mode}: {solution}")
     return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
+
+
+def _fit_rounds(
+    problem: Problem,
+    choice: Choice,
+    split: tuple[torch.Tensor, torch.Tensor],
+    most: int | str,
+    parametrization: str,
+    progress: Progress,
+    generator: torch.Generator,
+    begun: float,
+) -> Fit | None:
+    """Search steps on a split, repeat them on all samples; None where one linearization has less held-out loss."""
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator, "progress": progress}
+    search = search_rounds(problem, choice, *split, most=most, **shared)
+    notes: list[str] = []
+    if search.interrupted:
+        model = search.point.model(problem, parametrization)
+        notes.append(f"full: interrupted in the rounds; the weights are those of {len(search.steps)} steps")
+        seconds = time.perf_counter() - begun
+        return Fit(model, History(stopped="interrupted"), None, seconds, notes, choice, None, search)
+    if not search.steps or search.last_loss > choice.loss:
+        return None
+    point, solution = repeat_rounds(problem, choice, search, **shared)
+    solution.passes += choice.passes + search.passes
+    model = point.model(problem, parametrization)
+    _check(model, "full")
+    # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
+    allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
+    if not loss_at(problem, model, split[1]) <= allowed:
+        model = search.point.model(problem, parametrization)
+        notes.append(
+            "full: repeated on all samples the rounds went astray; the weights are those of the search, which left a "
+            "part of them out"
+        )
+    seconds = time.perf_counter() - begun
+    history = History(solution.objective, solution.passes, seconds)
+    return Fit(model, history, None, seconds, notes, choice, solution, search)
 
 
 def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -148,8 +148,24 @@ class MultiLabelLogistic(Loss):
         return y.shape[1]
 
 
+class _Quadratic(Loss):
+    """A loss whose Hessian in the logits is the identity."""
+
+    def curvature(self, logits: Tensor) -> Tensor:
+        """Return one."""
+        return torch.ones_like(logits)
+
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return d."""
+        return directions
+
+    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
+        """Return ε."""
+        return signs
+
+
 @final
-class Squared(Loss):
+class Squared(_Quadratic):
     """Squared error, ``½ Σ_k (logit_k - y_k)²``; y is (n, k).
 
     Example:
@@ -164,18 +180,6 @@ class Squared(Loss):
         """Return half the squared distance."""
         return 0.5 * (logits - y.to(logits.dtype)).square().sum(1)
 
-    def curvature(self, logits: Tensor) -> Tensor:
-        """Return one."""
-        return torch.ones_like(logits)
-
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return d."""
-        return directions
-
-    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
-        """Return ε."""
-        return signs
-
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the values themselves."""
         return logits
@@ -186,7 +190,7 @@ class Squared(Loss):
 
 
 @final
-class OneHotSquared(Loss):
+class OneHotSquared(_Quadratic):
     """Squared error to rescaled one-hot targets, ``½ Σ_k (logit_k - κ [k = y])²``, with κ = 15; y holds class indices.
 
     The loss of LQF (Achille, Golatkar, Ravichandran, Polito & Soatto, CVPR 2021): quadratic, and the size of κ makes
@@ -205,18 +209,6 @@ class OneHotSquared(Loss):
         """Return half the squared distance to the target."""
         targets = self.scale * F.one_hot(y, logits.shape[1]).to(logits.dtype)
         return 0.5 * (logits - targets).square().sum(1)
-
-    def curvature(self, logits: Tensor) -> Tensor:
-        """Return one."""
-        return torch.ones_like(logits)
-
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return d."""
-        return directions
-
-    def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
-        """Return ε."""
-        return signs
 
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return class probabilities, by a softmax."""

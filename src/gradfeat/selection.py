@@ -89,6 +89,11 @@ class Choice:
         return f"penalties {self.omega:.3g} of ω̄, {self.w1:.3g} of w₁, {self.w2:.3g} units of w₂"
 
     @property
+    def loss(self) -> float:
+        """Its loss on held-out training data."""
+        return min(tried.loss for tried in self.path)
+
+    @property
     def gradients(self) -> bool:
         """Whether the gradient term is in it."""
         return self.w2 < float("inf")
