@@ -127,7 +127,9 @@ def main() -> None:
     (arguments.out / "low_shot.json").write_text(json.dumps({**about, "readings": found}, indent=1) + "\n")
     shown = table(found)
     (arguments.out / "low_shot.md").write_text(shown + "\n")
-    plot(found, arguments.out / "low_shot.png", f"{arguments.data.name}, θ₂ = {arguments.theta2 or 'auto'}")
+    plot(
+        found, arguments.out / "low_shot.png", f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
+    )
     print(shown)
 
 

@@ -202,7 +202,11 @@ def main() -> None:
     }
     (arguments.out / "time_to_accuracy.json").write_text(json.dumps(about, indent=1) + "\n")
     (arguments.out / "time_to_accuracy.md").write_text(shown + "\n")
-    plot(found, arguments.out / "time_to_accuracy.png", f"{arguments.data.name}, θ₂ = {arguments.theta2 or 'auto'}")
+    plot(
+        found,
+        arguments.out / "time_to_accuracy.png",
+        f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}",
+    )
     print(shown)
 
 
