@@ -345,13 +345,28 @@ def hold_out(problem: Problem, random_state: int | None, share: float = 0.2) -> 
     held = max(1, round(share * n))
     if n < 5:
         return torch.arange(n), torch.arange(0)
-    stratify = y.ndim == 1 and y.dtype.kind in "iu" and np.bincount(y).min(initial=n, where=np.bincount(y) > 0) >= 2
-    if stratify and held >= len(np.unique(y)) and n - held >= len(np.unique(y)):
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        counts = np.bincount(y)
+        classes = int((counts > 0).sum())
+        if counts[counts > 0].min() < 2 or held < classes or n - held < classes:
+            return _spare_last(y, held, random_state)
         splitter: Any = StratifiedShuffleSplit(1, test_size=held, random_state=random_state)
     else:
         splitter = ShuffleSplit(1, test_size=held, random_state=random_state)
     seen, unseen = next(splitter.split(np.zeros(n), y))
     return torch.from_numpy(np.sort(seen)), torch.from_numpy(np.sort(unseen))
+
+
+def _spare_last(y: np.ndarray, held: int, random_state: int | None) -> tuple[Tensor, Tensor]:
+    """Hold out samples at random, but of no class its last one: for classes too rare to be stratified."""
+    left = np.bincount(y)
+    unseen: list[int] = []
+    for i in np.random.RandomState(random_state).permutation(len(y)):
+        if len(unseen) < held and left[y[i]] > 1:
+            left[y[i]] -= 1
+            unseen.append(int(i))
+    seen = np.setdiff1d(np.arange(len(y)), unseen)
+    return torch.from_numpy(seen), torch.from_numpy(np.sort(np.array(unseen, dtype=np.int64)))
 
 
 def loss_at(problem: Problem, model: GradientFeatureModel, indices: Tensor, batch_size: int = 256) -> float:

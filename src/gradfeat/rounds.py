@@ -234,7 +234,12 @@ def repeat_rounds(
 def _start(problem: Problem, penalty: float, rows: Tensor) -> Point:
     weight = None if problem.weight is None else problem.weight[rows]
     probe = fit_probe(
-        problem.store.features[rows], problem.y[rows], problem.loss, sample_weight=weight, penalty=penalty
+        problem.store.features[rows],
+        problem.y[rows],
+        problem.loss,
+        sample_weight=weight,
+        penalty=penalty,
+        outputs=problem.loss.n_outputs(problem.y),
     )
     return Point(problem.linearization.theta2, probe.omega, probe.omega, probe.bias)
 

@@ -148,7 +148,15 @@ def fit_probes(f: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, seen: Te
     """Fit probes to some samples, with penalties from the best probe's upwards."""
     own = None if weight is None else weight[seen]
     return [
-        fit_probe(f[seen], y[seen], loss, sample_weight=own, penalty=penalty * factor, tolerance=1e-3)
+        fit_probe(
+            f[seen],
+            y[seen],
+            loss,
+            sample_weight=own,
+            penalty=penalty * factor,
+            tolerance=1e-3,
+            outputs=loss.n_outputs(y),
+        )
         for factor in HEAVIER
     ]
 

@@ -142,3 +142,27 @@ def test_a_few_samples_of_each_class(per_class: int, rounds: int | str) -> None:
         warnings.simplefilter("ignore", GradfeatWarning)
         model = classifier(rounds=rounds).fit(X[few], y[few])
     assert np.isfinite(model.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("mode", ["full", "gradient"])
+@pytest.mark.parametrize("per_class", [1, 2, 3])
+def test_many_classes_with_few_samples(per_class: int, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(12), per_class)
+    X = rng.normal(size=(len(y), 6)).astype(np.float32) + y[:, None].astype(np.float32) / 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradfeatWarning)
+        model = classifier(mode=mode, rounds="auto" if mode == "full" else 1).fit(X, y)
+    assert model.predict_proba(X).shape == (len(y), 12)
+    assert np.isfinite(model.predict_proba(X)).all()
+
+
+def test_rare_classes_keep_a_sample_that_is_seen() -> None:
+    from gradfeat.fitting import _spare_last
+
+    y = np.repeat(np.arange(10), [1, 1, 2, 2, 2, 2, 2, 2, 3, 3])
+    for seed in range(20):
+        seen, unseen = _spare_last(y, 4, seed)
+        assert set(y[seen]) == set(range(10))
+        assert len(unseen) == 4
+        assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))

@@ -44,6 +44,7 @@ def minimise(
     share: Tensor,
     ridge: Tensor,
     *,
+    outputs: int,
     start: Combination | None = None,
     tolerance: float = 1e-10,
 ) -> Combination:
@@ -55,10 +56,11 @@ def minimise(
         loss: A convex loss.
         share: Weight of each sample, (n,), of sum one.
         ridge: (k,), not negative.
+        outputs: c; these samples may lack the last classes.
         start: Where to begin; of as many coefficients or fewer.
         tolerance: Newton decrement, relative to the objective, below which to stop.
     """
-    c, k = loss.n_outputs(y) if not known else known[0].shape[1], len(known)
+    c, k = outputs, len(known)
     device = share.device
     share, ridge = share.double(), ridge.to(device, torch.float64)
     x = torch.zeros(k + c, dtype=torch.float64, device=device)

@@ -77,6 +77,7 @@ def fit_probe(
     cv: Any = 5,
     random_state: int | None = None,
     tolerance: float = 1e-6,
+    outputs: int | None = None,
 ) -> Probe:
     """Fit a linear probe to convergence, in float64.
 
@@ -90,6 +91,7 @@ def fit_probe(
         cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (fitted, held out).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
+        outputs: k, where these samples may lack the last classes; None reads it off y.
 
     Returns:
         The probe, of the features' own dtype.
@@ -113,7 +115,7 @@ def fit_probe(
         dtype = torch.float32
     features, targets = f.detach().cpu().double(), y.detach().cpu()
     weight = None if sample_weight is None else sample_weight.detach().cpu().double()
-    outputs = loss.n_outputs(targets)
+    outputs = loss.n_outputs(targets) if outputs is None else outputs
     present = np.arange(len(f))
     if weight is not None and not bool(weight.all()):
         picked = weight.nonzero()[:, 0]

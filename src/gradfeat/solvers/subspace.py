@@ -121,6 +121,10 @@ class Subspace:
     # ---- the span ---------------------------------------------------------------------------------------------------
 
     @property
+    def _outputs(self) -> int:
+        return self.features.omega.shape[1]
+
+    @property
     def _known(self) -> list[Tensor]:
         return self._logits1 + self._logits2
 
@@ -147,7 +151,7 @@ class Subspace:
         """Return the minimum over the span for some penalties."""
         ridge = torch.tensor([penalties.w1] * len(self._w1) + [penalties.w2] * len(self._w2), dtype=torch.float64)
         known = [self._of_seen(logits) for logits in self._known]
-        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, start=start)
+        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, outputs=self._outputs, start=start)
         if not math.isfinite(found.objective):
             raise ConvergenceError(f"the objective became {found.objective} with {penalties}")
         return found
@@ -156,7 +160,7 @@ class Subspace:
         """Return the minimum over the span's directions of w₁ alone: a probe."""
         known = [self._of_seen(logits) for logits in self._logits1]
         ridge = torch.full((len(known),), penalties.w1, dtype=torch.float64)
-        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge)
+        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, outputs=self._outputs)
         zeros = found.coefficients.new_zeros(len(self._w2))
         return Combination(torch.cat([found.coefficients, zeros]), found.bias, found.objective)
 
