@@ -84,14 +84,13 @@ def convolution_sum(pairs: list[tuple[Tensor, Tensor]], bias: Tensor | None) -> 
     z, w = pairs[0]
     n, _, height, width = z.shape
     down, across = math.ceil(height / 4), math.ceil(width / 4)
-    product: Tensor | None = None
-    for z, w in pairs:
+    product = z.new_zeros(())
+    for i, (z, w) in enumerate(pairs):
         channels, outputs = z.shape[1], w.shape[0]
         pixels = _squared(_PIXELS, z) @ _Tiles.apply(z, down, across).view(36, -1)
         filters = _squared(_FILTERS, w) @ w.permute(2, 3, 1, 0).reshape(9, -1)
         factors = pixels.view(36, -1, channels), filters.view(36, channels, outputs)
-        product = torch.bmm(*factors) if product is None else torch.baddbmm(product, *factors)
-    assert product is not None
+        product = torch.baddbmm(product, *factors) if i else torch.bmm(*factors)
     y = (_squared(_BACK, product) @ product.view(36, -1)).view(4, 4, n, down, across, -1)
     y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, 4 * down, 4 * across, -1)[:, :height, :width]
     return (y if bias is None else y + bias).permute(0, 3, 1, 2)
