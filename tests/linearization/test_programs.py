@@ -296,3 +296,20 @@ def test_no_warning_in_evaluation_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", GradfeatWarning)
         linearize(_mlp(), torch.randn(3, 4), "4")
+
+
+def test_transposed_program_that_cannot_be_traced_is_left_to_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(function: object) -> object:
+        raise RuntimeError("reads a value")
+
+    lin = linearize(
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(3, 3).double(), "*"
+    )
+    residuals = lin.primal(lin.bottom(torch.randn(5, 3).double()))[1]
+    u = torch.randn(5, 2, dtype=torch.float64)
+    first = lin.transpose(u, residuals)
+    monkeypatch.setattr("gradfeat.linearization.transposed.make_fx", refuse)
+    for _ in range(2):
+        again = lin.transpose(u, residuals)
+        for name, value in first.items():
+            torch.testing.assert_close(again[name], value, rtol=0, atol=0)

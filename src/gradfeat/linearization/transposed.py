@@ -35,7 +35,7 @@ class Transposer:
 
     names: Sequence[str]
     _seen: set[Any] = field(default_factory=set)
-    _traced: dict[Any, tuple[fx.GraphModule, list[LayerCall]]] = field(default_factory=dict)
+    _traced: dict[Any, tuple[fx.GraphModule, list[LayerCall]] | None] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -59,32 +59,42 @@ class Transposer:
         leaves = [u, *values, *constants.values()]
         key = (layers, *((v.shape, v.stride(), v.dtype, v.device) for v in leaves))
         arguments = ([theta2[name] for name in self.names], list(values), list(constants.values()), u)
-        if key in self._traced:
-            traced, calls = self._traced[key]
+        if key not in self._traced and key in self._seen and len(self._traced) < _MOST:
+            self._traced[key] = self._trace(program, list(constants), arguments, layers)
+        self._seen.add(key)
+        ready = self._traced.get(key)
+        if ready is not None:
+            traced, calls = ready
             found = traced(*arguments)
         else:
-
-            def pull(*given: Any) -> list[Tensor]:
-                calls[:] = []
-                return self._pull(program, list(constants), *given, calls=calls if layers else None)
-
             calls = []
-            traceable = key in self._seen and not any(node.target is node_jvp for node in program.graph.nodes)
-            if traceable and len(self._traced) < _MOST:
-                traced = make_fx(pull)(*arguments)
-                _drop_forward(traced)
-                blank = torch.empty(0)
-                self._traced[key] = traced, [replace(call, z=blank, output=blank) for call in calls]
-                found = traced(*arguments)
-            else:
-                self._seen.add(key)
-                found = pull(*arguments)
+            found = self._pull(program, list(constants), *arguments, calls=calls if layers else None)
         gradients = dict(zip(self.names, found, strict=False))
         rest = found[len(self.names) :]
         return gradients, [
             replace(call, z=z, output=cotangent)
             for call, z, cotangent in zip(calls, rest[::2], rest[1::2], strict=True)
         ]
+
+    def _trace(
+        self, program: fx.GraphModule, attributes: Sequence[str], arguments: Sequence[Any], layers: bool
+    ) -> tuple[fx.GraphModule, list[LayerCall]] | None:
+        """Return the transposed program and its calls of layers, or None where it cannot be traced."""
+        calls: list[LayerCall] = []
+
+        def pull(*given: Any) -> list[Tensor]:
+            calls.clear()
+            return self._pull(program, attributes, *given, calls=calls if layers else None)
+
+        if any(node.target is node_jvp for node in program.graph.nodes):
+            return None
+        try:
+            traced = make_fx(pull)(*arguments)
+        except RuntimeError:  # an operation that reads values, say: autograd goes on to serve
+            return None
+        _drop_forward(traced)
+        blank = torch.empty(0)
+        return traced, [replace(call, z=blank, output=blank) for call in calls]
 
     def _pull(
         self,
