@@ -191,15 +191,25 @@ def prepare(
     with progress.step("activations") as done:
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
     after_store = time.perf_counter()
+    own = slice(None)  # what the probe is fitted to
     if views > 1:
-        own = folds(y.cpu(), loss, cv, random_state)[0] if isinstance(penalty, str) else []
         n = len(y)
-        cv = [(np.concatenate([seen + view * n for view in range(views)]), held) for seen, held in own] or cv
+        if isinstance(penalty, str):
+            pairs = folds(y.cpu(), loss, cv, random_state)[0]
+            cv = [(np.concatenate([seen + view * n for view in range(views)]), held) for seen, held in pairs] or cv
+            if not pairs:  # too few samples for folds; versions of one sample would not be held out from each other
+                own = slice(0, n)
         y = torch.cat([y] * views)
         weight = None if weight is None else torch.cat([weight] * views)
     with progress.step("probe"):
         probe = fit_probe(
-            store.features, y, loss, sample_weight=weight, penalty=penalty, cv=cv, random_state=random_state
+            store.features[own],
+            y[own],
+            loss,
+            sample_weight=None if weight is None else weight[own],
+            penalty=penalty,
+            cv=cv,
+            random_state=random_state,
         )
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
     return Problem(store, y, weight, loss, probe, seconds, views)
@@ -371,8 +381,9 @@ def _spare_last(y: np.ndarray, held: int, random_state: int | None) -> tuple[Ten
 
 def loss_at(problem: Problem, model: GradientFeatureModel, indices: Tensor, batch_size: int = 256) -> float:
     """Return the mean loss of some kept samples."""
-    store = store_of(model, problem.store)
+    store = store_of(model, problem.store.rows(indices))
     with torch.no_grad():
-        logits = torch.cat([batch_logits(model, store, part) for part in indices.split(batch_size)])
+        parts = torch.arange(len(store)).split(batch_size)
+        logits = torch.cat([batch_logits(model, store, part) for part in parts])
         weight = None if problem.weight is None else problem.weight[indices]
         return float(problem.loss.value(logits, problem.y[indices], weight))
