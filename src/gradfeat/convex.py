@@ -132,29 +132,40 @@ def _fit_rounds(
     """Search steps on a split, repeat them on all samples; None where one linearization has less held-out loss."""
     shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator, "progress": progress}
     search = search_rounds(problem, choice, *split, most=most, **shared)
+    found = (
+        search.point.model(problem, parametrization) if search.steps else new_model(problem, "full", parametrization)
+    )
     notes: list[str] = []
-    if search.interrupted:
-        model = search.point.model(problem, parametrization)
-        notes.append(f"full: interrupted in the rounds; the weights are those of {len(search.steps)} steps")
-        seconds = time.perf_counter() - begun
-        return Fit(model, History(stopped="interrupted"), None, seconds, notes, choice, None, search)
-    if not search.steps or search.last_loss > choice.loss:
-        return None
-    point, solution = repeat_rounds(problem, choice, search, **shared)
-    solution.passes += choice.passes + search.passes
-    model = point.model(problem, parametrization)
-    _check(model, "full")
-    # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
-    allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
-    if not loss_at(problem, model, split[1]) <= allowed:
-        model = search.point.model(problem, parametrization)
-        notes.append(
-            "full: repeated on all samples the rounds went astray; the weights are those of the search, which left a "
-            "part of them out"
-        )
+    solution: Solution | None = None
+    interrupted = search.interrupted
+    if not interrupted:
+        if not search.steps or search.last_loss > choice.loss:
+            return None
+        try:
+            point, solution = repeat_rounds(problem, choice, search, **shared)
+            repeated = point.model(problem, parametrization)
+            _check(repeated, "full")
+            # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
+            allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
+            if not loss_at(problem, repeated, split[1]) <= allowed:
+                raise ConvergenceError("the loss rose where it was held out before")
+            found = repeated
+        except ConvergenceError as error:
+            notes.append(f"full: the rounds went astray when repeated on all samples: {error}; {_SEARCHED}")
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}")
+    losses, passes = [step.loss for step in search.steps], choice.passes + search.passes
+    if solution is not None:
+        solution.passes += passes
+        losses, passes = solution.objective, solution.passes
     seconds = time.perf_counter() - begun
-    history = History(solution.objective, solution.passes, seconds)
-    return Fit(model, history, None, seconds, notes, choice, solution, search)
+    history = History(losses, passes, seconds, "interrupted" if interrupted else "finished")
+    return Fit(found, history, None, seconds, notes, choice, solution, search)
+
+
+_SEARCHED = "the weights are those of the search, which left a part of the samples out"
 
 
 def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -166,7 +177,7 @@ def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tens
 
 
 def _history(solution: Solution) -> History:
-    stopped = "interrupted" if "interrupted" in solution.reason else "finished"
+    stopped = "interrupted" if solution.interrupted else "finished"
     return History(solution.objective, solution.passes, solution.seconds, stopped)
 
 

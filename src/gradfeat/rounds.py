@@ -19,7 +19,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, held_out, make_subspace
+from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, grow, held_out, make_subspace
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
@@ -30,8 +30,8 @@ MOST = 12
 PLACE = 4
 """Place of the grid at which a round's step is preconditioned: λ₂ of one unit."""
 
-ITERATIONS = (1, 3, 9)
-"""Directions of a round's subspace: one; in the first round more, where no step along it is better (at a saddle)."""
+ITERATIONS = (1, 2, 6)
+"""Directions of a round's subspace: one; in the first round more are added where no step is better (at a saddle)."""
 
 LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
@@ -109,7 +109,7 @@ class Rounds:
         start: Held-out loss of the probe that the rounds start from.
         steps: Moves that lowered it.
         last: Penalties (λ₁, λ₂ in units) of the last linearization; λ₂ is infinite where the network itself was better.
-        last_loss: Its held-out loss.
+        last_loss: The held-out loss there; before the last linearization is chosen, that of the network.
         stages: How many stages its subspace grew for.
         reason: Why the rounds ended.
         passes: Work.
@@ -121,7 +121,7 @@ class Rounds:
     point: Point
     steps: list[Step] = field(default_factory=list)
     last: tuple[float, float] = (0.0, float("inf"))
-    last_loss: float = float("nan")
+    last_loss: float = float("inf")
     stages: int = 0
     reason: str = ""
     passes: float = 0.0
@@ -159,8 +159,9 @@ def search_rounds(
         progress: Shows how far it is.
     """
     point = _start(problem, choice.omega, problem.all_views(seen))
-    rounds = Rounds(_network_loss(problem, point, held), point)
-    heads = [choice.omega * factor for factor in LIGHTER]
+    start = _network_loss(problem, point, held)
+    rounds = Rounds(start, point, last_loss=start)
+    heads = _heads(choice)
     limit = MOST if isinstance(most, str) else int(most) - 1
     rounds.reason = f"at most {limit} steps were asked for"
     shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
@@ -169,13 +170,12 @@ def search_rounds(
             for k in range(limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
                 subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
-                before = rounds.steps[-1].loss if rounds.steps else rounds.start
-                found, done_before = None, 0
-                for iterations in ITERATIONS if k == 0 else ITERATIONS[:1]:
-                    _grow(subspace, heads[0], iterations - done_before)
-                    done_before = iterations
+                found, iterations = None, 0
+                for more in ITERATIONS if k == 0 else ITERATIONS[:1]:
+                    grow(subspace, heads[0], PLACE, more, tolerance=0.0)
+                    iterations += more
                     found = _best_step(problem, rounds.point, subspace, heads, held, iterations)
-                    if found is not None and found[0].loss < before * (1 - NEGLIGIBLE):
+                    if found is not None and found[0].loss < rounds.last_loss * (1 - NEGLIGIBLE):
                         break
                     found = None
                 rounds.passes += subspace.features.passes * len(rows) / len(problem.store)
@@ -183,7 +183,7 @@ def search_rounds(
                     rounds.reason = "no further step lowered the network's held-out loss"
                     break
                 rounds.steps.append(found[0])
-                rounds.point = found[1]
+                rounds.point, rounds.last_loss = found[1], found[0].loss
                 done(k + 1, limit)
             if rounds.steps:
                 _choose_last(problem, rounds, seen, held, heads, **shared)
@@ -204,14 +204,14 @@ def repeat_rounds(
     progress: Progress,
 ) -> tuple[Point, Solution]:
     """Repeat the steps that were found on all samples, and solve the last linearization there."""
-    everything = torch.arange(problem.n)
+    everything, heads = torch.arange(problem.n), _heads(choice)
     point = _start(problem, choice.omega, problem.all_views(everything))
     shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
     solution = Solution("rounds", True, f"{len(rounds.steps)} steps")
     with progress.step("rounds on all samples") as done:
         for i, step in enumerate(rounds.steps):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
-            _grow(subspace, choice.omega, step.iterations)
+            grow(subspace, heads[0], PLACE, step.iterations, tolerance=0.0)
             found = subspace.minimum(Penalties(step.w1, step.w2 * subspace.unit))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
@@ -221,9 +221,8 @@ def repeat_rounds(
         if light < float("inf"):
             rows = problem.all_views(everything)
             subspace = _subspace(problem, point, rows, len(rows), **shared)
-            for place, iterations in STAGES[: rounds.stages]:
-                middle = choice.omega * LIGHTER[len(LIGHTER) // 2]
-                subspace.solve(Penalties(middle, GRID[place] * subspace.unit), iterations=iterations)
+            for stage in STAGES[: rounds.stages]:
+                grow(subspace, heads[len(heads) // 2], *stage)
             found = subspace.minimum(Penalties(head, light * subspace.unit))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes
@@ -264,8 +263,8 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
     )
 
 
-def _grow(subspace: Subspace, head: float, iterations: int) -> None:
-    subspace.solve(Penalties(head, GRID[PLACE] * subspace.unit), iterations=iterations, tolerance=0.0)
+def _heads(choice: Choice) -> list[float]:
+    return [choice.omega * factor for factor in LIGHTER]
 
 
 def _weights(subspace: Subspace, found: Combination) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -315,7 +314,6 @@ def _choose_last(
     subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
     places = len(views) + torch.arange(len(held))
     weight = None if problem.weight is None else problem.weight[held]
-    rounds.last_loss = rounds.steps[-1].loss
     for stages, stage in enumerate(STAGES[:LAST], 1):
         losses = held_out(subspace, problem.loss, problem.y[held], places, weight, heads, *stage)
         if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):

@@ -198,7 +198,7 @@ def choose_penalties(
     total = len(splits) * (len(HEAVIER) * COMMON + len(STAGES) - COMMON)
     with progress.step("penalties") as done:
 
-        def grow(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
+        def losses_after(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
             nonlocal passes, steps
             losses = np.zeros((len(heads), len(GRID)))
             for subspace, (seen, held) in zip(subspaces, splits, strict=True):
@@ -232,7 +232,7 @@ def choose_penalties(
             ]
             passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
             for stage in STAGES[:COMMON]:
-                losses = grow(subspaces, stage)
+                losses = losses_after(subspaces, stage)
             found.append(losses)
             if i and found[-1].min() >= found[-2].min():
                 break
@@ -242,7 +242,7 @@ def choose_penalties(
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before - 1:  # lighter penalties only do harm
                 break
-            found[chosen] = grow(best, stage)
+            found[chosen] = losses_after(best, stage)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
     path = [
@@ -264,6 +264,18 @@ def choose_penalties(
     return Choice(least.omega, least.w1, least.w2, path, passes)
 
 
+def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:
+    """Grow a subspace with λ₁ = `head` and λ₂ at a place of the grid; half a growth chooses nothing.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which the solver itself takes for the wish to have what is finished.
+    """
+    penalties = Penalties(head, GRID[place] * subspace.unit)
+    _, solution = subspace.solve(penalties, iterations=iterations, tolerance=tolerance)
+    if solution.interrupted:
+        raise KeyboardInterrupt
+
+
 def held_out(
     subspace: Subspace,
     loss: Loss,
@@ -275,8 +287,7 @@ def held_out(
     iterations: int,
 ) -> np.ndarray:
     """Grow a subspace at a place of the grid; return the loss of held-out samples for all of it, (λ₁, λ₂)."""
-    middle = heads[len(heads) // 2]
-    subspace.solve(Penalties(middle, GRID[place] * subspace.unit), iterations=iterations)
+    grow(subspace, heads[len(heads) // 2], place, iterations)
     losses = np.full((len(heads), len(GRID)), np.inf)
     start: Combination | None = None
     for j, head in enumerate(heads):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp
 
+import gradfeat.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
-from gradfeat.losses import CrossEntropy
+from gradfeat.errors import ConvergenceError
 from gradfeat.metrics import log_loss
 from gradfeat.solvers.subspace import Subspace
 
@@ -141,25 +143,81 @@ def test_mirror_images_stay_with_their_samples(monkeypatch: pytest.MonkeyPatch) 
         assert (held < len(X)).all()
 
 
-def test_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gradfeat.rounds
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    """Press Ctrl-C at the n-th call of a method of the solver."""
+    original, calls = getattr(Subspace, name), []
+
+    def interrupted(self: Subspace, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(Subspace, name, interrupted)
+
+
+def calls_of_grow(monkeypatch: pytest.MonkeyPatch, X: np.ndarray, y: np.ndarray) -> tuple[int, int, int]:
+    """Return how often the solver has grown before the rounds, before their repetition, and in all."""
+    original, calls, marks = Subspace.grow, [], []
+
+    def counted(self: Subspace, *arguments: Any) -> float:
+        calls.append(1)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(Subspace, "grow", counted)
+        for name in ("search_rounds", "repeat_rounds"):
+            inner = getattr(gradfeat.convex, name)
+
+            def marked(*arguments: Any, inner: Any = inner, **named: Any) -> Any:
+                marks.append(len(calls))
+                return inner(*arguments, **named)
+
+            context.setattr(gradfeat.convex, name, marked)
+        classifier().fit(X, y)
+    return marks[0], marks[1], len(calls)
+
+
+@pytest.mark.parametrize("where", ["search", "repetition"])
+def test_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    X, y = data()
+    begin, repeat, _ = calls_of_grow(monkeypatch, X, y)
+    interrupt(monkeypatch, "grow", repeat + 2 if where == "repetition" else (begin + repeat) // 2)
+    with pytest.warns(
+        UserWarning, match=r"interrupted in the rounds after \d+ steps; the weights are those of the search"
+    ):
+        model = classifier().fit(X, y)
+    assert model.history_.stopped == "interrupted"
+    assert len(model.history_.loss) == len(model.rounds_.steps) >= 1
+    assert log_loss(y, model.predict_proba(X)) < np.log(2)
+
+
+def test_interruption_of_the_choice_is_not_taken_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    interrupt(monkeypatch, "grow", 3)
+    with pytest.raises(KeyboardInterrupt):
+        classifier().fit(X, y)
+
+
+def test_repetition_that_diverges_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*arguments: Any, **named: Any) -> Any:
+        raise ConvergenceError("the gradient is not finite")
 
     X, y = data()
-    best_step, calls = gradfeat.rounds._best_step, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return best_step(*arguments)
-
-    monkeypatch.setattr("gradfeat.rounds._best_step", interrupted)
-    with pytest.warns(UserWarning, match="interrupted in the rounds; the weights are those of 1 steps"):
+    monkeypatch.setattr(gradfeat.convex, "repeat_rounds", diverge)
+    with pytest.warns(UserWarning, match="went astray when repeated on all samples: the gradient is not finite"):
         model = classifier().fit(X, y)
-    assert len(model.rounds_.steps) == 1
-    found = log_loss(y, model.predict_proba(X))
-    assert np.isfinite(found)
-    assert found < CrossEntropy().value(torch.zeros(1, 2), torch.tensor([0])).item()
+    assert model.rounds_.steps
+    assert log_loss(y, model.predict_proba(X)) < np.log(2)
+
+
+def test_one_image_of_each_class_with_its_mirror_image() -> None:
+    X, y = images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = classifier(convolutions(), augment="mirror").fit(X[:2], y[:2])
+    assert model.probe_.path == []  # no penalty was chosen on mirror images of what was fitted
+    assert np.isfinite(model.predict_proba(X)).all()
 
 
 def test_compare_judges_the_moved_model(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Solution:
         decrement: What a further preconditioned step would gain at first order, relative to the objective.
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
+        interrupted: Whether Ctrl-C ended it.
     """
 
     solver: str
@@ -59,6 +60,7 @@ class Solution:
     decrement: float = math.inf
     passes: float = 0.0
     seconds: float = 0.0
+    interrupted: bool = False
 
     def __str__(self) -> str:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
@@ -240,6 +242,7 @@ class Subspace:
                     solution.converged, solution.reason = True, f"converged (decrement {solution.decrement:.1e})"
                     break
         except KeyboardInterrupt:
+            solution.interrupted = True
             solution.reason = f"interrupted after {len(solution.objective)} iterations"
             point = self._fitting(None, penalties)
         solution.passes = self.features.passes - passes
