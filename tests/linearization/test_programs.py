@@ -267,6 +267,28 @@ def test_networks_that_cannot_be_linearized(function: Any, error: type[Exception
         linearize(Function(function).eval(), torch.randn(3, 4), "layer")
 
 
+def _quantized() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)),
+            r"^1 \(LazyLinear\) has no weights yet: run the network",
+        ),
+        (_quantized, r"^0 \(Linear\) is quantized.*before quantization"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 3))), "is a TorchScript module"),
+    ],
+    ids=["lazy", "quantized", "scripted"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_modules_without_a_derivative_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        linearize(build().eval(), torch.randn(3, 4), "0")
+
+
 def test_wrong_features() -> None:
     with pytest.raises(ConfigurationError, match=r"no module 'layr'. Did you mean layer"):
         linearize(Function(torch.relu), torch.randn(3, 4), "layer", features="layr")

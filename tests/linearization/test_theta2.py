@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from gradfeat.errors import ConfigurationError, Theta2Error
 from gradfeat.linearization import linearize
 from gradfeat.linearization.build import theta2_candidates
+from gradfeat.testing import check_linearization
 
 
 class Block(nn.Module):
@@ -52,6 +54,17 @@ def _names(network: nn.Module, x: Tensor, theta2: Any, **options: Any) -> list[s
 
 
 IMAGE = torch.randn(3, 3, 6, 6)
+
+
+def test_a_parametrized_layer_is_theta2_in_its_original_parameters() -> None:
+    top = weight_norm(nn.Linear(4, 3))
+    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), top)
+    x = torch.randn(3, 4)
+    originals = ["2.bias", "2.parametrizations.weight.original0", "2.parametrizations.weight.original1"]
+    assert _names(network, x, "auto") == originals
+    check_linearization(network, x, "auto")
+    check_linearization(network, x, ["0", "2"])
+    check_linearization(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), spectral_norm(nn.Linear(4, 3))), x, "auto")
 
 
 def test_auto_takes_the_topmost_block_below_the_features() -> None:

@@ -157,6 +157,7 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     Raises:
         LinearizationError: The network cannot be exported; the message has torch's reason.
     """
+    _refuse_modules(network)
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     args, kwargs = as_inputs(example)
@@ -189,6 +190,21 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
                 table.pop(operation)
             program = program.run_decompositions(table)
     return _read_program(program, network, notes)
+
+
+def _refuse_modules(network: nn.Module) -> None:
+    """Refuse modules that no linearization can serve, with the way out."""
+    for name, module in network.named_modules():
+        where = f"{name or 'the network'} ({type(module).__name__})"
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise ConfigurationError(f"{where} has no weights yet: run the network once on a batch, then linearize it")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigurationError(f"{where} is a TorchScript module: pass the nn.Module that it was made from")
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes."):
+            raise ConfigurationError(
+                f"{where} is quantized, and its weights have no derivative: pass the network before quantization, or "
+                "dequantize it"
+            )
 
 
 def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

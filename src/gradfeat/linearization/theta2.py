@@ -108,15 +108,19 @@ def weight_layers(captured: Captured) -> list[str]:
     """Return the weights (two or more axes) of layers on the way to the features, in the order of execution."""
     live = ancestors(captured.output)
     parameters = set(captured.parameters)
+    of_x = _computed_from(captured.inputs)
     found: dict[str, None] = {}
     for node in captured.graph.nodes:
-        if node.op != "call_function" or node not in live or not _is_layer(node):
+        if node.op != "call_function" or node not in live or node not in of_x or not _is_layer(node):
             continue
         for source in node.all_input_nodes:
-            name = captured.constants.get(_behind_views(source))
-            if name in parameters and captured.values[name].ndim >= 2:
-                found.pop(name, None)
-                found[name] = None
+            if source in of_x:
+                continue
+            # a view of a parameter, or what a parametrization (weight norm, say) makes of several
+            for name in (captured.constants.get(behind) for behind in ancestors(source)):
+                if name in parameters and captured.values[name].ndim >= 2:
+                    found.pop(name, None)
+                    found[name] = None
     return list(found)
 
 
@@ -128,10 +132,15 @@ def _is_layer(node: fx.Node) -> bool:
     return schema is not None and any(part in schema.name.split("::")[-1] for part in _LAYER_PARTS)
 
 
-def _behind_views(node: fx.Node) -> fx.Node:
-    while getattr(node.target, "is_view", False) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
+def _computed_from(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found = set(nodes)
+    queue = list(found)
+    while queue:
+        for user in queue.pop().users:
+            if user not in found:
+                found.add(user)
+                queue.append(user)
+    return found
 
 
 def topmost(network: nn.Module, captured: Captured) -> str:
@@ -153,7 +162,8 @@ def candidates(network: nn.Module, captured: Captured) -> list[Candidate]:
     """Return the choices of θ₂ from the top down: each adds one layer or block to the one before."""
     blocks: dict[str, None] = {}
     for weight in reversed(weight_layers(captured)):
-        blocks.setdefault(_block_of(network, weight.rpartition(".")[0]), None)
+        layer = weight.rpartition(".")[0].partition(".parametrizations.")[0]
+        blocks.setdefault(_block_of(network, layer), None)
     blocks.pop("", None)
     reaching = reaches_features(captured)
     result: list[Candidate] = []

@@ -1,0 +1,151 @@
+"""How exact a linearization is, on one network: float64, against torch's own derivative of the whole network."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from benchmarks.zoo.entry import Entry, Subject
+from gradfeat.linearization import Linearization, linearize
+from gradfeat.linearization.build import theta2_candidates
+from gradfeat.linearization.capture import FeatureExtractor, as_inputs
+from gradfeat.linearization.rules.fallback import plain_kernels
+from gradfeat.testing.oracle import jacobian_vector_product
+
+SAMPLES = 4  # of the compared batch; the exported one has three
+
+
+def measure(entry: Entry) -> dict[str, Any]:
+    """Linearize a network at two depths of θ₂, and compare.
+
+    Returns:
+        "export": seconds of torch.export alone; "depths": for each depth what `_compare` found.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    subject = entry.build()
+    network = subject.network.eval()
+    _spread(network)
+    network.double()
+    example = pytree.tree_map(_double, subject.example)
+    subject = Subject(network, example, subject.features)
+    _export(Subject(nn.Linear(2, 2), torch.randn(3, 2)))  # what torch sets up once is not the network's
+    begun = time.perf_counter()
+    _export(subject)
+    seconds = time.perf_counter() - begun
+    blocks = theta2_candidates(network, example, features=subject.features)
+    depths = [blocks[0].modules, *([blocks[1].modules] if len(blocks) > 1 else [])]
+    return {
+        "parameters": sum(value.numel() for value in network.parameters()),
+        "export": seconds,
+        "depths": [_compare(subject, modules) for modules in depths],
+    }
+
+
+def _compare(subject: Subject, theta2: Sequence[str]) -> dict[str, Any]:
+    """Return the errors of f, J w₂ and ⟨u, J w₂⟩ = ⟨Jᵀu, w₂⟩ on another batch, each relative, and how it was built."""
+    begun = time.perf_counter()
+    lin = linearize(subject.network, subject.example, theta2, features=subject.features)
+    seconds = time.perf_counter() - begun
+    batch = pytree.tree_map(_another, subject.example)
+    with torch.no_grad():
+        expected = _function(subject, batch)()
+        f = lin.primal(lin.bottom(batch))[0]
+    report = lin.report()
+    if lin.foldings:  # names of θ₂ are the network's own without folding, so that the network is the oracle
+        lin = linearize(
+            subject.network, subject.example, theta2, features=subject.features, fold_batchnorm=False, check=False
+        )
+    return {
+        "theta2": list(theta2),
+        "parameters": sum(value.numel() for value in lin.theta2.values()),
+        "linearize": seconds,
+        "rules": sum(report.rules.values()),
+        "fallbacks": sorted({operation for _, operation in report.fallbacks}),
+        "fallback_nodes": len(report.fallbacks),
+        "f": _relative(f, expected),
+        **_tangent_errors(subject, lin, batch),
+    }
+
+
+def _tangent_errors(subject: Subject, lin: Linearization, batch: Any) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(1)
+    names, point = list(lin.theta2), list(lin.theta2.values())
+    w2 = {
+        name: torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        * max(float(value.std(correction=0)), 0.1)
+        for name, value in lin.theta2.items()
+    }
+    with torch.no_grad():
+        residuals = lin.primal(lin.bottom(batch))[1]
+        moved = lin.tangent(w2, residuals)
+    function = _function(subject, batch)
+
+    def of_theta2(*values: Tensor) -> Tensor:
+        return function(**{f"network.{name}": value for name, value in zip(names, values, strict=True)})
+
+    (oracle,) = jacobian_vector_product(of_theta2, point, list(w2.values()))
+    u = torch.randn(moved.shape, generator=generator, dtype=moved.dtype)
+    pulled = lin.transpose(u, residuals)
+    left = float((u * moved).sum())
+    right = sum(float((pulled[name] * w2[name]).sum()) for name in names)
+    size = float(u.norm() * moved.norm())
+    return {"tangent": _relative(moved, oracle), "adjoint": abs(left - right) / size if size else abs(left - right)}
+
+
+def _function(subject: Subject, batch: Any) -> Any:
+    """Return the network's features as a function of its parameters, given by name."""
+    extractor = FeatureExtractor(subject.network, subject.features).eval()
+    args, kwargs = as_inputs(batch)
+
+    def of_parameters(**values: Tensor) -> Tensor:
+        with plain_kernels():
+            return torch.func.functional_call(extractor, values, (args, kwargs))
+
+    return of_parameters
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def _export(subject: Subject) -> None:
+    args, kwargs = as_inputs(subject.example)
+    batch = torch.export.Dim("batch")
+    shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
+    extractor = FeatureExtractor(subject.network, subject.features).eval()
+    with torch.no_grad():
+        torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
+
+
+def _spread(network: nn.Module) -> None:
+    """Move what is initialized to one number (norms, layer scales, biases), so that every branch carries something."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.dtype.is_floating_point and value.numel() > 1 and float(value.std()) < 1e-3:
+                value += 0.2 * torch.randn(value.shape, generator=generator)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean += 0.1 * torch.randn(module.running_mean.shape, generator=generator)
+                module.running_var *= 0.8 + 0.4 * torch.rand(module.running_var.shape, generator=generator)
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point else leaf
+
+
+def _another(leaf: Any) -> Any:
+    """Return a batch of another size: the samples in another order, numbers with noise."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    rows = leaf[torch.arange(SAMPLES - 1, -1, -1) % len(leaf)]
+    if not rows.dtype.is_floating_point:
+        return rows
+    return rows + 0.3 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(3), dtype=rows.dtype)
