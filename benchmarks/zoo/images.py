@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.zoo.entry import Entry, Subject
 from gradfeat.backbones import resolve
 from gradfeat.optional import require
 
-SIDE = 96  # pixels, where the network takes any size
+SIDES = (96, 112, 128)  # pixels; the first that a network takes, where it takes other sizes than its own
 
 _NARROW = "depth=3&embed_dim=96&num_heads=3"
 
@@ -143,17 +145,17 @@ def entries() -> list[Entry]:
     return found
 
 
-def _builder(name: str):  # type: ignore[no-untyped-def]
+def _builder(name: str) -> Callable[[], Subject]:
     def build() -> Subject:
         require("timm", extra="vision")
         backbone = resolve(name, weights="random", random_state=0)
         config = getattr(backbone.network, "pretrained_cfg", None) or {}
         native = tuple(config.get("input_size", (3, 224, 224)))
-        generator = torch.Generator().manual_seed(0)
-        smaller = (native[0], min(SIDE, native[1]), min(SIDE, native[2]))
-        sizes = [native] if config.get("fixed_input_size") else [smaller, native]
-        for size in sizes:
-            x = torch.randn(3, *size, generator=generator)
+        sizes = (
+            [] if config.get("fixed_input_size") else [(native[0], side, side) for side in SIDES if side < native[1]]
+        )
+        for size in [*sizes, native]:
+            x = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
             try:
                 with torch.no_grad():
                     backbone.network(x[:2])

@@ -140,6 +140,7 @@ SPEECH: dict[str, dict[str, Any]] = {
     "audio-spectrogram-transformer": {**_VISION, "max_length": 32, "num_mel_bins": 16, "patch_size": 8},
 }
 
+_OWN_CLASS = {"siglip_text_model": "SiglipTextModel"}  # AutoModel does not know it
 _ENCODER_ONLY = ("t5", "bart", "whisper")  # of an encoder-decoder
 
 
@@ -164,7 +165,10 @@ def _entry(kind: str, options: dict[str, Any], inputs: Callable[[str], dict[str,
     def build() -> Subject:
         transformers = require("transformers", extra="text")
         config = transformers.CONFIG_MAPPING[kind](**options)
-        network = transformers.AutoModel.from_config(config).eval()
+        if kind in _OWN_CLASS:
+            network = getattr(transformers, _OWN_CLASS[kind])(config)
+        else:
+            network = transformers.AutoModel.from_config(config)
         if kind in _ENCODER_ONLY:
             network = network.get_encoder()
         return Subject(network, inputs(kind), _mean)
