@@ -21,7 +21,7 @@ TIMM = {
     "cait": "cait_xxs24_224?depth=3",
     "coat": "coat_tiny",
     "convit": "convit_tiny",
-    "convmixer": "convmixer_768_32?dim=64&depth=4",
+    "convmixer": "convmixer_768_32",
     "convnext": "test_convnext",
     "cpubone": "cpubone_nano",
     "crossvit": "crossvit_tiny_240",

@@ -56,6 +56,27 @@ def _names(network: nn.Module, x: Tensor, theta2: Any, **options: Any) -> list[s
 IMAGE = torch.randn(3, 3, 6, 6)
 
 
+class Branched(nn.Module):
+    """A block of several kinds of parts in containers, as of T5 or MobileOne."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([nn.LayerNorm(4), nn.Linear(4, 4)])
+        self.branch = nn.ModuleList([nn.Linear(4, 4, bias=False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.layer[1](self.layer[0](x))) + torch.tanh(self.branch[0](x))
+
+
+def test_a_block_is_what_its_container_repeats() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), Branched(), Branched())
+    x = torch.randn(3, 4)
+    assert [candidate.name for candidate in theta2_candidates(network.eval(), x)] == ["2", "1", "0"]
+    whole = [f"2.{name}" for name in ("layer.0.weight", "layer.0.bias", "layer.1.weight", "layer.1.bias")]
+    assert _names(network, x, "auto") == [*whole, "2.branch.0.weight"]
+    assert _names(nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.Tanh())), x, "auto") == ["0.0.weight", "0.0.bias"]
+
+
 def test_a_parametrized_layer_is_theta2_in_its_original_parameters() -> None:
     top = weight_norm(nn.Linear(4, 3))
     network = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), top)

@@ -146,8 +146,8 @@ def _computed_from(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def topmost(network: nn.Module, captured: Captured) -> str:
     """Return the module that the paper takes as θ₂ (Sec. 4): the topmost convolution, residual or transformer block.
 
-    It is the block that holds the last layer before the features: from that layer upwards through enclosing modules,
-    as far as the next container (Sequential, ModuleList) or the network itself.
+    It is the block that holds the last layer before the features: the innermost module around it that its container
+    (Sequential, ModuleList) repeats.
 
     Raises:
         Theta2Error: No layer with a weight reaches the features.
@@ -163,8 +163,8 @@ def candidates(network: nn.Module, captured: Captured) -> list[Candidate]:
     blocks: dict[str, None] = {}
     for weight in reversed(weight_layers(captured)):
         layer = weight.rpartition(".")[0].partition(".parametrizations.")[0]
-        blocks.setdefault(_block_of(network, layer), None)
-    blocks.pop("", None)
+        if layer and not any(f"{layer}.".startswith(f"{block}.") for block in blocks):
+            blocks[_block_of(network, layer)] = None
     reaching = reaches_features(captured)
     result: list[Candidate] = []
     taken: list[str] = []
@@ -177,13 +177,20 @@ def candidates(network: nn.Module, captured: Captured) -> list[Candidate]:
 
 
 def _block_of(network: nn.Module, name: str) -> str:
+    """Return the block that a layer belongs to: the innermost module around it that its container repeats.
+
+    Parts of a block may lie in containers too (branches, a small Sequential), but those hold different things. Where no
+    container repeats anything, the block is the layer's module in the innermost container, or at the top.
+    """
     modules: dict[str, nn.Module] = dict(network.named_modules())
-    while name:
-        parent = name.rpartition(".")[0]
-        if not parent or isinstance(modules[parent], _CONTAINERS):
-            return name
-        name = parent
-    return name
+    path = name.split(".")
+    around = [".".join(path[:i]) for i in range(len(path), 0, -1)]
+    contained = [inner for inner in around if isinstance(modules[inner.rpartition(".")[0]], _CONTAINERS)]
+    for inner in contained:
+        siblings = modules[inner.rpartition(".")[0]].children()
+        if sum(type(child) is type(modules[inner]) for child in siblings) > 1:
+            return inner
+    return contained[0] if contained else around[-1]
 
 
 def _some(names: Iterable[str], most: int = 8) -> str:
