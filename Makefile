@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Small networks gain nothing from many threads, and processes side by side lose by them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check style format bench clean
+.PHONY: help demo test check style format zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make.
@@ -34,6 +34,10 @@ style: $(READY)  ## Format, lint and types alone.
 format: $(READY)  ## Write the code in its format.
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+zoo: $(READY)  ## Measure the tangent on every family of timm, torchvision and transformers (an hour).
+	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.zoo --table docs/coverage.md
 
 bench: $(READY)  ## Time a training pass against fine-tuning, jvp and the forward pass (idle machine).
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_pass

@@ -91,7 +91,7 @@ def _line(result: dict) -> str:  # type: ignore[type-arg]
             f"{' without rule: ' + ','.join(d['fallbacks']) if d['fallbacks'] else ''}"
             for d in result["depths"]
         )
-        + f"  linearize {result['depths'][0]['linearize']:.1f} s / export {result['export']:.1f} s"
+        + f"  linearize {result['linearize']:.1f} s / export {result['export']:.1f} s"
     )
 
 

@@ -196,7 +196,7 @@ def _refuse_modules(network: nn.Module) -> None:
     """Refuse modules that no linearization can serve, with the way out."""
     for name, module in network.named_modules():
         where = f"{name or 'the network'} ({type(module).__name__})"
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if any(isinstance(value, nn.UninitializedParameter) for value in module.parameters(recurse=False)):
             raise ConfigurationError(f"{where} has no weights yet: run the network once on a batch, then linearize it")
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigurationError(f"{where} is a TorchScript module: pass the nn.Module that it was made from")
