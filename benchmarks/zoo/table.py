@@ -23,9 +23,9 @@ architectures of transformers that people ask for, and plain torch layers: a sma
 float64. Linearized at three samples, compared at four others, with θ₂ the topmost block, which `theta2="auto"` takes,
 and with one block more. The larger error of the two is shown.
 
-- *tangent*: J w₂ against torch's own derivative of the whole network (`torch.func.jvp` with plain kernels, or two passes
-  of reverse mode where jvp has no formula): the largest difference, relative to the largest entry. Nothing is folded for
-  it, so that the network itself is the oracle.
+- *tangent*: J w₂ against torch's own derivative of the whole network (`torch.func.jvp` with plain kernels, or two
+  passes of reverse mode where jvp has no formula): the largest difference, relative to the largest entry. Nothing is
+  folded for it, so that the network itself is the oracle.
 - *adjoint*: |⟨u, J w₂⟩ − ⟨Jᵀu, w₂⟩|, relative to ‖u‖ ‖J w₂‖.
 - *rules*: operations of the tangent that have a rule of this library; behind the plus sign those that torch
   differentiates, node by node, and which.
