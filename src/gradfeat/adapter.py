@@ -148,8 +148,8 @@ def load(
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
-    theta2, precision = estimator.theta2, estimator.precision
-    linearization = linearize_backbone(estimator.backbone_, estimator.example_, theta2, precision=precision)
+    estimator.modules_, precision = estimator.theta2, estimator.precision
+    linearization = linearize_backbone(estimator.backbone_, estimator.example_, estimator.modules_, precision=precision)
     _check_theta2(path, linearization.theta2, estimator.w2_)
     estimator._model = model_from_weights(
         linearization,
@@ -207,7 +207,9 @@ def _describe(estimator: Any) -> dict[str, Any]:
         "gradfeat_version": __version__,
         "torch_version": torch.__version__,
         "task": estimator.loss_.task,
-        "settings": {name: _plain(getattr(estimator, name)) for name in _SETTINGS},
+        # a search for θ₂ is not repeated: the file names what it found
+        "settings": {name: _plain(getattr(estimator, name)) for name in _SETTINGS}
+        | {"theta2": _plain(estimator.modules_)},
         "classes": _classes_to_json(getattr(estimator, "classes_", None)),
         "fitted": {name: _plain(getattr(estimator, name)) for name in _OPTIONAL if hasattr(estimator, name)},
         "theta2_names": list(estimator.w2_),

@@ -250,7 +250,7 @@ def compare(
         cache = "none" if base.mode == "activation" else base.cache
         store = SampleStore(problem.linearization, inputs, cache=cache, batch_size=base.batch_size, progress=done)
     rows: list[Row] = []
-    notes = list(base.backbone_.notes)
+    notes = [*base.backbone_.notes, *(f"θ₂ {depth}" for depth in base.depths_)]
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
     for mode in modes:
@@ -339,7 +339,17 @@ def _note(problem: Problem, mode: str, fit: Fit) -> str:
 
 def _share(base: Any, estimator: Any) -> None:
     """Give an estimator what `base` found out about data and backbone."""
-    found = ("backbone_", "example_", "classes_", "n_features_in_", "feature_names_in_", "_one_output", "_built_from")
+    found = (
+        "backbone_",
+        "example_",
+        "classes_",
+        "n_features_in_",
+        "feature_names_in_",
+        "_one_output",
+        "_built_from",
+        "depths_",
+        "modules_",
+    )
     for name in found:
         if hasattr(base, name):
             setattr(estimator, name, getattr(base, name))

@@ -58,27 +58,16 @@ def fit_convex(
     progress = progress or Progress(False)
     begun = time.perf_counter()
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
-    generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
+    generator = _generator(random_state)
     shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
     splits = _splits(problem, random_state)
     notes: list[str] = []
     choice: Choice | None = None
-    if isinstance(penalty, str) and splits:
-        pairs = [(problem.random_views(seen, generator), held) for seen, held in splits]
-        choice = choose_penalties(
-            store,
-            y,
-            loss,
-            pairs,
-            problem.probe,
-            mode=mode,
-            weight=weight,
-            progress=progress,
-            stages=len(STAGES) if rounds == 1 else COMMON,
-            **shared,
-        )
-    elif isinstance(penalty, str):
-        notes.append(f"{mode}: too few samples to choose penalties on held-out data")
+    if isinstance(penalty, str):
+        stages = len(STAGES) if rounds == 1 else COMMON
+        choice = _choose(problem, mode, splits, parametrization, generator, progress, stages)
+        if choice is None:
+            notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
         fit = _fit_rounds(problem, choice, splits[0], rounds, parametrization, progress, generator, begun)
         if fit is not None:
@@ -117,6 +106,50 @@ def fit_convex(
     if not solution.converged:
         notes.append(f"{mode}: {solution}")
     return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
+
+
+def choose(
+    problem: Problem,
+    mode: str,
+    *,
+    parametrization: str = "standard",
+    random_state: int | None = None,
+    progress: Progress | None = None,
+    stages: int = len(STAGES),
+) -> Choice | None:
+    """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
+    splits, generator = _splits(problem, random_state), _generator(random_state)
+    return _choose(problem, mode, splits, parametrization, generator, progress or Progress(False), stages)
+
+
+def _choose(
+    problem: Problem,
+    mode: str,
+    splits: list[tuple[torch.Tensor, torch.Tensor]],
+    parametrization: str,
+    generator: torch.Generator,
+    progress: Progress,
+    stages: int,
+) -> Choice | None:
+    if not splits:
+        return None
+    return choose_penalties(
+        problem.store,
+        problem.y,
+        problem.loss,
+        [(problem.random_views(seen, generator), held) for seen, held in splits],
+        problem.probe,
+        mode=mode,
+        weight=problem.weight,
+        parametrization=parametrization,
+        generator=generator,
+        progress=progress,
+        stages=stages,
+    )
+
+
+def _generator(random_state: int | None) -> torch.Generator:
+    return torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
 
 
 def _fit_rounds(

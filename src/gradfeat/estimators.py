@@ -16,11 +16,12 @@ from torch import Tensor
 from gradfeat.backbones import resolve
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
-from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
-from gradfeat.evaluation import agreement, metrics_of
+from gradfeat.depth import Depth, choose_depth
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 from gradfeat.fitting import (
     Fit,
     Problem,
+    backbone_candidates,
     fit_mode,
     linearize_backbone,
     model_from_weights,
@@ -29,7 +30,7 @@ from gradfeat.fitting import (
 )
 from gradfeat.linearization import Linearization
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
-from gradfeat.merge import MergedNetwork, MergeReport, merge
+from gradfeat.merge import MergedNetwork, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
@@ -129,27 +130,51 @@ class _GradientFeatureEstimator(BaseEstimator):
             cv = folds_among(cv, np.arange(len(y)), len(y))
         progress = Progress(self.verbose)
         example = inputs.example(3)
-        with progress.step("linearize"):
-            linearization = linearize_backbone(backbone, example, self.theta2, self.device, self.precision)
         self.backbone_ = backbone
         self.example_ = example
-        targets = torch.as_tensor(y).to(linearization.device)
-        if targets.is_floating_point():
-            targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
-        return prepare(
-            linearization,
-            inputs if self.augment is None else Mirrored(inputs),
-            targets,
-            loss,
-            weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
-            penalty=self.penalty[0] if isinstance(self.penalty, (list, tuple)) else self.penalty,
-            cv=cv,
-            cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
-            batch_size=self.batch_size,
-            views=1 if self.augment is None else 2,
+        samples = inputs if self.augment is None else Mirrored(inputs)
+
+        def problem_of(theta2: str | Sequence[str]) -> Problem:
+            with progress.step("linearize"):
+                linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
+            targets = torch.as_tensor(y).to(linearization.device)
+            if targets.is_floating_point():
+                targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
+            return prepare(
+                linearization,
+                samples,
+                targets,
+                loss,
+                weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
+                penalty=self.penalty[0] if isinstance(self.penalty, (list, tuple)) else self.penalty,
+                cv=cv,
+                cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
+                batch_size=self.batch_size,
+                views=1 if self.augment is None else 2,
+                random_state=self._seed(),
+                progress=progress,
+            )
+
+        self.depths_: list[Depth] = []
+        search = self.theta2 in ("search", ["search"])
+        self.modules_: Any = "auto" if search else self.theta2
+        if not search or self.mode == "activation":
+            return problem_of(self.modules_)
+        if inputs.random:
+            raise ConfigurationError(
+                "theta2='search' compares depths on the same samples, and this data set may change its samples: name θ₂"
+            )
+        problem, self.depths_ = choose_depth(
+            backbone_candidates(backbone, example),
+            problem_of,
+            mode="gradient" if self.mode == "gradient" else "full",
+            parametrization=self.parametrization,
             random_state=self._seed(),
             progress=progress,
         )
+        if self.depths_:
+            self.modules_ = list(min(self.depths_, key=lambda depth: depth.loss).modules)
+        return problem
 
     def _schedule(self, n: int) -> Schedule:
         solver = self.solver if self.solver in SOLVERS else "adam"
@@ -216,7 +241,9 @@ class _GradientFeatureEstimator(BaseEstimator):
     def _fitted_model(self) -> GradientFeatureModel:
         self._check_fitted()
         if getattr(self, "_model", None) is None:
-            linearization = linearize_backbone(self.backbone_, self.example_, self.theta2, self.device, self.precision)
+            linearization = linearize_backbone(
+                self.backbone_, self.example_, self.modules_, self.device, self.precision
+            )
             self._model = model_from_weights(
                 linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
             )
@@ -270,28 +297,15 @@ class _GradientFeatureEstimator(BaseEstimator):
         model = self._fitted_model()
         network = merge(self.backbone_, model)
         if X is not None:
-            network.report = self._merge_report(network, X, y)
+            linear, samples = self._logits(X), self._read_X(X, reset=False)
+            inputs = samples if isinstance(samples, Inputs) else Inputs(samples, self.backbone_.preprocessing)
+            truth = None
+            if y is not None:
+                labels = np.asarray(labels_of(samples, y, self))
+                truth = read_truth(labels, self.loss_.task, getattr(self, "classes_", None))
+                check_lengths(samples, truth)
+            network.report = report_on(network, linear, inputs, self.loss_, truth, self.batch_size)
         return network
-
-    def _merge_report(self, network: MergedNetwork, X: Any, y: Any) -> MergeReport:
-        linear = self._logits(X)
-        X = self._read_X(X, reset=False)
-        inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
-        some = network.head.weight
-        rows = []
-        with torch.no_grad():
-            for start in range(0, len(inputs), self.batch_size):
-                batch = inputs.batch(range(start, min(start + self.batch_size, len(inputs))))
-                rows.append(network(batch.to(some.device, some.dtype)).cpu())
-        merged = torch.cat(rows)
-        if not bool(torch.isfinite(merged).all()):
-            raise ConvergenceError("the merged network's outputs are not finite: use the linear model")
-        metrics: list[dict[str, float]] = [{}, {}]
-        if y is not None:
-            truth = read_truth(np.asarray(labels_of(X, y, self)), self.loss_.task, getattr(self, "classes_", None))
-            check_lengths(X, truth)
-            metrics = [metrics_of(self.loss_, logits.double().numpy(), truth) for logits in (linear, merged)]
-        return MergeReport(agreement(linear, merged.to(linear), self.loss_), *metrics)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs, which are built again when they are needed."""
@@ -313,8 +327,9 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     Args:
         backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18"), or a callable that builds a module
             from the shape of X.
-        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), or names of
-            modules or parameters or globs, one or a list.
+        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), names of
+            modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
+            on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "subspace" (to convergence, without a learning rate), or "adam" or "sgd", with the paper's schedule;
             "auto" is "subspace", but "adam" for samples that change (augmentation) or where `epochs` or `clip_norm` is

@@ -18,6 +18,8 @@ from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization, linearize
+from gradfeat.linearization.build import theta2_candidates
+from gradfeat.linearization.theta2 import Candidate
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -54,16 +56,27 @@ def linearize_backbone(
     backbone: Backbone, example: Any, theta2: str | Sequence[str], device: str = "auto", precision: str = "auto"
 ) -> Linearization:
     """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
-    floating = next((p.dtype for p in backbone.network.parameters() if p.dtype.is_floating_point), torch.float32)
-    example = example.to(floating) if isinstance(example, Tensor) and example.is_floating_point() else example
-    network_device = next((p.device for p in backbone.network.parameters()), torch.device("cpu"))
-    example = example.to(network_device) if isinstance(example, Tensor) else example
+    floating, network_device, example = _as_network(backbone, example)
     check_device(device)
     linearization = linearize(backbone.network, example, theta2, features=backbone.features)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else str(network_device)
     dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)
     return linearization.to(device=torch.device(device), dtype=dtype)
+
+
+def backbone_candidates(backbone: Backbone, example: Any) -> list[Candidate]:
+    """Return the choices of θ₂ of a resolved backbone, from the top down."""
+    return theta2_candidates(backbone.network, _as_network(backbone, example)[2], features=backbone.features)
+
+
+def _as_network(backbone: Backbone, example: Any) -> tuple[torch.dtype, torch.device, Any]:
+    """Return the network's dtype and device, and the example with them."""
+    floating = next((p.dtype for p in backbone.network.parameters() if p.dtype.is_floating_point), torch.float32)
+    device = next((p.device for p in backbone.network.parameters()), torch.device("cpu"))
+    if isinstance(example, Tensor):
+        example = example.to(device, floating if example.is_floating_point() else example.dtype)
+    return floating, device, example
 
 
 def model_from_weights(

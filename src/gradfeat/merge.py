@@ -6,12 +6,16 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfeat.errors import ConfigurationError
+from gradfeat.data import Inputs
+from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.evaluation import agreement, metrics_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
+from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 
 if TYPE_CHECKING:
@@ -103,3 +107,39 @@ def merged_values(linearization: Linearization, w2: dict[str, Tensor]) -> dict[s
         weight, bias = folding.fold(original)
         values |= folding.unfold(original, moved.get(folding.weight, weight), moved.get(folding.bias, bias))
     return values
+
+
+def report_on(
+    network: MergedNetwork,
+    linear: Tensor,
+    inputs: Inputs,
+    loss: Loss,
+    truth: np.ndarray | None,
+    batch_size: int,
+) -> MergeReport:
+    """Compare a merged network with the linear model on some samples.
+
+    Args:
+        network: The merged network.
+        linear: The linear model's logits, (n, c).
+        inputs: The samples.
+        loss: The task's loss.
+        truth: Their labels, for the metrics of both; or None.
+        batch_size: Samples at a time.
+
+    Raises:
+        ConvergenceError: The network's outputs are not finite.
+    """
+    some = network.head.weight
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(inputs), batch_size):
+            batch = inputs.batch(range(start, min(start + batch_size, len(inputs))))
+            rows.append(network(batch.to(some.device, some.dtype if batch.is_floating_point() else None)).cpu())
+    merged = torch.cat(rows)
+    if not bool(torch.isfinite(merged).all()):
+        raise ConvergenceError("the merged network's outputs are not finite: use the linear model")
+    metrics: list[dict[str, float]] = [{}, {}]
+    if truth is not None:
+        metrics = [metrics_of(loss, logits.double().numpy(), truth) for logits in (linear, merged)]
+    return MergeReport(agreement(linear, merged.to(linear), loss), *metrics)

@@ -58,7 +58,7 @@ def check_parameters(estimator: Any) -> None:
     names = isinstance(theta2, str) or (
         isinstance(theta2, Sequence) and bool(theta2) and all(isinstance(name, str) for name in theta2)
     )
-    check("theta2", names, "'auto', a name, a glob, or a list of them")
+    check("theta2", names, "'auto', 'search', a name, a glob, or a list of them")
     pair = isinstance(penalty, Sequence) and not isinstance(penalty, str) and len(penalty) == 2
     given = list(penalty) if pair else [penalty]
     numbers_given = all(_is_number(value) and value >= 0 for value in given)

@@ -120,6 +120,7 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
         "bytes": size,
         "mode": mode,
         "theta2": list(estimator.w2_),
+        "depths": [str(depth) for depth in estimator.depths_],
         "trained_parameters": parameters,
         "probe_penalty": float(estimator.probe_.penalty),
         "solver": None if estimator.solution_ is None else str(estimator.solution_),
@@ -134,6 +135,7 @@ def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: 
     rows = [
         ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
         ["θ₂", ", ".join(estimator.w2_)],
+        *(["tried", depth] for depth in result["depths"]),
         ["trained parameters", f"{parameters:,}"],
         ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
         ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],

@@ -1,0 +1,130 @@
+"""theta2="search": the depth of θ₂ by held-out training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+import gradfeat
+from gradfeat import GradientFeatureClassifier, compare
+from gradfeat.convex import choose
+from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.fitting import hold_out
+from gradfeat.selection import COMMON
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.layer(x))
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(6))).eval()
+
+
+def _data(n: int = 240) -> tuple[np.ndarray, np.ndarray]:
+    """Labels by a network that differs from the pre-trained one in its lower blocks."""
+    X = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+    target = _network()
+    with torch.no_grad():
+        for block in list(target)[1:3]:
+            block.layer.weight += 0.8 * torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+        y = target(X)[:, :3].argmax(1)
+    return X.numpy(), y.numpy()
+
+
+def _fit(**options: Any) -> GradientFeatureClassifier:
+    X, y = _data()
+    return GradientFeatureClassifier(_network(), random_state=0, **{"theta2": "search", **options}).fit(X, y)
+
+
+def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken() -> None:
+    found = _fit()
+    depths = found.depths_
+    blocks = [f"{i}" for i in range(5, -1, -1)]
+    assert [list(depth.modules) for depth in depths] == [blocks[:k] for k in (1, 2, 4, 6)][: len(depths)]
+    assert len(depths) >= 2
+    assert depths[1].loss < depths[0].loss  # the labels' network differs further down
+    assert found.modules_ == list(min(depths, key=lambda depth: depth.loss).modules)
+    assert [depth.parameters for depth in depths] == [42 * len(depth.modules) for depth in depths]
+    assert all(depth.loss < min(d.loss for d in depths[:i]) for i, depth in enumerate(depths[1:-1], 1))
+
+
+def test_the_fit_is_that_of_the_depth_by_name() -> None:
+    X, _ = _data()
+    found = _fit()
+    named = _fit(theta2=found.modules_)
+    assert named.depths_ == []
+    np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
+
+
+def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None:
+    X, y = _data()
+    found = _fit()
+    estimator = GradientFeatureClassifier(_network(), theta2="5", random_state=0)
+    _, targets, loss, weight = estimator._read(X, y, None)
+    problem = estimator._prepare(X, targets, loss, weight)
+    assert len(hold_out(problem, 0)[1]) > 0
+    choice = choose(problem, "full", random_state=0, stages=COMMON)
+    assert choice is not None
+    assert found.depths_[0].loss == choice.loss
+
+
+def test_file_and_pickle_keep_the_chosen_layers(tmp_path: Path) -> None:
+    X, _ = _data()
+    found = _fit()
+    loaded = gradfeat.load(found.save(tmp_path / "model.safetensors"), _network())
+    assert loaded.theta2 == found.modules_
+    np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
+    found._model = None  # as a pickle leaves it
+    np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
+
+
+def test_too_few_samples_take_the_topmost_block() -> None:
+    X, y = _data()
+    some = np.concatenate([np.flatnonzero(y == label)[:1] for label in np.unique(y)])
+    with pytest.warns(GradfeatWarning, match="too few"):
+        found = GradientFeatureClassifier(_network(), theta2="search", random_state=0).fit(X[some], y[some])
+    assert (found.depths_, found.modules_, list(found.w2_)) == ([], "auto", ["5.layer.weight", "5.layer.bias"])
+
+
+def test_the_probe_searches_nothing() -> None:
+    assert _fit(mode="activation").depths_ == []
+
+
+def test_compare_says_what_was_tried() -> None:
+    X, y = _data()
+    table = compare(
+        _network(), X[:160], y[:160], X[160:], y[160:], modes=("activation", "full"), theta2="search", random_state=0
+    )
+    tried = [note for note in table.notes if note.startswith("θ₂ down to")]
+    assert tried[0].startswith("θ₂ down to 5 (42 parameters): held-out loss")
+    assert len(table.theta2) == 2 * len(table.estimators["full"].modules_)
+
+
+class Changing(Dataset[Any]):
+    def __init__(self) -> None:
+        X, y = _data()
+        self.pairs = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.pairs[i]
+
+
+def test_samples_that_change_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="may change its samples: name θ₂"):
+        GradientFeatureClassifier(_network(), theta2="search").fit(Changing(), None)
