@@ -29,8 +29,8 @@ Weights = Annotated[str | None, typer.Option(help="File of the backbone's weight
 Theta2 = Annotated[
     list[str] | None,
     typer.Option(
-        help="Module, parameter or glob to linearize; may be given several times. search: as many blocks from the top as "
-        "held-out training data ask for. [auto]"
+        help="Module, parameter or glob to linearize; may be given several times. search: as many blocks from the top "
+        "as held-out training data ask for. [auto]"
     ),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Side that images are brought to. [the backbone's own]")]
