@@ -127,7 +127,11 @@ def load(
             backbone = _stored_name(path, stored["name"])
         if weights is None and isinstance(backbone, str) and backbone == stored["name"]:
             weights = stored["weights"]
-        estimator: Any = cls(backbone, weights=weights, preprocessing=about["preprocessing"], **settings)
+        preprocessing = about["preprocessing"]
+        if isinstance(backbone, str | Path) and preprocessing is not None:
+            # a named backbone brings its tokenizer, perhaps from another folder than the file names
+            preprocessing = {name: value for name, value in preprocessing.items() if name != "tokenizer"}
+        estimator: Any = cls(backbone, weights=weights, preprocessing=preprocessing, **settings)
         X_shape, seed = (stored["built_from"][name] for name in ("X_shape", "random_state"))
         estimator._built_from = {"X_shape": None if X_shape is None else tuple(X_shape), "random_state": seed}
         estimator.backbone_ = _backbone(path, stored, backbone, weights, estimator)
@@ -307,7 +311,9 @@ def _example(shape: tuple[int, ...], dtype: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if _DTYPES[dtype].is_floating_point:
         return torch.randn(shape, generator=generator).to(_DTYPES[dtype])
-    return torch.randint(0, 2, shape, generator=generator).to(_DTYPES[dtype])
+    values = torch.randint(0, 2, shape, generator=generator)
+    values[..., :1] = 1  # the mask of a text (n, 2, length) has a token at least
+    return values.to(_DTYPES[dtype])
 
 
 def _classes_to_json(classes: np.ndarray | None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -121,6 +122,8 @@ class _GradientFeatureEstimator(BaseEstimator):
             random_state=self._built_from["random_state"],
         )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
+        if inputs.text_preprocessing is not None:  # other texts get the length of those that the model is fitted to
+            backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
         cv = self.cv
         if weight is not None:  # a sample of weight zero is not there
             present = np.flatnonzero(weight)
@@ -325,8 +328,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
     """Classify with a linear model over the activations and gradients of a pre-trained network.
 
     Args:
-        backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18"), or a callable that builds a module
-            from the shape of X.
+        backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18", "hf/<folder or id>",
+            "sentence-transformers/<folder or id>"), or a callable that builds a module from the shape of X.
         theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), names of
             modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
             on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
@@ -353,7 +356,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         precision: "auto" (float32), "float32", "bfloat16" or "float64".
         cache: What is kept of each sample between passes: "auto", "residuals", "z0" or "none".
         weights: File of the backbone's weights (.safetensors, .pth), for a backbone given by name; "random" for none.
-        preprocessing: Replaces the backbone's own, for images.
+        preprocessing: Replaces the backbone's own, whole or (a dict) in some fields: those of
+            `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
         image_size: Side of the square that images are brought to; None is the backbone's own.
         class_weight: A dict from class to weight, or "balanced"; multi-class only.
         random_state: Seed.
@@ -439,7 +443,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
 
         Args:
             X: n samples: a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of
-                image paths, or a torch Dataset.
+                image paths or of texts, or a torch Dataset.
             y: Labels, (n,), or an indicator matrix (n, c) for multi-label targets (NaN where a label is to be
                 ignored). May be left out for a Dataset of pairs.
             sample_weight: A weight for each sample, (n,).

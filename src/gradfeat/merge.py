@@ -135,7 +135,8 @@ def report_on(
     with torch.no_grad():
         for start in range(0, len(inputs), batch_size):
             batch = inputs.batch(range(start, min(start + batch_size, len(inputs))))
-            rows.append(network(batch.to(some.device, some.dtype if batch.is_floating_point() else None)).cpu())
+            batch = batch.to(some.device, some.dtype if batch.is_floating_point() else batch.dtype)
+            rows.append(network(batch).cpu())
     merged = torch.cat(rows)
     if not bool(torch.isfinite(merged).all()):
         raise ConvergenceError("the merged network's outputs are not finite: use the linear model")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from gradfeat.errors import MissingDependencyError
+from gradfeat.errors import BackboneError, MissingDependencyError
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -29,6 +34,59 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingDependencyError(
             f"{module} is needed for this and is not installed. Install it with: pip install 'gradfeat[{extra}]'"
         ) from error
+
+
+def from_pretrained(kind: str, source: str, **options: Any) -> Any:
+    """Load a part of a published transformer: its files are read, no code of its own is run.
+
+    Args:
+        kind: Class of transformers: "AutoModel", "AutoConfig", "AutoTokenizer" or "AutoImageProcessor".
+        source: A folder, or the model's id.
+        **options: For its `from_pretrained`.
+
+    Raises:
+        BackboneError: The files are not there, cannot be fetched or cannot be read; the message says which are needed.
+        MissingDependencyError: transformers is not installed.
+    """
+    transformers = require("transformers", extra="text")
+    try:
+        with _quiet(transformers):
+            return getattr(transformers, kind).from_pretrained(source, **options)
+    except Exception as error:  # missing files, a missing network and damaged files come as errors of several libraries
+        raise BackboneError(_not_had(kind, source, error)) from error
+
+
+def _not_had(kind: str, source: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0][:300]
+    files = {
+        "AutoTokenizer": "the tokenizer's files (tokenizer.json or vocab.txt, tokenizer_config.json)",
+        "AutoImageProcessor": "preprocessor_config.json",
+        "AutoConfig": "config.json",
+    }.get(kind, "config.json and model.safetensors")
+    failed = f"transformers could not load {files} from {source} ({type(error).__name__}: {reason})."
+    if Path(source).is_dir():
+        there = ", ".join(sorted(os.listdir(source))[:12]) or "nothing"
+        return f"{failed} The folder has {there}; it needs what the model's save_pretrained and its tokenizer's wrote."
+    return (
+        f"{failed} Without a network: download config.json, model.safetensors and the tokenizer's files (for images "
+        f"preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one folder, "
+        "and give the folder in place of the id."
+    )
+
+
+@contextlib.contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Leave out progress bars and remarks: gradfeat says itself what is missing."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 _library: object | None = None

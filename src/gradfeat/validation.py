@@ -134,9 +134,11 @@ def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     """
     if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset)):
         return X
-    if isinstance(X, np.ndarray) and (X.ndim > 2 or _are_paths(X)):
+    if hasattr(X, "to_numpy") and np.ndim(X) == 1:  # a column of a table: texts, or paths
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and (X.ndim > 2 or _are_strings(X)):
         return X
-    if isinstance(X, (list, tuple)) and _are_paths(X):
+    if isinstance(X, (list, tuple)) and _are_strings(X):
         return X
     try:
         return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])
@@ -144,12 +146,15 @@ def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
         raise DataError(str(error)) from error
 
 
-def _are_paths(X: Any) -> bool:
-    return np.ndim(X) == 1 and len(X) > 0 and isinstance(X[0], (str, Path))
+def _are_strings(X: Any) -> bool:
+    """Whether X holds texts or paths; one is enough, so that `Inputs` can name the others."""
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "UO":
+        return False
+    return any(isinstance(item, (str, Path)) for item in X) if not isinstance(X, np.ndarray) or X.ndim == 1 else False
 
 
 def shape_of(X: Any) -> tuple[int, ...] | None:
-    """Return the shape of X, (n, ...), what a callable builds its network from; None for paths."""
+    """Return the shape of X, (n, ...), what a callable builds its network from; None for paths and texts."""
     shape = getattr(X, "shape", None)
     if shape is None and isinstance(X, torch.utils.data.Dataset):
         inputs = Inputs(X)

@@ -15,12 +15,13 @@ from gradfeat.backbones.head import features_of, head_of
 from gradfeat.backbones.names import Name, parse_name
 from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
+from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_weights, read_weights
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain.loop import load_encoder, seeded
 
 if TYPE_CHECKING:
-    from gradfeat.data import Preprocessing
+    from gradfeat.data import Preprocessing, TextPreprocessing
 
 BackboneLike = nn.Module | str | Path | Callable[[tuple[int, ...]], nn.Module]
 
@@ -33,7 +34,7 @@ class Backbone:
         network: The network.
         features: Where f(x) is read: None (its output), "input:<module>", or a module's name (its output).
         name: The name it was made from; None for a module.
-        preprocessing: How images become its input; None when that is not known.
+        preprocessing: How images or texts become its input; None when that is not known.
         head: Name of the classifier that the network still wears, or None.
         fingerprint: Digest of architecture, weights and features.
         notes: What was decided on the way and may surprise.
@@ -42,7 +43,7 @@ class Backbone:
     network: nn.Module
     features: str | None
     name: str | None
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing | TextPreprocessing | None
     head: str | None
     fingerprint: str
     notes: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ def resolve(
     weights: str | Path | None = None,
     X_shape: tuple[int, ...] | None = None,
     random_state: int | None = None,
-    preprocessing: Mapping[str, Any] | Preprocessing | None = None,
+    preprocessing: Mapping[str, Any] | Preprocessing | TextPreprocessing | None = None,
     image_size: int | None = None,
 ) -> Backbone:
     """Return the network that `backbone` means, with its features, preprocessing and fingerprint.
@@ -76,6 +77,8 @@ def resolve(
             - an nn.Module, used as it is and never modified;
             - "timm/<model>" or "torchvision/<model>", with or without the tag of its weights (".a1_in1k") and options
               for the library's constructor ("?pad_type=same"); the classifier is removed;
+            - "hf/<folder or id>" or "sentence-transformers/<folder or id>", a transformer of texts or images, with the
+              option "?pooling=cls" (or mean, last; for images pooler); heads are left out;
             - "gradfeat/<file>", or the path of an encoder that `gradfeat.pretrain` wrote;
             - a callable that takes the shape of X and returns a module whose output is f(x).
         weights: For a name. None loads the library's own (and downloads them when they are not on this machine); a file
@@ -91,7 +94,7 @@ def resolve(
     Raises:
         ConfigurationError: A name, option or combination that cannot be meant.
         BackboneError: Weights that are missing, damaged or do not fit.
-        MissingDependencyError: timm or torchvision is not installed.
+        MissingDependencyError: timm, torchvision or transformers is not installed.
 
     Example:
         >>> import torch
@@ -157,6 +160,8 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
     name = parse_name(text)
     if name.library == "gradfeat":
         return _from_encoder(name, weights)
+    if name.library in ("hf", "sentence-transformers"):
+        return _from_transformers(name, weights)
     random = weights == "random"
     transforms: Any = None
     if name.library == "timm":
@@ -179,6 +184,17 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
             draft.fields = {**(fields or {}), **stated}
             draft.notes.append(f"The preprocessing's {', '.join(stated)} come from the weights file.")
     return draft
+
+
+def _from_transformers(name: Name, weights: str | Path | None) -> _Draft:
+    if weights not in (None, "random"):
+        raise ConfigurationError(
+            f"The folder or id after {name.library}/ brings its own weights; weights= may only be 'random' beside it."
+        )
+    network, fields, full_name, notes = build_transformers(name, random=weights == "random")
+    if weights == "random":
+        notes.append("The weights are random.")
+    return _Draft(network, fields, name=full_name, notes=notes)
 
 
 def _from_encoder(name: Name, weights: str | Path | None) -> _Draft:

@@ -11,8 +11,7 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 
 Option = bool | int | float | str | None
 
-LIBRARIES = ("timm", "torchvision", "gradfeat")
-_LATER = ("hf", "sentence-transformers")
+LIBRARIES = ("timm", "torchvision", "hf", "sentence-transformers", "gradfeat")
 _WORDS: dict[str, Option] = {"true": True, "false": False, "none": None}
 
 
@@ -21,8 +20,8 @@ class Name:
     """A parsed name.
 
     Args:
-        library: "timm", "torchvision" or "gradfeat".
-        model: The model's name in that library, or the file of a gradfeat encoder.
+        library: One of `LIBRARIES`.
+        model: The model's name in that library, a folder, or the file of a gradfeat encoder.
         options: Arguments for the library's constructor.
     """
 
@@ -44,11 +43,6 @@ def parse_name(name: str) -> Name:
     if Path(name).expanduser().is_file() or name.startswith(("/", "./", "../", "~")):
         return Name("gradfeat", name)
     library, slash, rest = name.partition("/")
-    if library in _LATER and slash:
-        raise ConfigurationError(
-            f'Backbones "{library}/..." are not supported yet. Known: {_known()}; or pass the network itself '
-            "(an nn.Module) from Python."
-        )
     if not slash:
         raise ConfigurationError(
             f"No file {name!r}, and a backbone's name starts with its library: {_known()}, e.g. "
@@ -68,7 +62,8 @@ def parse_name(name: str) -> Name:
 
 
 def _known() -> str:
-    return ", ".join(f"{library}/<{'file' if library == 'gradfeat' else 'model'}>" for library in LIBRARIES)
+    takes = {"gradfeat": "file", "hf": "folder or id", "sentence-transformers": "folder or id"}
+    return ", ".join(f"{library}/<{takes.get(library, 'model')}>" for library in LIBRARIES)
 
 
 def _parse_options(query: str, name: str) -> dict[str, Option]:

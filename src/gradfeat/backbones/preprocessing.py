@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
-    from gradfeat.data import Preprocessing
+    from gradfeat.data import Preprocessing, TextPreprocessing
 
 _REQUIRED = ("size", "mean", "std")  # without these three a picture cannot become an input
 
@@ -77,13 +77,15 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
 
 
 def build(
-    fields: Mapping[str, Any] | None, override: Mapping[str, Any] | Preprocessing | None, image_size: int | None
-) -> Preprocessing | None:
+    fields: Mapping[str, Any] | None,
+    override: Mapping[str, Any] | Preprocessing | TextPreprocessing | None,
+    image_size: int | None,
+) -> Preprocessing | TextPreprocessing | None:
     """Return the preprocessing, the user's wishes over the network's own.
 
     Args:
         fields: What the library or the file says; None when nothing is known.
-        override: A whole `Preprocessing`, or some of its fields.
+        override: A whole `Preprocessing` or `TextPreprocessing`, or some of its fields.
         image_size: Side of the square that the network gets, in pixels.
 
     Raises:
@@ -91,15 +93,23 @@ def build(
     """
     if fields is None and not override and image_size is None:
         return None
-    from gradfeat.data import Preprocessing
+    from gradfeat.data import Preprocessing, TextPreprocessing
 
+    if isinstance(override, TextPreprocessing) or "tokenizer" in {**(fields or {}), **_mapping(override)}:
+        if image_size is not None:
+            raise ConfigurationError("image_size is for images, and this backbone reads texts.")
+        if isinstance(override, Preprocessing):
+            raise ConfigurationError("This backbone reads texts: its preprocessing is a TextPreprocessing.")
+        if isinstance(override, TextPreprocessing):
+            return override
+        return TextPreprocessing.from_dict({**(fields or {}), **_mapping(override)})
     if isinstance(override, Preprocessing):
         if image_size is not None:
             raise ConfigurationError("Give the size inside preprocessing or as image_size, not both.")
         return override
-    merged = {**(fields or {}), **(override or {})}
+    merged = {**(fields or {}), **_mapping(override)}
     if image_size is not None:
-        if override and "size" in override:
+        if "size" in _mapping(override):
             raise ConfigurationError("Give the size inside preprocessing or as image_size, not both.")
         if image_size < 1:
             raise ConfigurationError(f"Expected a positive image_size; got {image_size}.")
@@ -123,3 +133,8 @@ def build(
         merged["channels"] = len(merged["mean"])
     arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in merged.items()}
     return Preprocessing(**arguments)
+
+
+def _mapping(override: Any) -> Mapping[str, Any]:
+    """Return single fields that the user gave; none of a whole preprocessing."""
+    return override if isinstance(override, Mapping) else {}

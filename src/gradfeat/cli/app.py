@@ -19,11 +19,24 @@ app = typer.Typer(
 )
 
 DataPath = Annotated[
-    Path, typer.Argument(help="A folder of class folders, an .npz file, a CIFAR folder, or a VOC devkit.")
+    Path,
+    typer.Argument(
+        help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, a CIFAR folder, or a VOC devkit."
+    ),
 ]
-Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar or voc.")]
+Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar, voc, csv, tsv or jsonl.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the texts. [by the usual names]")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the labels. [by the usual names]")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [utf-8]")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a text is cut. [256, or what the model says]")]
 BackboneName = Annotated[
-    str, typer.Option("--backbone", "-b", help='"timm/<name>", "torchvision/<name>" or a gradfeat encoder file.')
+    str,
+    typer.Option(
+        "--backbone",
+        "-b",
+        help='"timm/<name>", "torchvision/<name>", "hf/<folder or id>", "sentence-transformers/<folder or id>" or a '
+        "gradfeat encoder file.",
+    ),
 ]
 Weights = Annotated[str | None, typer.Option(help="File of the backbone's weights (.safetensors, .pth), or 'random'.")]
 Theta2 = Annotated[
@@ -95,6 +108,9 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the fitted model.")] = Path("model.safetensors"),
     split: Annotated[str, typer.Option(help="Part of the data to fit to.")] = "train",
     data_format: Format = "auto",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoding: Encoding = None,
     weights: Weights = None,
     theta2: Theta2 = None,
     mode: Annotated[str, typer.Option(help="activation, gradient, full or finetune.")] = "full",
@@ -102,6 +118,7 @@ def fit(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    max_length: MaxLength = None,
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
@@ -116,7 +133,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit one model to labelled data and save it as one file."""
-    from gradfeat.cli.commands import Settings, fit_command
+    from gradfeat.cli.commands import Settings, Source, fit_command
 
     settings = Settings(
         backbone=backbone,
@@ -126,6 +143,7 @@ def fit(
         mean=mean,
         std=std,
         resize=resize,
+        max_length=max_length,
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
@@ -138,7 +156,8 @@ def fit(
         seed=seed,
         json=json,
     )
-    fit_command(data, split, data_format, skip_unreadable, settings, mode, out)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    fit_command(data, split, source, settings, mode, out)
 
 
 @app.command()
@@ -153,12 +172,16 @@ def compare(
     test_split: Annotated[str, typer.Option(help="Part to report on.")] = "test",
     modes: Annotated[str, typer.Option(help="Models to compare.")] = "activation,gradient,full,finetune",
     data_format: Format = "auto",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoding: Encoding = None,
     weights: Weights = None,
     theta2: Theta2 = None,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    max_length: MaxLength = None,
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
@@ -173,7 +196,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Fit the four models of the method and show them side by side."""
-    from gradfeat.cli.commands import Settings, compare_command
+    from gradfeat.cli.commands import Settings, Source, compare_command
 
     settings = Settings(
         backbone=backbone,
@@ -183,6 +206,7 @@ def compare(
         mean=mean,
         std=std,
         resize=resize,
+        max_length=max_length,
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
@@ -195,16 +219,21 @@ def compare(
         seed=seed,
         json=json,
     )
-    compare_command(data, test_data, split, test_split, data_format, skip_unreadable, settings, modes, out)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    compare_command(data, test_data, split, test_split, source, settings, modes, out)
 
 
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
-    data: Annotated[Path, typer.Argument(help="An image, a folder of images, or data in a known layout.")],
+    data: Annotated[
+        Path, typer.Argument(help="An image, a folder of images, a text in each line, or data in a known layout.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
     data_format: Format = "auto",
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
@@ -213,9 +242,11 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of CSV.")] = False,
 ) -> None:
     """Predict classes and probabilities with a saved model."""
+    from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import predict_command
 
-    predict_command(model, data, out, split, data_format, backbone, weights, skip_unreadable, json)
+    source = Source(data_format, skip_unreadable, text_column, encoding=encoding)
+    predict_command(model, data, out, split, source, backbone, weights, json)
 
 
 @app.command()
@@ -224,6 +255,9 @@ def evaluate(
     data: DataPath,
     split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
     data_format: Format = "auto",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoding: Encoding = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
@@ -232,15 +266,20 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Judge a saved model on labelled data."""
+    from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import evaluate_command
 
-    evaluate_command(model, data, split, data_format, backbone, weights, skip_unreadable, json)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    evaluate_command(model, data, split, source, backbone, weights, json)
 
 
 @app.command()
 def inspect(
     backbone: Annotated[
-        str, typer.Argument(help='"timm/<name>", "torchvision/<name>", an encoder file, or a saved model.')
+        str,
+        typer.Argument(
+            help='"timm/<name>", "torchvision/<name>", "hf/<folder or id>", an encoder file, or a saved model.'
+        ),
     ],
     weights: Weights = None,
     theta2: Theta2 = None,

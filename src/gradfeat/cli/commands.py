@@ -17,6 +17,17 @@ from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegres
 
 
 @dataclass(frozen=True)
+class Source:
+    """How data are read."""
+
+    format: str = "auto"
+    skip_unreadable: bool = False
+    text_column: str | None = None
+    label_column: str | None = None
+    encoding: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """What `fit` and `compare` share."""
 
@@ -27,6 +38,7 @@ class Settings:
     mean: str | None
     std: str | None
     resize: str | None
+    max_length: int | None
     epochs: int | None
     batch_size: int
     solver: str
@@ -48,6 +60,8 @@ class Settings:
                 changes[name] = _numbers(name, text)
         if self.resize is not None:
             changes["resize"] = self.resize
+        if self.max_length is not None:
+            changes["max_length"] = self.max_length
         return {
             "weights": self.weights,
             "theta2": self.theta2 or "auto",
@@ -75,9 +89,17 @@ def _numbers(name: str, text: str) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def read(path: Path, split: str, data_format: str, skip: bool) -> Dataset:
+def read(path: Path, split: str, source: Source) -> Dataset:
     """Read labelled data."""
-    return load_dataset(path, split=split, format=data_format, on_error="skip" if skip else "raise")
+    return load_dataset(
+        path,
+        split=split,
+        format=source.format,
+        on_error="skip" if source.skip_unreadable else "raise",
+        text_column=source.text_column,
+        label_column=source.label_column,
+        encoding=source.encoding,
+    )
 
 
 def labels(dataset: Dataset) -> np.ndarray:
@@ -104,9 +126,9 @@ def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | Non
     return [dataset.classes[value] if numbered else str(value) for value in classes.tolist()]
 
 
-def fit_command(data: Path, split: str, data_format: str, skip: bool, settings: Settings, mode: str, out: Path) -> None:
+def fit_command(data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path) -> None:
     """Fit one model and save it."""
-    dataset = read(data, split, data_format, skip)
+    dataset = read(data, split, source)
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
     estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
     note(settings.json, dataset.describe())
@@ -151,15 +173,14 @@ def compare_command(
     test_data: Path | None,
     split: str,
     test_split: str,
-    data_format: str,
-    skip: bool,
+    source: Source,
     settings: Settings,
     modes: str,
     out: Path | None,
 ) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
-    train = read(data, split, data_format, skip)
-    test = read(test_data or data, test_split, data_format, skip)
+    train = read(data, split, source)
+    test = read(test_data or data, test_split, source)
     _check_apart(data, test_data, train, test)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
     result = compare(
@@ -195,7 +216,8 @@ def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Datas
     if train.split == WHOLE:
         raise DataError(
             f"{data} has no parts, so the models would be tested on their training data: {advice}, or divide it into "
-            "the folders train and test (in an .npz file: X_train, y_train, X_test, y_test)"
+            "the folders train and test (in an .npz file: X_train, y_train, X_test, y_test; texts: train.csv and "
+            "test.csv in one folder)"
         )
     raise ConfigurationError(
         f"--split and --test-split are both {train.split!r}, so the models would be tested on their training data: "

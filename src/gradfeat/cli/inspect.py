@@ -9,10 +9,14 @@ import torch
 
 from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
+from gradfeat.backbones.names import LIBRARIES
 from gradfeat.cli.show import note, print_json, table
+from gradfeat.data import TextPreprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
 from gradfeat.progress import Progress
+
+_TOKENS = 64  # of the text whose costs are shown: two or three sentences
 
 
 def run(
@@ -24,7 +28,7 @@ def run(
         _show_model(path, json)
         return
     found = resolve(backbone, weights=weights or _no_download(backbone), image_size=image_size, random_state=0)
-    example = torch.randn(3, *input_shape(found))
+    example = example_of(found)
     with Progress(not json).step("candidates of θ₂") as done:
         result = inspect_network(
             found.network, example, features=found.features, theta2=theta2, most=most, progress=done
@@ -42,16 +46,19 @@ def run(
     _show_network(found, example, result)
 
 
-def input_shape(backbone: Backbone) -> tuple[int, ...]:
-    """Return the shape of one sample that the backbone takes, (c, h, w)."""
-    if backbone.preprocessing is None:
+def example_of(backbone: Backbone, n: int = 3) -> torch.Tensor:
+    """Return n samples as the backbone takes them: images (n, c, h, w), or tokens of texts (n, 2, length)."""
+    preprocessing = backbone.preprocessing
+    if preprocessing is None:
         raise ConfigurationError("the backbone does not say what its input looks like: give --image-size")
-    return (backbone.preprocessing.channels, *backbone.preprocessing.size)
+    if isinstance(preprocessing, TextPreprocessing):
+        return torch.ones(n, 2, min(_TOKENS, preprocessing.max_length), dtype=torch.int64)
+    return torch.randn(n, preprocessing.channels, *preprocessing.size)
 
 
 def _no_download(name: str) -> str | None:
-    """Shapes and costs need no weights, so none are fetched for a timm or torchvision name."""
-    return "random" if name.startswith(("timm/", "torchvision/")) else None
+    """Shapes and costs need no weights, so none are fetched for a published model."""
+    return "random" if name.startswith(tuple(f"{library}/" for library in LIBRARIES if library != "gradfeat")) else None
 
 
 def _is_model(path: Path) -> bool:
@@ -91,6 +98,8 @@ def _show_model(path: Path, json: bool) -> None:
 
 def _show_network(backbone: Backbone, example: torch.Tensor, result: Inspection) -> None:
     shape = " × ".join(str(size) for size in example.shape[1:])
+    if isinstance(backbone.preprocessing, TextPreprocessing):
+        shape = f"a text of {example.shape[2]} tokens"
     note(
         False,
         f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters\n"

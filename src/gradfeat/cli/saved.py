@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from gradfeat.adapter import load
-from gradfeat.cli.commands import class_names, labels, read
+from gradfeat.cli.commands import Source, class_names, labels, read
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
-from gradfeat.data import Dataset, load_images
+from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.cifar import is_cifar
 from gradfeat.data.images import without_unreadable
+from gradfeat.data.load import existing
+from gradfeat.data.table import SUFFIXES, load_texts
 from gradfeat.data.voc import is_voc
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
@@ -29,17 +31,16 @@ def predict_command(
     data: Path,
     out: Path | None,
     split: str,
-    data_format: str,
+    source: Source,
     backbone: str | None,
     weights: str | None,
-    skip: bool,
     json: bool,
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     estimator = _load(model, backbone, weights, json)
-    samples = _samples(data, split, data_format, skip)
+    samples = _samples(data, split, source, isinstance(estimator.backbone_.preprocessing, TextPreprocessing))
     X = samples.X
-    names = [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(path) for path in X]
+    names = [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X)
     if json:
@@ -70,15 +71,14 @@ def evaluate_command(
     model: Path,
     data: Path,
     split: str,
-    data_format: str,
+    source: Source,
     backbone: str | None,
     weights: str | None,
-    skip: bool,
     json: bool,
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json)
-    dataset = read(data, split, data_format, skip)
+    dataset = read(data, split, source)
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
@@ -98,15 +98,18 @@ def _load(model: Path, backbone: str | None, weights: str | None, json: bool) ->
     return estimator
 
 
-def _samples(data: Path, split: str, data_format: str, skip: bool) -> Dataset:
-    """Read samples; images in a folder need no labels."""
+def _samples(data: Path, split: str, source: Source, texts: bool) -> Dataset:
+    """Read samples; texts and images in a folder need no labels."""
     data = data.expanduser()
-    layout = data_format == "auto" and data.exists() and data.suffix.lower() != ".npz"
+    if texts:
+        found = load_texts(existing(data), split, text_column=source.text_column, encoding=source.encoding)
+        return Dataset(found, None, [], "multiclass", data.resolve().name, split)
+    layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
     if not layout or is_cifar(data) or is_voc(data):
-        return read(data, split, data_format, skip)
+        return read(data, split, source)
     part = data / split if (data / split).is_dir() else data
     dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
-    return without_unreadable(dataset, "skip" if skip else "raise")
+    return without_unreadable(dataset, "skip" if source.skip_unreadable else "raise")
 
 
 def _probabilities(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:

@@ -20,7 +20,8 @@ class Dataset:
     """Samples with their labels.
 
     Args:
-        X: A list of image paths, uint8 images (n, h, w, c), or a float array (n, ...) in the network's own layout.
+        X: A list of image paths or of texts, uint8 images (n, h, w, c), or a float array (n, ...) in the network's own
+            layout.
         y: Labels (n,); for multi-label a 0/1 indicator (n, c); None for samples without labels.
         classes: Names of the classes, in the order of the columns of an indicator; empty for regression.
         task: "multiclass", "multilabel" or "regression".
@@ -39,7 +40,7 @@ class Dataset:
         pets (train): 2 samples of shape (2,), 2 classes
     """
 
-    X: list[Path] | np.ndarray
+    X: list[Path] | list[str] | np.ndarray
     y: np.ndarray | None
     classes: list[str]
     task: str
@@ -66,6 +67,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.X)
 
+    @property
+    def texts(self) -> bool:
+        """Whether the samples are texts."""
+        return isinstance(self.X, list) and bool(self.X) and isinstance(self.X[0], str)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """Return the samples at `indices` (whole numbers, or one boolean for each sample), in that order."""
         picked = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else int)]
@@ -82,7 +88,7 @@ class Dataset:
             kind = "images" if self.X.dtype == np.uint8 and self.X.ndim == 4 else "samples"
             samples = f"{len(self):,} {kind} of shape {self.X.shape[1:]}"
         else:
-            samples = f"{len(self):,} images"
+            samples = f"{len(self):,} {'texts' if self.texts else 'images'}"
         return f"{self.name} ({self.split}): {samples}, {self._targets()}" + (f" ({self.note})" if self.note else "")
 
     def _targets(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from gradfeat.data.arrays import check_finite
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.images import in_threads, names, read_image
 from gradfeat.data.preprocessing import Preprocessing, to_unit
+from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, DataError
 
 _ACCEPTED = (
@@ -29,13 +31,14 @@ class Inputs:
 
     Args:
         X: A numeric array or tensor (n, ...) in the network's own layout, which keeps its dtype; uint8 images
-            (n, h, w, c); paths of images; or a map-style torch Dataset of tensors x or pairs (x, y).
-        preprocessing: How images become inputs. Paths need it; uint8 images without it are scaled to [0, 1].
+            (n, h, w, c); paths of images; texts; or a map-style torch Dataset of tensors x or pairs (x, y).
+        preprocessing: How images or texts become inputs. Paths and texts need it; uint8 images without it are scaled to
+            [0, 1].
 
     Raises:
         DataError: X has no samples, NaN, another shape or other channels than the network takes, or files that are not
             there.
-        ConfigurationError: Paths without a preprocessing, texts, or an X of a kind that is not known.
+        ConfigurationError: Paths or texts without their preprocessing, or an X of a kind that is not known.
 
     Example:
         >>> inputs = Inputs(np.arange(6.0).reshape(3, 2))
@@ -43,7 +46,7 @@ class Inputs:
         [[4.0, 5.0], [0.0, 1.0]]
     """
 
-    def __init__(self, X: Any, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, X: Any, preprocessing: Preprocessing | TextPreprocessing | None = None) -> None:
         self._source = _source(X, preprocessing)
         n = len(self._source)
         if not n:
@@ -62,6 +65,11 @@ class Inputs:
     def shape(self) -> tuple[int, ...] | None:
         """The shape of X, (n, ...); None for paths and torch Datasets."""
         return None if self._source.shape is None else (len(self), *self._source.shape)
+
+    @property
+    def text_preprocessing(self) -> TextPreprocessing | None:
+        """How texts became tokens, with the length that all of them have; None for any other X."""
+        return self._source.preprocessing if isinstance(self._source, _Tokens) else None
 
     def batch(self, indices: Sequence[int] | range) -> Tensor:
         """Return samples; a copy, which the network may change.
@@ -172,6 +180,14 @@ class _Images(_Array):
         return self.convert(np.asarray(self.X)[positions])
 
 
+class _Tokens(_Array):
+    """Texts as token ids and masks, (n, 2, length)."""
+
+    def __init__(self, X: np.ndarray | Tensor, preprocessing: TextPreprocessing) -> None:
+        super().__init__(X)
+        self.preprocessing = preprocessing
+
+
 class _Paths:
     """Images on disk, decoded when they are asked for."""
 
@@ -243,10 +259,13 @@ class _Items:
         return x, y
 
 
-def _source(X: Any, preprocessing: Preprocessing | None) -> _Source:
+def _source(X: Any, preprocessing: Preprocessing | TextPreprocessing | None) -> _Source:
     """Find out what X is, and check it."""
     if isinstance(X, Dataset):
         raise ConfigurationError("X is a whole data set: pass its parts, dataset.X and dataset.y")
+    if isinstance(preprocessing, TextPreprocessing) and not isinstance(X, TorchDataset):
+        return _texts(X, preprocessing)
+    preprocessing = preprocessing if isinstance(preprocessing, Preprocessing) else None
     if isinstance(X, TensorDataset):
         if len(X.tensors) > 2:
             raise DataError(f"Expected a TensorDataset of x, or of x and y; got {len(X.tensors)} tensors")
@@ -272,6 +291,31 @@ def _source(X: Any, preprocessing: Preprocessing | None) -> _Source:
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigurationError(f"X cannot be read: {error}. Expected {_ACCEPTED}") from error
     return _numeric(array, preprocessing)
+
+
+def _texts(X: Any, preprocessing: TextPreprocessing) -> _Source:
+    """Tokenize texts, once; tokens are taken as they are."""
+    if isinstance(X, (str, Path)):
+        raise ConfigurationError(f"X is a single text, {str(X)[:60]!r}: pass a list of texts")
+    if isinstance(X, (np.ndarray, Tensor)) and X.ndim == 3 and X.shape[1] == 2 and "int" in str(X.dtype):
+        length = int(X.shape[2])
+        longest = max(preprocessing.max_length, length)
+        return _Tokens(X, dataclasses.replace(preprocessing, length=length, max_length=longest))
+    if isinstance(X, np.ndarray) and X.dtype.kind in "UO" and X.ndim == 1:
+        X = X.tolist()
+    if not isinstance(X, (list, tuple)):
+        came = f"{X.dtype} of shape {tuple(X.shape)}" if isinstance(X, (np.ndarray, Tensor)) else type(X).__name__
+        raise ConfigurationError(f"The backbone reads texts. Expected X as a list of strings; got {came}")
+    for i, text in enumerate(X):
+        if not isinstance(text, str):
+            raise DataError(f"The backbone reads texts; X[{i}] is {_shown(text)}, not a string")
+    if not X:
+        raise DataError("X has no samples")
+    return _Tokens(*preprocessing.tokenize(X))
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Tensor | None = None) -> _Source:
@@ -323,8 +367,9 @@ def _files(X: Sequence[str | Path], preprocessing: Preprocessing | None) -> _Sou
     missing = [path for path in paths if not _is_file(path)]
     if len(missing) == len(paths) and isinstance(X[0], str):
         raise ConfigurationError(
-            f"X is a list of strings that are no files, as {X[0][:60]!r}. Text needs a tokenizer, and is not supported "
-            "yet; for images give paths that exist"
+            f"X is a list of strings that are no files, as {X[0][:60]!r}. Texts need a backbone with a tokenizer: "
+            "hf/<folder or id> or sentence-transformers/<folder or id>, or preprocessing=dict(tokenizer=...) beside a "
+            "module that takes tokens (n, 2, length); for images give paths that exist"
         )
     if missing:
         raise DataError(f"{len(missing)} of {len(paths)} files are not there:{names(missing)}")

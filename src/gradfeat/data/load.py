@@ -9,29 +9,41 @@ from gradfeat.data.dataset import Dataset
 from gradfeat.data.images import ON_ERROR, SUFFIXES, find_images, is_image, without_unreadable
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
-FORMATS = ("auto", "folder", "npz", "cifar", "voc")
+TABLES = ("csv", "tsv", "jsonl")
+FORMATS = ("auto", "folder", "npz", "cifar", "voc", *TABLES)
 
 
 def load_dataset(
-    path: str | os.PathLike[str], *, split: str = "train", format: str = "auto", on_error: str = "raise"
+    path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    format: str = "auto",
+    on_error: str = "raise",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """Read labelled data.
 
     Args:
         path: A folder of class folders with images (or of parts, "train" and so on, that hold them), an ``.npz`` file
-            with X and y, CIFAR's official binary or python layout, or a VOC devkit.
+            with X and y, CIFAR's official binary or python layout, a VOC devkit, or texts in a ``.csv``, ``.tsv`` or
+            ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or ``<name>_train.csv``).
         split: The part to read; data without parts is taken whole, and the result's split is then "all". For VOC,
             "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself.
-        format: "folder", "npz", "cifar", "voc", or "auto": found out from what is there.
+        format: "folder", "npz", "cifar", "voc", "csv", "tsv", "jsonl", or "auto": found out from what is there.
         on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
             a warning.
+        text_column: Column of the texts in a table; None finds it by the usual names.
+        label_column: Column of the labels in a table; None finds it by the usual names.
+        encoding: Of a table; None is UTF-8.
 
     Returns:
         The data; see `Dataset`.
 
     Raises:
         DataError: Nothing is there, or it cannot be used; the message names the file, row or value.
-        ConfigurationError: An unknown format or `on_error`.
+        ConfigurationError: An unknown format or `on_error`, or columns named for data that are no table.
     """
     if format not in FORMATS:
         raise ConfigurationError(
@@ -41,7 +53,15 @@ def load_dataset(
         raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     path = existing(path)
     if format == "auto":
-        format = _detect(path)
+        format = _detect(path, split)
+    table = {"text_column": text_column, "label_column": label_column, "encoding": encoding}
+    if format in TABLES:
+        from gradfeat.data.table import load_table
+
+        return load_table(path, split, format, **table)
+    given = [name for name, value in table.items() if value is not None]
+    if given:
+        raise ConfigurationError(f"{given[0]} is for tables of texts ({', '.join(TABLES)}); {path} is read as {format}")
     dataset = _load(path, split, format)
     return dataset if hasattr(dataset.X, "dtype") else without_unreadable(dataset, on_error)
 
@@ -86,8 +106,9 @@ def existing(path: str | os.PathLike[str]) -> Path:
     raise DataError(f"There is no {path}: {missing.parent.resolve()} has no {missing.name!r}.{near}")
 
 
-def _detect(path: Path) -> str:
+def _detect(path: Path, split: str) -> str:
     from gradfeat.data.cifar import is_cifar
+    from gradfeat.data.table import is_table, table_format
     from gradfeat.data.voc import is_voc
 
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -96,11 +117,13 @@ def _detect(path: Path) -> str:
         return "cifar"
     if is_voc(path):
         return "voc"
+    if is_table(path):
+        return table_format(path, split)
     if path.is_dir():
         return "folder"
     raise DataError(
-        f"{path} is a file, and not an .npz: expected a folder of class folders with images, an .npz file with X and "
-        "y, CIFAR's official files, or a VOC devkit"
+        f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
+        "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, CIFAR's official files, or a VOC devkit"
     )
 
 

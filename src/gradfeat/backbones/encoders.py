@@ -1,0 +1,97 @@
+"""Networks of transformers as gradfeat takes them: one tensor in, f(x) of shape (n, d) out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradfeat.errors import ConfigurationError
+
+TEXT_POOLINGS = ("mean", "cls", "last")
+IMAGE_POOLINGS = ("pooler", "cls", "mean")
+
+
+class Pooling(nn.Module):
+    """How the states of all tokens become one f(x); a module of its own, so that fingerprints tell poolings apart.
+
+    Args:
+        mode: "mean" (of the tokens under the mask), "cls" (the first token) or "last" (the last under the mask).
+    """
+
+    __constants__ = ("mode",)
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return (n, d) of states (n, length, d) and a mask (n, length) of 0 and 1."""
+        if self.mode == "cls":
+            return states[:, 0]
+        if mask is None:
+            return states.mean(1)
+        if self.mode == "last":
+            mask = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
+        weight = mask.unsqueeze(2).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+
+class TextEncoder(nn.Module):
+    """A transformer of texts.
+
+    Args:
+        transformer: A model of transformers, without a head: its output has `last_hidden_state`.
+        pooling: "mean", "cls" or "last".
+    """
+
+    def __init__(self, transformer: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.pooling = Pooling(pooling)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return f(x), (n, d).
+
+        Args:
+            tokens: (n, 2, length), int64: token ids, and the attention mask.
+        """
+        ids, mask = tokens[:, 0], tokens[:, 1]
+        output = self.transformer(input_ids=ids, attention_mask=mask, return_dict=True)
+        return self.pooling(_states(output, self.transformer), mask)
+
+
+class ImageEncoder(nn.Module):
+    """A transformer (or another network of transformers) of images.
+
+    Args:
+        transformer: A model of transformers, without a head.
+        pooling: "pooler" (the model's own), "cls" or "mean".
+    """
+
+    def __init__(self, transformer: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.pooling = Pooling(pooling)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return f(x), (n, d), of images (n, c, h, w)."""
+        output = self.transformer(pixel_values=images, return_dict=True)
+        if self.pooling.mode != "pooler":
+            return self.pooling(_states(output, self.transformer))
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise ConfigurationError(
+                f"{type(self.transformer).__name__} has no pooled output: say ?pooling=cls or ?pooling=mean"
+            )
+        return pooled.flatten(1)
+
+
+def _states(output: Any, transformer: nn.Module) -> Tensor:
+    states = getattr(output, "last_hidden_state", None)
+    if not isinstance(states, Tensor) or states.ndim != 3:
+        raise ConfigurationError(
+            f"{type(transformer).__name__} gives no states of single tokens (last_hidden_state), so its f(x) is not "
+            "known: pass the network itself (an nn.Module) and features="
+        )
+    return states

@@ -1,0 +1,139 @@
+"""From a text to the network's input: token ids and their attention mask, as one array."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
+from gradfeat.optional import from_pretrained
+
+LONGEST = 256  # tokens; memory and time grow with the longest text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPreprocessing:
+    """How texts become the input of a transformer.
+
+    Every text gets the same number of tokens: longer ones are cut, shorter ones are padded, and the mask says which
+    tokens are the text's own.
+
+    Args:
+        tokenizer: Folder or id of the tokenizer, as transformers takes it.
+        max_length: Most tokens of a text, those that the tokenizer adds among them.
+        length: Tokens of every text; None takes the longest text's, `max_length` at most. A fit fixes it.
+        limit: Most tokens that the network can take; None where there is no limit.
+        lowercase: Whether texts are lowercased before the tokenizer sees them.
+
+    Raises:
+        ConfigurationError: A value that cannot be meant.
+    """
+
+    tokenizer: str
+    max_length: int = LONGEST
+    length: int | None = None
+    limit: int | None = None
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name in ("max_length", "length", "limit"):
+            value = getattr(self, name)
+            if value is None and name != "max_length":
+                continue
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < 1:
+                wrong.append(f"{name} must be a whole number from 1, not {value!r}")
+            elif isinstance(self.limit, int) and int(value) > self.limit:
+                wrong.append(f"the network takes {self.limit} tokens at most; {name} is {value}")
+        if not isinstance(self.tokenizer, str) or not self.tokenizer:
+            wrong.append(f"tokenizer must be a folder or an id, not {self.tokenizer!r}")
+        if wrong:
+            raise ConfigurationError("Preprocessing of texts: " + "; ".join(wrong))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, TextPreprocessing]:
+        """Return texts as the network's input, and the preprocessing with their length fixed.
+
+        Args:
+            texts: n strings.
+
+        Returns:
+            (n, 2, length), int64: [:, 0] are token ids, [:, 1] is 1 for a text's own tokens and 0 for padding; and
+            the preprocessing that gives other texts the same length.
+
+        Raises:
+            DataError: A text without tokens.
+        """
+        longest = self.max_length if self.length is None else self.length
+        cased = [text.lower() for text in texts] if self.lowercase else list(texts)
+        rows = self._ids(cased)
+        for i, row in enumerate(rows):
+            if not row:
+                raise DataError(
+                    f"text {i} ({texts[i]!r}) has no tokens, and this tokenizer adds none of its own: leave it out"
+                )
+        long = [i for i, row in enumerate(rows) if len(row) > longest]
+        if long:
+            warnings.warn(
+                f"{len(long):,} of {len(rows):,} texts are cut after {longest} tokens (the longest has "
+                f"{max(map(len, rows)):,}); " + self._way(longest),
+                GradfeatWarning,
+                stacklevel=4,
+            )
+            # cut by the tokenizer, which keeps its closing token
+            short = self._ids([cased[i] for i in long], truncation=True, max_length=longest)
+            for i, row in zip(long, short, strict=True):
+                rows[i] = row
+        length = max(map(len, rows)) if self.length is None else self.length
+        tokens = np.zeros((len(rows), 2, length), dtype=np.int64)
+        tokens[:, 0] = self._tokenizer.pad_token_id or 0
+        for token, row in zip(tokens, rows, strict=True):
+            token[0, : len(row)] = row
+            token[1, : len(row)] = 1
+        return tokens, dataclasses.replace(self, length=length)
+
+    def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
+        found = self._tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+        return [list(row) for row in found["input_ids"]]
+
+    def _way(self, longest: int) -> str:
+        if self.length is not None and self.length < self.max_length:
+            return "that is the length of the longest text that the model was fitted to"
+        if self.limit is not None and longest >= self.limit:
+            return "the network takes no more"
+        most = "" if self.limit is None else f", {self.limit} at most"
+        return f"preprocessing={{'max_length': ...}} takes more{most}"
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        return from_pretrained("AutoTokenizer", self.tokenizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain numbers and strings, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TextPreprocessing:
+        """Return the preprocessing that `to_dict` wrote.
+
+        Args:
+            fields: Some of them may be left out where the class has a default.
+
+        Raises:
+            ConfigurationError: Unknown or missing fields, or values that cannot be meant.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ConfigurationError(
+                    f"Unknown field {name!r} of the preprocessing of texts. Known: {', '.join(known)}."
+                    + did_you_mean(str(name), known)
+                )
+        if "tokenizer" not in fields:
+            raise ConfigurationError("The preprocessing of texts lacks the tokenizer: a folder or an id")
+        return cls(**fields)
