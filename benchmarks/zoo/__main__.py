@@ -87,11 +87,11 @@ def _line(result: dict) -> str:  # type: ignore[type-arg]
         return f"ERROR {result['error'][:150]}"
     return (
         "  ".join(
-            f"{d['theta2'][-1]}: f {d['f']:.0e} J {d['tangent']:.0e} adj {d['adjoint']:.0e}"
+            f"{d['theta2'][-1]}: J {d['tangent']:.0e} adj {d['adjoint']:.0e}"
             f"{' without rule: ' + ','.join(d['fallbacks']) if d['fallbacks'] else ''}"
             for d in result["depths"]
         )
-        + f"  linearize {result['linearize']:.1f} s / export {result['export']:.1f} s"
+        + f"  f {result['f']:.0e}  linearize {result['linearize']:.1f} s / export {result['export']:.1f} s"
     )
 
 

@@ -10,7 +10,7 @@ from benchmarks.zoo.entry import Entry, Subject
 from gradfeat.backbones import resolve
 from gradfeat.optional import require
 
-SIDES = (96, 112, 128)  # pixels; the first that a network takes, where it takes other sizes than its own
+SIDES = (64, 96, 112, 128, 160, 192)  # pixels; the first that a network takes, where it takes other sizes than its own
 
 _NARROW = "depth=3&embed_dim=96&num_heads=3"
 

@@ -41,41 +41,52 @@ def measure(entry: Entry) -> dict[str, Any]:
     _export(subject)
     export = time.process_time() - begun
     begun = time.process_time()
-    _linearize(subject, "auto")
+    folded = bool(_linearize(subject, "auto").foldings)
     seconds = time.process_time() - begun
     network.double()
     example = pytree.tree_map(_double, subject.example)
     subject = Subject(network, example, subject.features)
     with _NoSinglePrecision():
         blocks = theta2_candidates(network, example, features=subject.features)
-        depths = [_compare(subject, block.modules) for block in blocks[:2]]
+        f = [_feature_error(subject, blocks[0].modules)] if folded else []
+        depths = [_compare(subject, block.modules, fold_batchnorm=not folded) for block in blocks[:2]]
     return {
         "parameters": sum(value.numel() for value in network.parameters()),
         "export": export,
         "linearize": seconds,
+        "f": max([*f, *(depth["f"] for depth in depths)]),
         "depths": depths,
     }
 
 
-def _compare(subject: Subject, theta2: Sequence[str]) -> dict[str, Any]:
-    """Return the errors of f, J w₂ and ⟨u, J w₂⟩ = ⟨Jᵀu, w₂⟩ on another batch, each relative, and how it was built."""
-    lin = _linearize(subject, theta2, check=False)
+def _compare(subject: Subject, theta2: Sequence[str], *, fold_batchnorm: bool) -> dict[str, Any]:
+    """Return the errors of f, J w₂ and ⟨u, J w₂⟩ = ⟨Jᵀu, w₂⟩ on another batch, each relative, and how it was built.
+
+    Without folding the names of θ₂ are the network's own, so that the network is the oracle.
+    """
+    lin = _linearize(subject, theta2, fold_batchnorm=fold_batchnorm, check=False)
     batch = pytree.tree_map(_another, subject.example)
-    with torch.no_grad():
-        expected = _function(subject, batch)()
-        f = lin.primal(lin.bottom(batch))[0]
     report = lin.report()
-    if lin.foldings:  # names of θ₂ are the network's own without folding, so that the network is the oracle
-        lin = _linearize(subject, theta2, fold_batchnorm=False, check=False)
     return {
         "theta2": list(theta2),
         "parameters": sum(value.numel() for value in lin.theta2.values()),
         "rules": sum(report.rules.values()),
         "fallbacks": sorted({operation for _, operation in report.fallbacks}),
         "fallback_nodes": len(report.fallbacks),
-        "f": _relative(f, expected),
+        "f": _f_error(subject, lin, batch),
         **_tangent_errors(subject, lin, batch),
     }
+
+
+def _feature_error(subject: Subject, theta2: Sequence[str]) -> float:
+    """Return the error of f with batch norms folded."""
+    lin = _linearize(subject, theta2, check=False)
+    return _f_error(subject, lin, pytree.tree_map(_another, subject.example))
+
+
+def _f_error(subject: Subject, lin: Linearization, batch: Any) -> float:
+    with torch.no_grad():
+        return _relative(lin.primal(lin.bottom(batch))[0], _function(subject, batch)())
 
 
 def _linearize(subject: Subject, theta2: str | Sequence[str], **options: bool) -> Linearization:
