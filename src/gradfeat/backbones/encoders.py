@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gradfeat.errors import ConfigurationError
 
 TEXT_POOLINGS = ("mean", "cls", "last")
+SOUND_POOLINGS = ("mean", "cls")
 IMAGE_POOLINGS = ("pooler", "cls", "mean")
 
 
@@ -85,6 +86,30 @@ class ImageEncoder(nn.Module):
                 f"{type(self.transformer).__name__} has no pooled output: say ?pooling=cls or ?pooling=mean"
             )
         return pooled.flatten(1)
+
+
+class SoundEncoder(nn.Module):
+    """A transformer of waveforms (wav2vec 2.0, HuBERT, WavLM).
+
+    Args:
+        transformer: A model of transformers, without a head.
+        pooling: "mean" or "cls".
+        normalize: Whether each recording is brought to mean 0 and variance 1, as the network was trained.
+    """
+
+    def __init__(self, transformer: nn.Module, pooling: str, normalize: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.pooling = Pooling(pooling)
+        self.normalize = normalize
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Return f(x), (n, d), of recordings (n, samples)."""
+        if self.normalize:
+            centred = sound - sound.mean(1, keepdim=True)
+            sound = centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
+        output = self.transformer(input_values=sound, return_dict=True)
+        return self.pooling(_states(output, self.transformer))
 
 
 def _states(output: Any, transformer: nn.Module) -> Tensor:

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from gradfeat.backbones.encoders import IMAGE_POOLINGS, TEXT_POOLINGS, ImageEncoder, TextEncoder
+from gradfeat.backbones.encoders import (
+    IMAGE_POOLINGS,
+    SOUND_POOLINGS,
+    TEXT_POOLINGS,
+    ImageEncoder,
+    SoundEncoder,
+    TextEncoder,
+)
 from gradfeat.backbones.names import Name
 from gradfeat.data.text import LONGEST
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
@@ -19,7 +26,7 @@ _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def build_transformers(name: Name, *, random: bool) -> tuple[nn.Module, dict[str, Any] | None, str, list[str]]:
-    """Build a text or image encoder whose output is f(x), without heads.
+    """Build an encoder of texts, images or recordings whose output is f(x), without heads.
 
     Args:
         name: A local folder (as `save_pretrained` writes it) or an id, with the option `pooling`.
@@ -46,15 +53,18 @@ def build_transformers(name: Name, *, random: bool) -> tuple[nn.Module, dict[str
         source, stated = _sentence_modules(source, notes)
     transformer, missing = _load(source, random)
     pooling = name.options.get("pooling", stated.pop("pooling", None))
-    images = getattr(transformer, "main_input_name", "input_ids") == "pixel_values"
-    known = IMAGE_POOLINGS if images else TEXT_POOLINGS
+    kind = getattr(transformer, "main_input_name", "input_ids")
+    known = {"pixel_values": IMAGE_POOLINGS, "input_values": SOUND_POOLINGS}.get(kind, TEXT_POOLINGS)
     if pooling is not None and pooling not in known:
         raise ConfigurationError(
             f"pooling must be one of {', '.join(known)}, not {pooling!r}.{did_you_mean(str(pooling), known)}"
         )
     network: nn.Module
-    if images:
+    fields: dict[str, Any] | None
+    if kind == "pixel_values":
         network, fields = _image_encoder(transformer, source, pooling, missing, notes)
+    elif kind == "input_values":
+        network, fields = _sound_encoder(transformer, source, pooling or "mean", missing, notes), None
     else:
         network, fields = _text_encoder(transformer, source, pooling, missing, notes)
         if fields["limit"] is not None:
@@ -219,6 +229,22 @@ def _fetched(source: str, file: str) -> Path | None:
         f"{file} of {source} could not be fetched ({type(reason).__name__}). Without a network: download all files of "
         f"https://huggingface.co/{source} on another machine, and give the folder: {_SENTENCE}/<folder>."
     ) from reason
+
+
+# ---- sound ----------------------------------------------------------------------------------------------------------
+
+
+def _sound_encoder(transformer: Any, source: str, pooling: str, missing: set[str], notes: list[str]) -> nn.Module:
+    extractor = from_pretrained("AutoFeatureExtractor", source)
+    if "Wav2Vec2" not in type(extractor).__name__:
+        raise ConfigurationError(
+            f"{source} takes the output of a {type(extractor).__name__}, not waveforms: compute that first, and pass "
+            "the network itself (an nn.Module) and the arrays"
+        )
+    _check_complete({key for key in missing if "masked_spec_embed" not in key}, source)
+    notes.append(f"f(x) is the {'mean' if pooling == 'mean' else 'first part'} of the transformer's last states.")
+    notes.append(f"Recordings must have {extractor.sampling_rate:,} samples a second.")
+    return SoundEncoder(transformer, pooling, bool(extractor.do_normalize))
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz
 TextColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the texts. [by the usual names]")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the labels. [by the usual names]")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [utf-8]")]
+Seconds = Annotated[float | None, typer.Option(help="Length of every recording: longer ones are cut. [1]")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a text is cut. [256, or what the model says]")]
 BackboneName = Annotated[
     str,
@@ -111,6 +112,7 @@ def fit(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoding: Encoding = None,
+    seconds: Seconds = None,
     weights: Weights = None,
     theta2: Theta2 = None,
     mode: Annotated[str, typer.Option(help="activation, gradient, full or finetune.")] = "full",
@@ -156,7 +158,7 @@ def fit(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
     fit_command(data, split, source, settings, mode, out)
 
 
@@ -175,6 +177,7 @@ def compare(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoding: Encoding = None,
+    seconds: Seconds = None,
     weights: Weights = None,
     theta2: Theta2 = None,
     image_size: ImageSize = None,
@@ -219,7 +222,7 @@ def compare(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
     compare_command(data, test_data, split, test_split, source, settings, modes, out)
 
 
@@ -258,6 +261,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoding: Encoding = None,
+    seconds: Seconds = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
@@ -269,7 +273,7 @@ def evaluate(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import evaluate_command
 
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding)
+    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
     evaluate_command(model, data, split, source, backbone, weights, json)
 
 

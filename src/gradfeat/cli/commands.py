@@ -25,6 +25,7 @@ class Source:
     text_column: str | None = None
     label_column: str | None = None
     encoding: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def read(path: Path, split: str, source: Source) -> Dataset:
         text_column=source.text_column,
         label_column=source.label_column,
         encoding=source.encoding,
+        seconds=source.seconds,
     )
 
 

@@ -26,7 +26,12 @@ Result = TypeVar("Result")
 
 def is_image(path: Path) -> bool:
     """Whether `path` is a file, not hidden, with the suffix of an image in any case."""
-    return path.suffix.lower() in SUFFIXES and not is_hidden(path.name) and path.is_file()
+    return is_file(path, SUFFIXES)
+
+
+def is_file(path: Path, suffixes: Sequence[str]) -> bool:
+    """Whether `path` is a file, not hidden, with one of some suffixes in any case."""
+    return path.suffix.lower() in suffixes and not is_hidden(path.name) and path.is_file()
 
 
 def is_hidden(name: str) -> bool:
@@ -36,8 +41,15 @@ def is_hidden(name: str) -> bool:
 
 def find_images(folder: Path) -> list[Path]:
     """Return all images of a folder and its folders, sorted; nothing that is hidden."""
+    return find_files(folder, SUFFIXES)
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return all files of a folder and its folders with one of some suffixes, sorted; nothing that is hidden."""
     return sorted(
-        file for file in folder.rglob("*") if is_image(file) and not any(map(is_hidden, file.relative_to(folder).parts))
+        file
+        for file in folder.rglob("*")
+        if is_file(file, suffixes) and not any(map(is_hidden, file.relative_to(folder).parts))
     )
 
 

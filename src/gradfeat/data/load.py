@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.images import ON_ERROR, SUFFIXES, find_images, is_image, without_unreadable
+from gradfeat.data.images import ON_ERROR, SUFFIXES, find_files, find_images, is_image, without_unreadable
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
 TABLES = ("csv", "tsv", "jsonl")
-FORMATS = ("auto", "folder", "npz", "cifar", "voc", *TABLES)
+FORMATS = ("auto", "folder", "npz", "cifar", "voc", "wav", *TABLES)
 
 
 def load_dataset(
@@ -22,21 +23,25 @@ def load_dataset(
     text_column: str | None = None,
     label_column: str | None = None,
     encoding: str | None = None,
+    rate: int | None = None,
+    seconds: float | None = None,
 ) -> Dataset:
     """Read labelled data.
 
     Args:
-        path: A folder of class folders with images (or of parts, "train" and so on, that hold them), an ``.npz`` file
-            with X and y, CIFAR's official binary or python layout, a VOC devkit, or texts in a ``.csv``, ``.tsv`` or
-            ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or ``<name>_train.csv``).
+        path: A folder of class folders with images or WAV files (or of parts, "train" and so on, that hold them), an
+            ``.npz`` file with X and y, CIFAR's official binary or python layout, a VOC devkit, or texts in a ``.csv``,
+            ``.tsv`` or ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or ``<name>_train.csv``).
         split: The part to read; data without parts is taken whole, and the result's split is then "all". For VOC,
             "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself.
-        format: "folder", "npz", "cifar", "voc", "csv", "tsv", "jsonl", or "auto": found out from what is there.
+        format: "folder", "npz", "cifar", "voc", "wav", "csv", "tsv", "jsonl", or "auto": found out from what is there.
         on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
             a warning.
         text_column: Column of the texts in a table; None finds it by the usual names.
         label_column: Column of the labels in a table; None finds it by the usual names.
         encoding: Of a table; None is UTF-8.
+        rate: Samples a second of recordings; None is 16,000.
+        seconds: Length of every recording, cut or padded; None is 1.
 
     Returns:
         The data; see `Dataset`.
@@ -60,8 +65,16 @@ def load_dataset(
 
         return load_table(path, split, format, **table)
     given = [name for name, value in table.items() if value is not None]
+    sound: dict[str, Any] = {"rate": rate, "seconds": seconds}
+    sound = {name: value for name, value in sound.items() if value is not None}
+    if sound and format != "wav":
+        raise ConfigurationError(f"{next(iter(sound))} is for WAV files; {path} is read as {format}")
     if given:
         raise ConfigurationError(f"{given[0]} is for tables of texts ({', '.join(TABLES)}); {path} is read as {format}")
+    if format == "wav":
+        from gradfeat.data.audio import load_audio
+
+        return load_audio(path, split, **sound)
     dataset = _load(path, split, format)
     return dataset if hasattr(dataset.X, "dtype") else without_unreadable(dataset, on_error)
 
@@ -120,7 +133,9 @@ def _detect(path: Path, split: str) -> str:
     if is_table(path):
         return table_format(path, split)
     if path.is_dir():
-        return "folder"
+        from gradfeat.data.audio import SUFFIXES as SOUND
+
+        return "wav" if not find_images(path) and find_files(path, SOUND) else "folder"
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
         "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, CIFAR's official files, or a VOC devkit"
