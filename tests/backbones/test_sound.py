@@ -15,10 +15,14 @@ import gradfeat
 from gradfeat import GradientFeatureClassifier
 from gradfeat.backbones import resolve
 from gradfeat.data import load_dataset
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, MissingDependencyError
+from gradfeat.optional import require
 from gradfeat.testing import check_linearization
 
-transformers = pytest.importorskip("transformers", reason="needs the extra 'text'")
+try:
+    transformers = require("transformers", extra="text")
+except MissingDependencyError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 RATE = 2000
 
