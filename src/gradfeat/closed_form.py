@@ -1,7 +1,7 @@
 """Step 3 in closed form: `full` and `gradient` under a squared loss, for few samples.
 
-The tangent kernel of each ω̄ is computed once; the solution, and every sample's loss under the fit without it, then cost
-no further pass over the network, for all of the grid of penalties.
+The tangent kernel of each ω̄ is computed once; the solution, and every sample's loss under the fit without it, then
+cost no further pass over the network, for all of the grid of penalties.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import math
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gradfeat.cache import available_memory
 from gradfeat.errors import ConfigurationError, ConvergenceError
@@ -18,11 +20,11 @@ from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, HEADS, Choice, Tried, fit_probes
+from gradfeat.selection import GRID, HEADS, HEAVIER, SPLITS, Choice, Tried, fit_probes
 from gradfeat.solvers.dual import Dual, DualPath
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
-from gradfeat.solvers.probe import Probe
+from gradfeat.solvers.probe import Folds, Probe, folds
 from gradfeat.solvers.subspace import Solution
 
 FEW = 1000
@@ -42,19 +44,22 @@ def fit_closed_form(
     *,
     penalty: float | Sequence[float] | str = "auto",
     parametrization: str = "standard",
+    random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Fit `full` or `gradient` by the closed form, with given penalties or those of the least leave-one-out loss.
 
     The path is that of `gradfeat.selection`: ω̄ with penalties from the best probe's upwards while the loss falls, and
-    for each a grid of (λ₁, λ₂); for `full` "no gradient term" is part of it. ω̄ itself is not fitted anew without each
-    sample.
+    for each a grid of (λ₁, λ₂); for `full` "no gradient term" is part of it. A sample's label is in ω̄ too: under an ω̄
+    that has seen it, its leave-one-out loss is far too low, and gradients look good even for labels that are chance.
+    So each fold of the samples is judged under an ω̄ that was fitted to the others.
 
     Args:
         problem: From `prepare`, with samples that do not change and a squared loss.
         mode: "full" or "gradient".
         penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
         parametrization: The variables that w₂ is penalized in.
+        random_state: Seed of the folds.
         progress: Shows how far it is.
 
     Raises:
@@ -66,20 +71,25 @@ def fit_closed_form(
     notes: list[str] = []
     choice: Choice | None = None
     probe = problem.probe
-    if isinstance(penalty, str) and samples.n > 2:
-        choice, probe, dual = _choose(samples, progress or Progress(False))
+    splits: Folds = []
+    if isinstance(penalty, str):
+        splits, _ = folds(samples.y[: samples.n].cpu(), problem.loss, SPLITS, random_state)
+    if splits:
+        choice = _choose(samples, splits, progress or Progress(False))
+        probes = samples.probes(torch.arange(len(samples.rows)), problem.probe.penalty)
+        probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
         if not choice.gradients:
             notes.append(f"{mode}: by leave-one-out no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization, probe)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
+    dual = samples.dual(probe)
+    if choice is not None:
         w1, w2 = choice.w1, choice.w2 * dual.unit
+    elif isinstance(penalty, str):
+        notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
+        w1, w2 = probe.penalty, dual.unit
     else:
-        dual = samples.dual(probe)
-        if isinstance(penalty, str):
-            notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
-            w1, w2 = probe.penalty, dual.unit
-        else:
-            w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
+        w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
     point = dual.at(w1).solve(w2)
     features = samples.features(probe)
     pulled = features.transpose(point.a / point.w2_penalty, torch.arange(len(samples.rows)))
@@ -120,7 +130,7 @@ class _Samples:
         self.n = len(self.rows) // problem.views
         self.store, self.y = problem.store.rows(self.rows), problem.y[self.rows]
         self.targets = loss.targets(self.y, self.outputs)
-        self.weight = None if weight is None else weight[self.rows].cpu()
+        self.weight = torch.ones(len(self.rows)) if weight is None else weight[self.rows].cpu()
         self.passes = 0.0
 
     def features(self, probe: Probe) -> GradientFeatures:
@@ -136,45 +146,56 @@ class _Samples:
             kernel,
             self.store.features if self.mode == "full" else None,
             self.targets,
-            torch.ones(len(self.rows)) if self.weight is None else self.weight,
+            self.weight,
             views=self.problem.views,
             single=self.store.linearization.dtype != torch.float64,
         )
 
-    def loss(self, path: DualPath, w2: float) -> float:
-        """Return the mean loss of every sample under the fit without it."""
-        logits = self.targets.cpu() - path.leave_one_out(w2)
-        return float(self.problem.loss.value(logits, self.y.cpu(), self.weight))
+    def versions(self, picked: np.ndarray) -> Tensor:
+        """Return the places of all versions of some samples, in order of sample."""
+        return (torch.from_numpy(picked)[:, None] + self.n * torch.arange(self.problem.views)).flatten()
+
+    def probes(self, places: Tensor, light: float) -> list[Probe]:
+        """Return the ω̄ of some samples, with penalties from the best probe's upwards."""
+        problem = self.problem
+        return fit_probes(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
+
+    def loss(self, path: DualPath, w2: float, places: Tensor) -> float:
+        """Return the weighted sum of losses of some samples, each under the fit without it."""
+        logits = self.targets[places].cpu() - path.leave_one_out(w2)[places]
+        losses = self.problem.loss.per_sample(logits, self.y[places].cpu())
+        return float((self.weight[places] * losses).sum())
 
 
-def _choose(samples: _Samples, progress: Progress) -> tuple[Choice, Probe, Dual]:
-    """Return the penalties of the least leave-one-out loss, with their ω̄ and its closed form."""
+def _choose(samples: _Samples, splits: Folds, progress: Progress) -> Choice:
+    """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
     problem, full = samples.problem, samples.mode == "full"
     light = max(problem.probe.penalty, 1e-12)
-    probes = fit_probes(problem.store.features, problem.y, problem.loss, problem.weight, samples.rows, light)
-    heads = probes[:HEADS] if full else probes[:1]
+    heads = [light * factor for factor in HEAVIER[:HEADS]] if full else [light]
+    seen = [samples.versions(part) for part, _ in splits]
+    held = [samples.versions(part) for _, part in splits]
+    probes = [samples.probes(part, light) for part in seen]
     path: list[Tried] = []
-    best: tuple[Tried, Probe, Dual] | None = None
+    least = [math.inf]
     with progress.step("penalties") as done:
-        for i, probe in enumerate(probes):
-            dual = samples.dual(probe)
-            before = best
-            for head in heads:
-                decomposed = dual.at(head.penalty)
-                if full and not i:
-                    plain = Tried(head.penalty, head.penalty, math.inf, samples.loss(decomposed, math.inf))
-                    path.append(plain)
-                    if best is None or plain.loss < best[0].loss:
-                        best = plain, head, dual
-                for value in GRID:
-                    tried = Tried(probe.penalty, head.penalty, value, samples.loss(decomposed, value * dual.unit))
-                    path.append(tried)
-                    if best is None or tried.loss < best[0].loss:
-                        best = tried, probe, dual
-            done(i + 1, len(probes))
-            if i and best is before:  # heavier ones only do harm
+        for i, factor in enumerate(HEAVIER):
+            # without the gradient term all ω̄ are the same
+            values = [math.inf, *GRID] if full and not i else list(GRID)
+            losses = np.zeros((len(heads), len(values)))
+            for fold, (own, rows) in enumerate(zip(probes, held, strict=True)):
+                dual = samples.dual(own[i])
+                for j, head in enumerate(heads):
+                    decomposed = dual.at(head)
+                    losses[j] += [samples.loss(decomposed, value * dual.unit, rows) for value in values]
+                done(i * len(splits) + fold + 1, len(HEAVIER) * len(splits))
+            losses /= sum(float(samples.weight[rows].sum()) for rows in held)
+            for k, value in enumerate(values):
+                for head, loss in zip(heads, losses[:, k].tolist(), strict=True):
+                    path.append(Tried(head if value == math.inf else light * factor, head, value, loss))
+            least.append(float(losses[:, -len(GRID) :].min()))
+            if least[-1] >= least[-2]:  # heavier ones only do harm
                 break
-    if best is None or not math.isfinite(best[0].loss):
+    best = min(path, key=lambda tried: tried.loss)  # among equals without the gradient term
+    if not math.isfinite(best.loss):
         raise ConvergenceError(f"no leave-one-out loss of {samples.mode} is finite")
-    least, probe, dual = best
-    return Choice(least.omega, least.w1, least.w2, path, samples.passes), probe, dual
+    return Choice(best.omega, best.w1, best.w2, path, samples.passes)

@@ -171,7 +171,12 @@ class _GradientFeatureEstimator(BaseEstimator):
         solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
         if solver == "dual":
             return fit_closed_form(
-                problem, mode, penalty=self.penalty, parametrization=self.parametrization, progress=progress
+                problem,
+                mode,
+                penalty=self.penalty,
+                parametrization=self.parametrization,
+                random_state=seed,
+                progress=progress,
             )
         if solver == "subspace":
             return fit_convex(
