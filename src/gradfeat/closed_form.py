@@ -20,7 +20,7 @@ from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, HEADS, HEAVIER, SPLITS, Choice, Tried, fit_probes
+from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, fit_probes
 from gradfeat.solvers.dual import Dual, DualPath
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
@@ -28,14 +28,19 @@ from gradfeat.solvers.probe import Folds, Probe, folds
 from gradfeat.solvers.subspace import Solution
 
 FEW = 1000
-"""Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the cube."""
+"""Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the square (the
+kernel) and the cube (its decomposition)."""
+
+MANY_OUTPUTS = 5000
+"""Most samples × outputs² there: the kernel's time is to the subspace solver's as (n · c)² to n."""
 
 _COPIES = 6  # matrices of the kernel's size that are in use at a time
 
 
 def takes_closed_form(problem: Problem) -> bool:
     """Whether a problem is one for the closed form: a squared loss, and few samples × outputs."""
-    return isinstance(problem.loss, Quadratic) and len(problem.store) * problem.probe.omega.shape[1] <= FEW
+    size, outputs = problem.probe.omega.shape[1] * len(problem.store), problem.probe.omega.shape[1]
+    return isinstance(problem.loss, Quadratic) and size <= FEW and size * outputs <= MANY_OUTPUTS
 
 
 def fit_closed_form(
@@ -193,7 +198,7 @@ def _choose(samples: _Samples, splits: Folds, progress: Progress) -> Choice:
                 for head, loss in zip(heads, losses[:, k].tolist(), strict=True):
                     path.append(Tried(head if value == math.inf else light * factor, head, value, loss))
             least.append(float(losses[:, -len(GRID) :].min()))
-            if least[-1] >= least[-2]:  # heavier ones only do harm
+            if least[-1] >= least[-2] * (1 - NEGLIGIBLE):  # heavier ones do harm, or differ in their length alone
                 break
     best = min(path, key=lambda tried: tried.loss)  # among equals without the gradient term
     if not math.isfinite(best.loss):
