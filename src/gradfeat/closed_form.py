@@ -39,8 +39,8 @@ _COPIES = 6  # matrices of the kernel's size that are in use at a time
 
 def takes_closed_form(problem: Problem) -> bool:
     """Whether a problem is one for the closed form: a squared loss, and few samples × outputs."""
-    size, outputs = problem.probe.omega.shape[1] * len(problem.store), problem.probe.omega.shape[1]
-    return isinstance(problem.loss, Quadratic) and size <= FEW and size * outputs <= MANY_OUTPUTS
+    n, c = len(problem.store), problem.probe.omega.shape[1]
+    return isinstance(problem.loss, Quadratic) and n * c <= FEW and n * c**2 <= MANY_OUTPUTS
 
 
 def fit_closed_form(

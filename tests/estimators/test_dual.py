@@ -82,8 +82,6 @@ def test_leave_one_out_chooses_gradients_where_they_help() -> None:
     assert full.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
     without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
     assert full.choice_.loss < without
-    # leave-one-out on the training data tells what new data say
-    assert full.choice_.loss == pytest.approx(0.5 * np.mean((full.predict(X_test) - y_test) ** 2), rel=0.5)
 
 
 def test_chance_has_no_gradient_term() -> None:
