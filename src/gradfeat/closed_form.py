@@ -31,7 +31,7 @@ FEW = 1000
 """Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the square (the
 kernel) and the cube (its decomposition)."""
 
-MANY_OUTPUTS = 5000
+MANY_OUTPUTS = 2000
 """Most samples × outputs² there: the kernel's time is to the subspace solver's as (n · c)² to n."""
 
 _COPIES = 6  # matrices of the kernel's size that are in use at a time

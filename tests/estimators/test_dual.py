@@ -84,15 +84,22 @@ def test_leave_one_out_chooses_gradients_where_they_help() -> None:
     assert full.choice_.loss < without
 
 
-def test_chance_has_no_gradient_term() -> None:
-    rng = np.random.default_rng(3)
-    X, y = data(45)[0], rng.integers(0, 5, size=45)
-    with pytest.warns(GradfeatWarning, match="no gradient term"):
-        model = classifier(solver="dual").fit(X, y)
-    assert not model.choice_.gradients
-    assert all(not value.any() for value in model.w2_.values())
-    # chance: the best constant has the mean squared distance of one class in five
-    assert model.choice_.loss > 0.9 * 0.5 * 15**2 * (1 - 1 / 5)
+@pytest.mark.filterwarnings("ignore::gradfeat.errors.GradfeatWarning")
+def test_gradients_gain_nothing_where_labels_are_chance() -> None:
+    gains = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(36, 40)), rng.integers(0, 4, size=36)
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 40), nn.ReLU())
+        model = GradientFeatureClassifier(backbone, solver="dual", **SETTINGS, loss="one_hot_squared").fit(X, y)
+        losses = [[tried.loss for tried in model.choice_.path if (tried.w2 < np.inf) == with_] for with_ in (0, 1)]
+        gains.append(1 - min(losses[1]) / min(losses[0]))
+        if not model.choice_.gradients:
+            assert model.solution_ is None
+            assert all(not value.any() for value in model.w2_.values())
+    # an ω̄ that has seen the label which it is judged by gains three in a hundred
+    assert abs(np.mean(gains)) < 0.02
 
 
 def test_saved_merged_and_repeated(tmp_path: Any) -> None:
