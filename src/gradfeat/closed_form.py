@@ -27,7 +27,7 @@ from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.probe import Folds, Probe, folds
 from gradfeat.solvers.subspace import Solution
 
-FEW = 1000
+FEW = 500
 """Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the square (the
 kernel) and the cube (its decomposition)."""
 
