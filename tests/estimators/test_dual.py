@@ -60,6 +60,15 @@ def test_the_same_optimum_as_the_subspace_solver(outputs: int | None) -> None:
     assert own == pytest.approx(other, rel=0.03)  # where the subspace solver stops by itself
 
 
+@pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
+def test_the_same_predictions_in_another_parametrization(parametrization: str) -> None:
+    X, y = data()
+    settings = {"penalty": (0.05, 0.001), "precision": "float64", "parametrization": parametrization}
+    dual, subspace = (regressor(solver=solver, **settings).fit(X, y) for solver in ("dual", "subspace"))
+    np.testing.assert_allclose(dual.predict(X), subspace.predict(X), atol=0.1)
+    assert dual.score(X, y) > 0.5  # by the gradients: the product of two inputs is not linear
+
+
 def test_auto_takes_it_for_few_samples_of_a_squared_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = data()
     few = regressor().fit(X, y)
