@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gradfeat.adapter import load
     from gradfeat.comparison import compare
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+    from gradfeat.kernel import tangent_kernel
     from gradfeat.linearization import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
 
@@ -22,6 +23,7 @@ _HOME = {
     "GradientFeatureRegressor": "gradfeat.estimators",
     "load": "gradfeat.adapter",
     "compare": "gradfeat.comparison",
+    "tangent_kernel": "gradfeat.kernel",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "compare",
     "linearize",
     "load",
+    "tangent_kernel",
 ]
 
 

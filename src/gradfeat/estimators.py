@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from torch import Tensor
 
 from gradfeat.backbones import resolve
+from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
 from gradfeat.depth import Depth, choose_depth
@@ -188,12 +189,24 @@ class _GradientFeatureEstimator(BaseEstimator):
         if self.solver != "auto":
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
-        return "adam" if by_schedule or mode not in ("gradient", "full") else "subspace"
+        if by_schedule or mode not in ("gradient", "full"):
+            return "adam"
+        return "dual" if self.rounds == 1 and takes_closed_form(problem) else "subspace"
 
     def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
         """Train one of the four models on a prepared problem."""
         seed = self._seed()
-        if self._solver(problem, mode) == "subspace" and mode in ("gradient", "full"):
+        solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
+        if solver == "dual":
+            return fit_closed_form(
+                problem,
+                mode,
+                penalty=self.penalty,
+                parametrization=self.parametrization,
+                random_state=seed,
+                progress=progress,
+            )
+        if solver == "subspace":
             return fit_convex(
                 problem,
                 mode,
@@ -334,12 +347,14 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
             modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
             on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
-        solver: "subspace" (to convergence, without a learning rate), or "adam" or "sgd", with the paper's schedule;
-            "auto" is "subspace", but "adam" for samples that change (augmentation) or where `epochs` or `clip_norm` is
-            given.
+        solver: "subspace" (to convergence, without a learning rate); "dual" (a squared loss in closed form, for few
+            samples); or "adam" or "sgd", with the paper's schedule. "auto" is "adam" for samples that change
+            (augmentation) or where `epochs` or `clip_norm` is given; else "dual" for a squared loss with few samples ×
+            outputs (`gradfeat.closed_form`), and "subspace" for all else. `solution_` says which it was.
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
-            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`). Adam and SGD have no λ₂.
+            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" by leave-one-out. Adam
+            and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
             while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
@@ -373,7 +388,8 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.
         choice_: Penalties that were chosen, with the path; None where none were.
-        solution_: How the subspace solver ended: passes, time, whether it converged; None where another solver ran.
+        solution_: How the subspace or dual solver ended: passes, time, whether it converged; None for Adam and SGD, and
+            where no gradient term was chosen.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
 

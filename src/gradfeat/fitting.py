@@ -154,7 +154,7 @@ class Fit:
         seconds: Time of training this model alone, with its selection.
         notes: What the user should know.
         choice: Penalties that were chosen, and the path; None where none were.
-        solution: How the subspace solver ended; None where another solver ran.
+        solution: How the subspace or dual solver ended; None where another solver ran.
         rounds: The moves of θ̄₂ before the last linearization; None where there was one linearization.
     """
 

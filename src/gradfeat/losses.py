@@ -148,8 +148,16 @@ class MultiLabelLogistic(Loss):
         return y.shape[1]
 
 
-class _Quadratic(Loss):
-    """A loss whose Hessian in the logits is the identity."""
+class Quadratic(Loss):
+    """Half the squared distance of the logits to a target: its Hessian in the logits is the identity."""
+
+    @abstractmethod
+    def targets(self, y: Tensor, outputs: int) -> Tensor:
+        """Return where the logits are pulled to, (n, outputs)."""
+
+    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return half the squared distance to the target."""
+        return 0.5 * (logits - self.targets(y, logits.shape[1]).to(logits.dtype)).square().sum(1)
 
     def curvature(self, logits: Tensor) -> Tensor:
         """Return one."""
@@ -165,7 +173,7 @@ class _Quadratic(Loss):
 
 
 @final
-class Squared(_Quadratic):
+class Squared(Quadratic):
     """Squared error, ``½ Σ_k (logit_k - y_k)²``; y is (n, k).
 
     Example:
@@ -176,9 +184,9 @@ class Squared(_Quadratic):
     name = "squared"
     task = "regression"
 
-    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return half the squared distance."""
-        return 0.5 * (logits - y.to(logits.dtype)).square().sum(1)
+    def targets(self, y: Tensor, outputs: int) -> Tensor:
+        """Return y."""
+        return y
 
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return the values themselves."""
@@ -190,7 +198,7 @@ class Squared(_Quadratic):
 
 
 @final
-class OneHotSquared(_Quadratic):
+class OneHotSquared(Quadratic):
     """Squared error to rescaled one-hot targets, ``½ Σ_k (logit_k - κ [k = y])²``, with κ = 15; y holds class indices.
 
     The loss of LQF (Achille, Golatkar, Ravichandran, Polito & Soatto, CVPR 2021): quadratic, and the size of κ makes
@@ -205,10 +213,9 @@ class OneHotSquared(_Quadratic):
     task = "multiclass"
     scale: ClassVar[float] = 15.0
 
-    def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return half the squared distance to the target."""
-        targets = self.scale * F.one_hot(y, logits.shape[1]).to(logits.dtype)
-        return 0.5 * (logits - targets).square().sum(1)
+    def targets(self, y: Tensor, outputs: int) -> Tensor:
+        """Return κ for a sample's own class, zero for the others."""
+        return self.scale * F.one_hot(y, outputs)
 
     def predict_proba(self, logits: Tensor) -> Tensor:
         """Return class probabilities, by a softmax."""

@@ -50,7 +50,7 @@ def check_parameters(estimator: Any) -> None:
             wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
 
     one_of("mode", MODES)
-    one_of("solver", ("auto", "subspace", *SOLVERS))
+    one_of("solver", ("auto", "subspace", "dual", *SOLVERS))
     one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
     one_of("precision", ("auto", *PRECISIONS))
     one_of("cache", ("auto", *LEVELS))
@@ -68,7 +68,7 @@ def check_parameters(estimator: Any) -> None:
     check("rounds", _is_auto(estimator.rounds) or _is_whole(estimator.rounds, 1), "'auto' or a whole number from 1")
     check("augment", estimator.augment in (None, "mirror"), "None or 'mirror'")
     if estimator.rounds != 1:
-        if estimator.mode == "gradient" or estimator.solver in SOLVERS:
+        if estimator.mode == "gradient" or estimator.solver in ("dual", *SOLVERS):
             wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
         elif not _is_auto(penalty):
             wrong.append("rounds choose penalties on held-out data: penalty must be 'auto' with rounds other than 1")

@@ -59,7 +59,9 @@ Epochs = Annotated[
     typer.Option(help="Passes over the data. [the paper's 50 epochs, or 80,000 iterations if that is less]"),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
-Solver = Annotated[str, typer.Option(help="auto, subspace, or adam or sgd with the paper's schedules.")]
+Solver = Annotated[
+    str, typer.Option(help="auto, subspace, dual (squared loss), or adam or sgd with the paper's schedules.")
+]
 Rounds = Annotated[
     str, typer.Option(help="Linearizations of `full` at most: a number, or auto while the held-out loss falls.")
 ]

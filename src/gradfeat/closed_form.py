@@ -1,0 +1,206 @@
+"""Step 3 in closed form: `full` and `gradient` under a squared loss, for few samples.
+
+The tangent kernel of each ω̄ is computed once; the solution, and every sample's loss under the fit without it, then
+cost no further pass over the network, for all of the grid of penalties.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfeat.cache import available_memory
+from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.fitting import Fit, Problem, new_model
+from gradfeat.kernel import gram
+from gradfeat.losses import LOSSES, Quadratic
+from gradfeat.progress import Progress
+from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, fit_probes
+from gradfeat.solvers.dual import Dual, DualPath
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.probe import Folds, Probe, folds
+from gradfeat.solvers.subspace import Solution
+
+FEW = 500
+"""Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the square (the
+kernel) and the cube (its decomposition)."""
+
+MANY_OUTPUTS = 2000
+"""Most samples × outputs² there: the kernel's time is to the subspace solver's as (n · c)² to n."""
+
+_COPIES = 6  # matrices of the kernel's size that are in use at a time
+
+
+def takes_closed_form(problem: Problem) -> bool:
+    """Whether a problem is one for the closed form: a squared loss, and few samples × outputs."""
+    n, c = len(problem.store), problem.probe.omega.shape[1]
+    return isinstance(problem.loss, Quadratic) and n * c <= FEW and n * c**2 <= MANY_OUTPUTS
+
+
+def fit_closed_form(
+    problem: Problem,
+    mode: str,
+    *,
+    penalty: float | Sequence[float] | str = "auto",
+    parametrization: str = "standard",
+    random_state: int | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit `full` or `gradient` by the closed form, with given penalties or those of the least leave-one-out loss.
+
+    The path is that of `gradfeat.selection`: ω̄ with penalties from the best probe's upwards while the loss falls, and
+    for each a grid of (λ₁, λ₂); for `full` "no gradient term" is part of it. A sample's label is in ω̄ too: under an ω̄
+    that has seen it, its leave-one-out loss is far too low, and gradients look good even for labels that are chance.
+    So each fold of the samples is judged under an ω̄ that was fitted to the others.
+
+    Args:
+        problem: From `prepare`, with samples that do not change and a squared loss.
+        mode: "full" or "gradient".
+        penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
+        parametrization: The variables that w₂ is penalized in.
+        random_state: Seed of the folds.
+        progress: Shows how far it is.
+
+    Raises:
+        ConfigurationError: Another loss, samples that change, or a kernel that does not fit in memory.
+        ConvergenceError: The features or the solution are not finite.
+    """
+    samples = _Samples(problem, mode, parametrization)
+    begun = time.perf_counter()
+    notes: list[str] = []
+    choice: Choice | None = None
+    probe = problem.probe
+    splits: Folds = []
+    if isinstance(penalty, str):
+        splits, _ = folds(samples.y[: samples.n].cpu(), problem.loss, SPLITS, random_state)
+    if splits:
+        choice = _choose(samples, splits, progress or Progress(False))
+        probes = samples.probes(torch.arange(len(samples.rows)), problem.probe.penalty)
+        probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        if not choice.gradients:
+            notes.append(f"{mode}: by leave-one-out no gradient term was better than the probe alone")
+            model = new_model(problem, mode, parametrization, probe)
+            return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
+    dual = samples.dual(probe)
+    if choice is not None:
+        w1, w2 = choice.w1, choice.w2 * dual.unit
+    elif isinstance(penalty, str):
+        notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
+        w1, w2 = probe.penalty, dual.unit
+    else:
+        w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
+    point = dual.at(w1).solve(w2)
+    features = samples.features(probe)
+    pulled = features.transpose(point.a / point.w2_penalty, torch.arange(len(samples.rows)))
+    model = new_model(problem, mode, parametrization, probe)
+    # without activations w₁ is the probe, which mode `gradient` does not use
+    model.set_weights(w1=probe.omega if point.w1 is None else point.w1, b=point.bias, w2=features.natural(pulled))
+    if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
+        raise ConvergenceError(f"the weights of {mode} are not finite")
+    seconds = time.perf_counter() - begun
+    passes = samples.passes + features.passes
+    reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
+    solution = Solution("dual", True, reason, [point.objective], 0.0, passes, seconds)
+    return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)
+
+
+class _Samples:
+    """The samples that count (their weight is above zero), and the closed form of each ω̄ on them."""
+
+    def __init__(self, problem: Problem, mode: str, parametrization: str) -> None:
+        self.problem, self.mode, self.parametrization = problem, mode, parametrization
+        self.outputs = problem.probe.omega.shape[1]
+        loss, weight = problem.loss, problem.weight
+        if not isinstance(loss, Quadratic):
+            names = " and ".join(name for name, kind in LOSSES.items() if issubclass(kind, Quadratic))
+            raise ConfigurationError(f"solver='dual' is for {names} loss, not {loss.name}: take solver='subspace'")
+        if problem.store.inputs.random:
+            raise ConfigurationError("solver='dual' needs samples that do not change: take solver='adam'")
+        self.rows = torch.arange(len(problem.store))
+        if weight is not None:
+            self.rows = self.rows[weight.cpu() > 0]
+        size = len(self.rows) * self.outputs
+        needed = 8 * _COPIES * size**2
+        if needed > available_memory():
+            raise ConfigurationError(
+                f"solver='dual' needs {needed / 2**30:.0f} GiB for the kernel of {len(self.rows):,} samples × "
+                f"{self.outputs} outputs, more than is free: take solver='subspace'"
+            )
+        self.n = len(self.rows) // problem.views
+        self.store, self.y = problem.store.rows(self.rows), problem.y[self.rows]
+        self.targets = loss.targets(self.y, self.outputs)
+        self.weight = torch.ones(len(self.rows)) if weight is None else weight[self.rows].cpu()
+        self.passes = 0.0
+
+    def features(self, probe: Probe) -> GradientFeatures:
+        """Return the map Φ of an ω̄."""
+        return GradientFeatures(self.store, probe.omega, parametrization=self.parametrization)
+
+    def dual(self, probe: Probe) -> Dual:
+        """Return the closed form for an ω̄."""
+        features = self.features(probe)
+        kernel = gram(features)
+        self.passes += features.passes
+        return Dual(
+            kernel,
+            self.store.features if self.mode == "full" else None,
+            self.targets,
+            self.weight,
+            views=self.problem.views,
+            single=self.store.linearization.dtype != torch.float64,
+        )
+
+    def versions(self, picked: np.ndarray) -> Tensor:
+        """Return the places of all versions of some samples, in order of sample."""
+        return (torch.from_numpy(picked)[:, None] + self.n * torch.arange(self.problem.views)).flatten()
+
+    def probes(self, places: Tensor, light: float) -> list[Probe]:
+        """Return the ω̄ of some samples, with penalties from the best probe's upwards."""
+        problem = self.problem
+        return fit_probes(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
+
+    def loss(self, path: DualPath, w2: float, places: Tensor) -> float:
+        """Return the weighted sum of losses of some samples, each under the fit without it."""
+        logits = self.targets[places].cpu() - path.leave_one_out(w2)[places]
+        losses = self.problem.loss.per_sample(logits, self.y[places].cpu())
+        return float((self.weight[places] * losses).sum())
+
+
+def _choose(samples: _Samples, splits: Folds, progress: Progress) -> Choice:
+    """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
+    problem, full = samples.problem, samples.mode == "full"
+    light = max(problem.probe.penalty, 1e-12)
+    heads = [light * factor for factor in HEAVIER[:HEADS]] if full else [light]
+    seen = [samples.versions(part) for part, _ in splits]
+    held = [samples.versions(part) for _, part in splits]
+    probes = [samples.probes(part, light) for part in seen]
+    path: list[Tried] = []
+    least = [math.inf]
+    with progress.step("penalties") as done:
+        for i, factor in enumerate(HEAVIER):
+            # without the gradient term all ω̄ are the same
+            values = [math.inf, *GRID] if full and not i else list(GRID)
+            losses = np.zeros((len(heads), len(values)))
+            for fold, (own, rows) in enumerate(zip(probes, held, strict=True)):
+                dual = samples.dual(own[i])
+                for j, head in enumerate(heads):
+                    decomposed = dual.at(head)
+                    losses[j] += [samples.loss(decomposed, value * dual.unit, rows) for value in values]
+                done(i * len(splits) + fold + 1, len(HEAVIER) * len(splits))
+            losses /= sum(float(samples.weight[rows].sum()) for rows in held)
+            for k, value in enumerate(values):
+                for head, loss in zip(heads, losses[:, k].tolist(), strict=True):
+                    path.append(Tried(head if value == math.inf else light * factor, head, value, loss))
+            least.append(float(losses[:, -len(GRID) :].min()))
+            if least[-1] >= least[-2] * (1 - NEGLIGIBLE):  # heavier ones do harm, or differ in their length alone
+                break
+    best = min(path, key=lambda tried: tried.loss)  # among equals without the gradient term
+    if not math.isfinite(best.loss):
+        raise ConvergenceError(f"no leave-one-out loss of {samples.mode} is finite")
+    return Choice(best.omega, best.w1, best.w2, path, samples.passes)
