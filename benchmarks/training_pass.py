@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 
 from gradfeat import GradientFeatureModel
+from gradfeat.backbones.encoders import TextEncoder
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require
@@ -41,13 +42,31 @@ from gradfeat.optional import require
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the modules that are θ₂, and the size of its input."""
+    """A network, the modules that are θ₂, and the size of its input: images, or texts of so many tokens."""
 
     title: str
     model: str
     theta2: tuple[str, ...]
     image: int = 224
     batch: int = 64
+    tokens: int = 0
+
+    def network(self) -> nn.Module:
+        """Return the network with random weights."""
+        if not self.tokens:
+            return require("timm", extra="vision").create_model(self.model, num_classes=0).eval()
+        transformers = require("transformers", extra="text")
+        config = transformers.BertConfig(
+            hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+        )
+        return TextEncoder(transformers.BertModel(config, add_pooling_layer=False), "mean").eval()
+
+    def inputs(self, n: int) -> Tensor:
+        """Return n samples; texts of equal length, none of it padding."""
+        if not self.tokens:
+            return torch.randn(n, 3, self.image, self.image)
+        ids = torch.randint(1000, 30000, (n, self.tokens))
+        return torch.stack([ids, torch.ones_like(ids)], 1)
 
 
 CASES = (
@@ -56,18 +75,18 @@ CASES = (
     Case("ResNet-50, last block", "resnet50", ("layer4.2",)),
     Case("MobileNetV2, head convolution", "mobilenetv2_100", ("conv_head",)),
     Case("ViT-tiny, last block", "vit_tiny_patch16_224", ("blocks.11",)),
+    Case("ViT-small, last block", "vit_small_patch16_224", ("blocks.11",)),
+    Case("MiniLM (6 × 384), last layer, 64 tokens", "bert", ("transformer.encoder.layer.5",), tokens=64),
 )
 CLASSES = 10
 
 
 def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
     """Return a function for each rival that runs one pass and returns its gradients."""
-    timm = require("timm", extra="vision")
     torch.manual_seed(0)
-    network = timm.create_model(case.model, num_classes=0).eval()
-    example = torch.randn(3, 3, case.image, case.image)
+    network, example = case.network(), case.inputs(3)
     lin = linearize(network, example, case.theta2, check=False).to(device, dtype)
-    parts = [lin.bottom(torch.randn(8, 3, case.image, case.image)) for _ in range(case.batch // 8)]
+    parts = [lin.bottom(case.inputs(8)) for _ in range(case.batch // 8)]
     z0 = tree_map(lambda *tensors: torch.cat(tensors), *parts)
     f, residuals = lin.primal(z0)
     plain = linearize(network, example, case.theta2, check=False, fold_batchnorm=False).to(device, dtype)
