@@ -12,14 +12,18 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from benchmarks.zoo import images, plain, transformers_models
 from benchmarks.zoo.entry import Entry
+from benchmarks.zoo.measure import measure, warm_up
 from benchmarks.zoo.table import write_table
 
 SECONDS = 900  # for one network
@@ -38,15 +42,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure also what is measured already")
     parser.add_argument("--list", action="store_true", help="only name the networks")
     parser.add_argument("--table", type=Path, help="write the table of what is measured to this file")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     entries = all_entries()
-    if arguments.one:
-        from benchmarks.zoo.measure import measure
-
-        (entry,) = (entry for entry in entries if entry.key == arguments.one)
-        print("\n" + json.dumps(measure(entry)))
-        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.table:
         write_table(arguments.table, entries, arguments.out)
@@ -54,10 +51,12 @@ def main() -> None:
     chosen = [e for e in entries if any(fnmatch.fnmatchcase(e.key, pattern) for pattern in arguments.patterns)]
     if not chosen:
         parser.error(f"no network matches {' '.join(arguments.patterns)}; --list names them")
+    if arguments.list:
+        print(*(f"{entry.key} {entry.model}" for entry in chosen), sep="\n")
+        return
+    torch.set_num_threads(1)  # threads do not survive a fork
+    warm_up()
     for entry in chosen:
-        if arguments.list:
-            print(entry.key, entry.model)
-            continue
         file = arguments.out / (entry.key.replace("/", "--") + ".json")
         if file.exists() and not arguments.again:
             continue
@@ -69,20 +68,35 @@ def main() -> None:
         print(f"{entry.key:45} {time.perf_counter() - begun:6.1f} s  {_line(result)}", flush=True)
 
 
-def _in_a_process(entry: Entry) -> dict[str, object]:
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-m", "benchmarks.zoo", "--one", entry.key]
+def _in_a_process(entry: Entry) -> dict[str, Any]:
+    """Measure in a copy of this process, which has imported and warmed up everything already."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(entry, sender))
+    worker.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
-    except subprocess.TimeoutExpired:
+        if receiver.poll(SECONDS):
+            return receiver.recv()
         return {"error": f"not finished after {SECONDS} s"}
-    if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        return {"error": lines[-1] if lines else f"ended with {done.returncode}", "trace": lines[-30:]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    except EOFError:
+        worker.join()
+        return {"error": f"the process ended with {worker.exitcode}"}
+    finally:
+        worker.kill()
+        worker.join()
 
 
-def _line(result: dict) -> str:  # type: ignore[type-arg]
+def _work(entry: Entry, sender: Connection) -> None:
+    try:
+        result = measure(entry)
+    except Exception as error:
+        lines = traceback.format_exc().strip().splitlines()
+        result = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", "trace": lines[-30:]}
+    sender.send(result)
+
+
+def _line(result: dict[str, Any]) -> str:
     if "error" in result:
         return f"ERROR {result['error'][:150]}"
     return (

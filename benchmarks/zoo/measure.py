@@ -17,6 +17,7 @@ from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.build import theta2_candidates
 from gradfeat.linearization.capture import FeatureExtractor, as_inputs
 from gradfeat.linearization.rules.fallback import plain_kernels
+from gradfeat.optional import require
 from gradfeat.testing.oracle import jacobian_vector_product
 
 SAMPLES = 4  # of the compared batch; the exported one has three
@@ -34,9 +35,6 @@ def measure(entry: Entry) -> dict[str, Any]:
     subject = entry.build()
     network = subject.network.eval()
     _spread(network)
-    tiny = Subject(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), torch.randn(3, 2))
-    _export(tiny)  # what torch sets up once is not the network's
-    _linearize(tiny, "auto")
     begun = time.process_time()
     _export(subject)
     export = time.process_time() - begun
@@ -57,6 +55,16 @@ def measure(entry: Entry) -> dict[str, Any]:
         "f": max([*f, *(depth["f"] for depth in depths)]),
         "depths": depths,
     }
+
+
+def warm_up() -> None:
+    """Do what torch and its libraries do once for all networks."""
+    warnings.simplefilter("ignore")
+    for library, extra in (("timm", "vision"), ("torchvision", "vision"), ("transformers", "text")):
+        require(library, extra=extra)
+    tiny = Subject(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), torch.randn(3, 2))
+    _export(tiny)
+    _linearize(tiny, "auto")
 
 
 def _compare(subject: Subject, theta2: Sequence[str], *, fold_batchnorm: bool) -> dict[str, Any]:
