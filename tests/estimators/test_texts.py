@@ -146,6 +146,16 @@ def test_scikit_learn_divides_texts(tiny_bert):
     assert cross_val_score(model, np.array(X, dtype=object), y, cv=2).shape == (2,)
 
 
+def test_a_column_of_a_table(fitted):
+    class Column:  # as pandas and polars have them
+        ndim, shape = 1, (5,)
+
+        def to_numpy(self):
+            return np.array(draw(5, 3)[0], dtype=object)
+
+    np.testing.assert_array_equal(fitted.predict_proba(Column()), fitted.predict_proba(draw(5, 3)[0]))
+
+
 def test_regression(tiny_bert):
     X, y = draw(20, 0)
     targets = np.array([1.5 if label == "yes" else -1.5 for label in y])
