@@ -148,9 +148,9 @@ def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
 
 def _are_strings(X: Any) -> bool:
     """Whether X holds texts or paths; one is enough, so that `Inputs` can name the others."""
-    if isinstance(X, np.ndarray) and X.dtype.kind not in "UO":
+    if isinstance(X, np.ndarray) and (X.ndim != 1 or X.dtype.kind not in "UO"):
         return False
-    return any(isinstance(item, (str, Path)) for item in X) if not isinstance(X, np.ndarray) or X.ndim == 1 else False
+    return any(isinstance(item, (str, Path)) for item in X)
 
 
 def shape_of(X: Any) -> tuple[int, ...] | None:

@@ -9,6 +9,8 @@ from gradfeat.errors import ConfigurationError
 def test_parts():
     assert parse_name("timm/resnet18.a1_in1k") == Name("timm", "resnet18.a1_in1k")
     assert parse_name("gradfeat/some/file.safetensors") == Name("gradfeat", "some/file.safetensors")
+    assert parse_name("hf/owner/bert?pooling=cls") == Name("hf", "owner/bert", {"pooling": "cls"})
+    assert parse_name("hf//a/folder") == Name("hf", "/a/folder")
 
 
 def test_option_values():
@@ -29,8 +31,8 @@ def test_path_of_a_file_is_an_encoder(tmp_path):
         ("resnet18", "e.g. timm/resnet18"),
         ("encoder.safetensors", "No file 'encoder.safetensors'"),
         ("tim/resnet18", "Did you mean timm"),
-        ("hf/bert-base", "not supported yet"),
-        ("sentence-transformers/all-MiniLM-L6-v2", "not supported yet"),
+        ("hf/", "no model"),
+        ("huggingface/bert", "hf/<folder or id>"),
         ("timm/", "no model"),
         ("timm/x?a", "Cannot read the options"),
         ("timm/x?a=1&a=2", "given twice"),

@@ -17,7 +17,7 @@ from gradfeat.backbones.encoders import (
     TextEncoder,
 )
 from gradfeat.backbones.names import Name
-from gradfeat.data.text import LONGEST
+from gradfeat.data.text import LONGEST, load_tokenizer
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
 from gradfeat.optional import from_pretrained, require
 
@@ -136,7 +136,7 @@ _POOLED = {"mean": "mean under the attention mask", "cls": "first token's part",
 
 def _limit(transformer: Any, source: str) -> int | None:
     """Return the most tokens that both the tokenizer and the positions of the network allow."""
-    limits = [from_pretrained("AutoTokenizer", source).model_max_length]
+    limits = [load_tokenizer(source).model_max_length]
     if (positions := getattr(transformer.config, "max_position_embeddings", None)) is not None:
         limits.append(positions)
     for path, module in transformer.named_modules():

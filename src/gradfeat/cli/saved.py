@@ -18,7 +18,7 @@ from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.cifar import is_cifar
 from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import existing
+from gradfeat.data.load import TABLES, existing
 from gradfeat.data.table import SUFFIXES, load_texts
 from gradfeat.data.voc import is_voc
 from gradfeat.errors import DataError
@@ -101,8 +101,9 @@ def _load(model: Path, backbone: str | None, weights: str | None, json: bool) ->
 def _samples(data: Path, split: str, source: Source, texts: bool) -> Dataset:
     """Read samples; texts and images in a folder need no labels."""
     data = data.expanduser()
-    if texts:
-        found = load_texts(existing(data), split, text_column=source.text_column, encoding=source.encoding)
+    if texts and source.format in ("auto", *TABLES):
+        columns = {"text_column": source.text_column, "encoding": source.encoding}
+        found = load_texts(existing(data), split, source.format, **columns)
         return Dataset(found, None, [], "multiclass", data.resolve().name, split)
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
     if not layout or is_cifar(data) or is_voc(data):

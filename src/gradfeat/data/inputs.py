@@ -21,8 +21,8 @@ from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, DataError
 
 _ACCEPTED = (
-    "a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths, or a torch "
-    "Dataset"
+    "a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths or of "
+    "texts, or a torch Dataset"
 )
 
 

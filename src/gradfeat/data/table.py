@@ -95,22 +95,28 @@ def load_table(
 
 
 def load_texts(
-    path: Path, split: str = "test", *, text_column: str | None = None, encoding: str | None = None
+    path: Path,
+    split: str = "test",
+    format: str = "auto",
+    *,
+    text_column: str | None = None,
+    encoding: str | None = None,
 ) -> list[str]:
     """Read texts to predict: the text column of a table, or the lines of any other file.
 
     Args:
         path: The file, or a folder with a table for each part.
         split: The part, for a folder.
+        format: "csv", "tsv" or "jsonl", or "auto": by the suffix, and lines for any other.
         text_column: As for `load_table`.
         encoding: Of the file; None is UTF-8.
 
     Raises:
         DataError: There are no texts, or they cannot be read.
     """
-    if is_table(path):
+    if is_table(path) or format != "auto":
         file, _ = part_of(path, split)
-        rows = read_rows(file, SUFFIXES[file.suffix.lower()], encoding)
+        rows = read_rows(file, SUFFIXES[file.suffix.lower()] if format == "auto" else format, encoding)
         column = _column(file, list(rows[0][1]), text_column, _TEXT, "text")
         return [_text(file, where, values, column) for where, values in rows]
     if path.is_dir():

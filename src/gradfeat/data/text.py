@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
+from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, did_you_mean
 from gradfeat.optional import from_pretrained
 
 LONGEST = 256  # tokens; memory and time grow with the longest text
@@ -111,7 +111,7 @@ class TextPreprocessing:
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        return from_pretrained("AutoTokenizer", self.tokenizer)
+        return load_tokenizer(self.tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain numbers and strings, for JSON."""
@@ -137,3 +137,18 @@ class TextPreprocessing:
         if "tokenizer" not in fields:
             raise ConfigurationError("The preprocessing of texts lacks the tokenizer: a folder or an id")
         return cls(**fields)
+
+
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a folder or id.
+
+    Raises:
+        BackboneError: It is not to be had. (For a folder without its files transformers makes one that knows no word.)
+    """
+    tokenizer = from_pretrained("AutoTokenizer", source)
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise BackboneError(
+            f"The tokenizer of {source} knows no words: its files (tokenizer.json, or vocab.txt and the like) are "
+            "missing or empty. Put what the tokenizer's save_pretrained wrote beside the model."
+        )
+    return tokenizer
