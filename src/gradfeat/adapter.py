@@ -111,12 +111,8 @@ def load(
         AdapterError: The file is damaged, of a newer format, or made for another backbone (the message says what
             differs), or the backbone that it names is not to be had.
     """
-    from gradfeat.estimators import (
-        GradientFeatureClassifier,
-        GradientFeatureRegressor,
-        linearize_backbone,
-        model_from_weights,
-    )
+    from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+    from gradfeat.fitting import linearize_backbone, model_from_weights
 
     about, tensors = read(path)
     try:

@@ -2,342 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import numbers
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from torch import Tensor
+from sklearn.base import ClassifierMixin, RegressorMixin
 
-from gradfeat.backbones import resolve
-from gradfeat.closed_form import fit_closed_form, takes_closed_form
-from gradfeat.convex import fit_convex
-from gradfeat.data import Inputs, Mirrored
-from gradfeat.depth import Depth, choose_depth
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
-from gradfeat.fitting import (
-    Fit,
-    Problem,
-    backbone_candidates,
-    fit_mode,
-    linearize_backbone,
-    model_from_weights,
-    predict_logits,
-    prepare,
-)
-from gradfeat.linearization import Linearization
+from gradfeat.base import GradientFeatureEstimator
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
-from gradfeat.merge import MergedNetwork, merge, report_on
-from gradfeat.model import GradientFeatureModel
-from gradfeat.progress import Progress
-from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
-    NotFittedError,
     check_lengths,
-    check_parameters,
     class_weights,
-    folds_among,
     indicator,
     is_indicator,
     labels_of,
     read_classes,
-    read_samples,
-    read_truth,
     read_weight,
-    shape_of,
 )
 
 
-class _GradientFeatureEstimator(BaseEstimator):
-    """What the classifier and the regressor share: parameters, reading X, and the fitted model."""
-
-    def __init__(
-        self,
-        backbone: Any,
-        *,
-        theta2: str | Sequence[str] = "auto",
-        mode: str = "full",
-        solver: str = "auto",
-        penalty: float | str = "auto",
-        cv: Any = 5,
-        rounds: int | str = 1,
-        parametrization: str = "standard",
-        loss: str = "auto",
-        augment: str | None = None,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        clip_norm: float | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-        cache: str = "auto",
-        weights: str | Path | None = None,
-        preprocessing: Any = None,
-        image_size: int | None = None,
-        random_state: int | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.backbone = backbone
-        self.theta2 = theta2
-        self.mode = mode
-        self.solver = solver
-        self.penalty = penalty
-        self.cv = cv
-        self.rounds = rounds
-        self.parametrization = parametrization
-        self.loss = loss
-        self.augment = augment
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.clip_norm = clip_norm
-        self.device = device
-        self.precision = precision
-        self.cache = cache
-        self.weights = weights
-        self.preprocessing = preprocessing
-        self.image_size = image_size
-        self.random_state = random_state
-        self.verbose = verbose
-
-    # ---- what a fit does --------------------------------------------------------------------------------------------
-
-    def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
-        problem = self._prepare(X, y, loss, weight)
-        self._adopt(problem, self._fit_mode(problem))
-
-    def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
-        """Linearize the network, run the bottom on X, and fit the probe."""
-        check_parameters(self)
-        # what a callable or random weights were made from, so that `gradfeat.load` can make them again
-        self._built_from: dict[str, Any] = {"X_shape": shape_of(X), "random_state": self._seed()}
-        backbone = resolve(
-            self.backbone,
-            weights=self.weights,
-            preprocessing=self.preprocessing,
-            image_size=self.image_size,
-            X_shape=self._built_from["X_shape"],
-            random_state=self._built_from["random_state"],
-        )
-        inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
-        if inputs.text_preprocessing is not None:  # other texts get the length of those that the model is fitted to
-            backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
-        cv = self.cv
-        if weight is not None:  # a sample of weight zero is not there
-            present = np.flatnonzero(weight)
-            cv = folds_among(cv, present, len(weight))
-            inputs, y, weight = inputs.subset(present), y[present], weight[present]
-        else:
-            cv = folds_among(cv, np.arange(len(y)), len(y))
-        progress = Progress(self.verbose)
-        example = inputs.example(3)
-        self.backbone_ = backbone
-        self.example_ = example
-        samples = inputs if self.augment is None else Mirrored(inputs)
-
-        def problem_of(theta2: str | Sequence[str]) -> Problem:
-            with progress.step("linearize"):
-                linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
-            targets = torch.as_tensor(y).to(linearization.device)
-            if targets.is_floating_point():
-                targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
-            return prepare(
-                linearization,
-                samples,
-                targets,
-                loss,
-                weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
-                penalty=self.penalty[0] if isinstance(self.penalty, (list, tuple)) else self.penalty,
-                cv=cv,
-                cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
-                batch_size=self.batch_size,
-                views=1 if self.augment is None else 2,
-                random_state=self._seed(),
-                progress=progress,
-            )
-
-        self.depths_: list[Depth] = []
-        search = self.theta2 in ("search", ["search"])
-        self.modules_: Any = "auto" if search else self.theta2
-        if not search or self.mode == "activation":
-            return problem_of(self.modules_)
-        if inputs.random:
-            raise ConfigurationError(
-                "theta2='search' compares depths on the same samples, and this data set may change its samples: name θ₂"
-            )
-        problem, self.depths_ = choose_depth(
-            backbone_candidates(backbone, example),
-            problem_of,
-            mode="gradient" if self.mode == "gradient" else "full",
-            parametrization=self.parametrization,
-            random_state=self._seed(),
-            progress=progress,
-        )
-        if self.depths_:
-            self.modules_ = list(min(self.depths_, key=lambda depth: depth.loss).modules)
-        return problem
-
-    def _schedule(self, n: int) -> Schedule:
-        solver = self.solver if self.solver in SOLVERS else "adam"
-        return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
-
-    def _solver(self, problem: Problem, mode: str) -> str:
-        """Return what trains a mode: without a learning rate where samples stay and no length was asked for."""
-        if self.solver != "auto":
-            return str(self.solver)
-        by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
-        if by_schedule or mode not in ("gradient", "full"):
-            return "adam"
-        return "dual" if self.rounds == 1 and takes_closed_form(problem) else "subspace"
-
-    def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
-        """Train one of the four models on a prepared problem."""
-        seed = self._seed()
-        solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
-        if solver == "dual":
-            return fit_closed_form(
-                problem,
-                mode,
-                penalty=self.penalty,
-                parametrization=self.parametrization,
-                random_state=seed,
-                progress=progress,
-            )
-        if solver == "subspace":
-            return fit_convex(
-                problem,
-                mode,
-                penalty=self.penalty,
-                rounds=self.rounds if mode == "full" else 1,
-                parametrization=self.parametrization,
-                random_state=seed,
-                progress=progress,
-            )
-        schedule = self._schedule(problem.n)
-        return fit_mode(
-            problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
-        )
-
-    def _fit_mode(self, problem: Problem) -> Fit:
-        fit = self._train(problem, self.mode, Progress(self.verbose))
-        for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
-            warnings.warn(note, GradfeatWarning, stacklevel=3)
-        return fit
-
-    def _adopt(self, problem: Problem, fit: Fit) -> None:
-        """Take a fitted model as this estimator's own."""
-        self._model = fit.model
-        self.loss_ = problem.loss
-        self.probe_ = problem.probe
-        self.history_ = fit.history
-        self.selection_ = fit.selection
-        self.choice_ = fit.choice
-        self.solution_ = fit.solution
-        self.rounds_ = fit.rounds
-        self.seconds_ = {**problem.seconds, "train": fit.seconds}
-        self.omega_ = fit.model.omega.detach().cpu().clone()
-        self.w1_ = fit.model.w1.detach().cpu().clone()
-        self.b_ = fit.model.b.detach().cpu().clone()
-        self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
-        moved = fit.model.linearization is not problem.linearization
-        theta2 = fit.model.linearization.theta2
-        self.theta2_ = {name: value.detach().cpu().clone() for name, value in theta2.items()} if moved else None
-        self.n_iter_ = len(fit.history.loss) if fit.history is not None else 1
-
-    # ---- what a fitted estimator does -------------------------------------------------------------------------------
-
-    @property
-    def linearization_(self) -> Linearization:
-        """The network's programs; built again where the estimator comes from a pickle or a file."""
-        return self._fitted_model().linearization
-
-    def _fitted_model(self) -> GradientFeatureModel:
-        self._check_fitted()
-        if getattr(self, "_model", None) is None:
-            linearization = linearize_backbone(
-                self.backbone_, self.example_, self.modules_, self.device, self.precision
-            )
-            self._model = model_from_weights(
-                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
-            )
-        return self._model
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "w1_"):
-            raise NotFittedError(
-                f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one."
-            )
-
-    def _logits(self, X: Any) -> Tensor:
-        self._check_fitted()
-        X = self._read_X(X, reset=False)
-        inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
-        found, fitted = tuple(inputs.example(1).shape[1:]), tuple(self.example_.shape[1:])
-        if found != fitted:
-            raise DataError(f"X has samples of shape {found}; the model was fitted to samples of shape {fitted}")
-        return predict_logits(self._fitted_model(), inputs, self.batch_size, Progress(self.verbose)).cpu()
-
-    def save(self, path: str | Path) -> Path:
-        """Write the fitted model as one safetensors file (see `gradfeat.adapter`).
-
-        Args:
-            path: Where; an existing file is replaced only when the new one is complete.
-
-        Returns:
-            The path.
-        """
-        from gradfeat.adapter import save
-
-        self._check_fitted()
-        return save(self, path)
-
-    def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
-        """Return an ordinary network with θ₂ + w₂ and head w₁: no extra cost at inference.
-
-        For `activation` and `finetune` it predicts what the estimator does; for `full` it agrees to first order in w₂,
-        which may be far from agreeing: give held-out data, and look at its `report` before it is used.
-
-        Args:
-            X: Samples that the estimator was not fitted to.
-            y: Their labels, for the metrics of both.
-
-        Returns:
-            The network; with X, its `report` says how far it is from the linear model.
-
-        Raises:
-            ConfigurationError: `gradient` has no network with its predictions, since it lacks the term w₁ᵀf.
-        """
-        model = self._fitted_model()
-        network = merge(self.backbone_, model)
-        if X is not None:
-            linear, samples = self._logits(X), self._read_X(X, reset=False)
-            inputs = samples if isinstance(samples, Inputs) else Inputs(samples, self.backbone_.preprocessing)
-            truth = None
-            if y is not None:
-                labels = np.asarray(labels_of(samples, y, self))
-                truth = read_truth(labels, self.loss_.task, getattr(self, "classes_", None))
-                check_lengths(samples, truth)
-            network.report = report_on(network, linear, inputs, self.loss_, truth, self.batch_size)
-        return network
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the programs, which are built again when they are needed."""
-        return {**super().__getstate__(), "_model": None}
-
-    def _read_X(self, X: Any, *, reset: bool) -> Any:
-        return read_samples(self, X, reset=reset)
-
-    def _seed(self) -> int | None:
-        state: Any = self.random_state
-        if state is None or isinstance(state, numbers.Integral):
-            return None if state is None else int(state)
-        return int(state.randint(2**31 - 1))
-
-
-class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
+class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
     """Classify with a linear model over the activations and gradients of a pre-trained network.
 
     Args:
@@ -552,7 +238,7 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         return tags
 
 
-class GradientFeatureRegressor(RegressorMixin, _GradientFeatureEstimator):
+class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
     """Regress with a linear model over the activations and gradients of a pre-trained network (squared loss).
 
     Arguments and attributes are those of `GradientFeatureClassifier`, without classes; y is (n,) or (n, k).
