@@ -107,11 +107,10 @@ class _NoSinglePrecision(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation with float64 in the place of float32."""
         kwargs = dict(kwargs or {})
-        if func is Tensor.float and args[0].dtype is torch.float64:
-            return args[0]
-        if func in (Tensor.to, Tensor.type, torch.nn.functional.softmax, torch.softmax, Tensor.softmax):
-            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
