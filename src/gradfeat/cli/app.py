@@ -21,10 +21,14 @@ app = typer.Typer(
 DataPath = Annotated[
     Path,
     typer.Argument(
-        help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, a CIFAR folder, or a VOC devkit."
+        help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, or the official folder of CIFAR, SVHN, "
+        "VOC or COCO2014."
     ),
 ]
-Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar, voc, csv, tsv or jsonl.")]
+Format = Annotated[
+    str,
+    typer.Option(help="Layout of the data: auto, folder, npz, cifar, svhn, voc, coco, wav, csv, tsv or jsonl."),
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the texts. [by the usual names]")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the labels. [by the usual names]")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [utf-8]")]

@@ -16,11 +16,9 @@ from gradfeat.cli.commands import Source, class_names, labels, read
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
-from gradfeat.data.cifar import is_cifar
 from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import existing
+from gradfeat.data.load import existing, official
 from gradfeat.data.table import SUFFIXES, load_texts
-from gradfeat.data.voc import is_voc
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
 from gradfeat.validation import read_truth
@@ -105,7 +103,7 @@ def _samples(data: Path, split: str, source: Source, texts: bool) -> Dataset:
         found = load_texts(existing(data), split, text_column=source.text_column, encoding=source.encoding)
         return Dataset(found, None, [], "multiclass", data.resolve().name, split)
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
-    if not layout or is_cifar(data) or is_voc(data):
+    if not layout or official(data) is not None:
         return read(data, split, source)
     part = data / split if (data / split).is_dir() else data
     dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
