@@ -18,8 +18,10 @@ from gradfeat.backbones import resolve
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
+from gradfeat.data.crops import views_of
 from gradfeat.depth import Depth, choose_depth
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.evaluation import mean_of_views
 from gradfeat.fitting import (
     Fit,
     Problem,
@@ -271,14 +273,20 @@ class _GradientFeatureEstimator(BaseEstimator):
                 f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one."
             )
 
-    def _logits(self, X: Any) -> Tensor:
+    def _logits(self, X: Any, crops: int = 1) -> Tensor:
         self._check_fitted()
         X = self._read_X(X, reset=False)
         inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
         found, fitted = tuple(inputs.example(1).shape[1:]), tuple(self.example_.shape[1:])
         if found != fitted:
             raise DataError(f"X has samples of shape {found}; the model was fitted to samples of shape {fitted}")
-        return predict_logits(self._fitted_model(), inputs, self.batch_size, Progress(self.verbose)).cpu()
+        views = self._views(inputs, crops)
+        logits = predict_logits(self._fitted_model(), views, self.batch_size, Progress(self.verbose)).cpu()
+        return mean_of_views(logits, crops, self.loss_)
+
+    def _views(self, inputs: Inputs, crops: int) -> Any:
+        """Return what is predicted of test samples; the crops of a seed are the same in every call."""
+        return views_of(inputs, crops, self._seed() if isinstance(self.random_state, numbers.Integral) else None)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted model as one safetensors file (see `gradfeat.adapter`).
@@ -517,9 +525,15 @@ class GradientFeatureClassifier(ClassifierMixin, _GradientFeatureEstimator):
         logits = self._logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class, (n, c); for multi-label targets each label's own."""
-        logits = self._logits(X)
+    def predict_proba(self, X: Any, crops: int = 1) -> np.ndarray:
+        """Return the probability of each class, (n, c); for multi-label targets each label's own.
+
+        Args:
+            X: As for `fit`.
+            crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
+                or uint8 images (`gradfeat.data.Crops`).
+        """
+        logits = self._logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any) -> np.ndarray:

@@ -73,6 +73,7 @@ def evaluate_command(
     backbone: str | None,
     weights: str | None,
     json: bool,
+    crops: int = 1,
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json)
@@ -80,9 +81,10 @@ def evaluate_command(
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
-    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X).double().numpy(), truth)
+    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X, crops).double().numpy(), truth)
     if json:
-        print_json({"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), **metrics})
+        about = {"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), "crops": crops}
+        print_json({**about, **metrics})
         return
     rows = [
         [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
