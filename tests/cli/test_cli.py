@@ -351,6 +351,8 @@ def test_crops_of_test_images(run: Any, pictures: Path, encoder: Path, tmp_path:
     assert found.json["log_loss"] == pytest.approx(expected, abs=1e-6)
     assert table.json["rows"][0]["metrics"]["log_loss"] == pytest.approx(expected, abs=1e-6)
     assert (found.json["crops"], found.json["n"]) == (3, 12)
+    shown = run("evaluate", out / "activation.safetensors", pictures, "--crops", 3)
+    assert "mean over 3 random crops" in " ".join(shown.out.split())
     without = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--modes", "activation", "--crops", 3)
     assert (without.code, "random crops need images larger" in " ".join(without.err.split())) == (2, True)
 

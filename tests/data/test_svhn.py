@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
 
-from gradfeat.data import load_dataset
+from gradfeat.data import Inputs, Preprocessing, load_dataset
 from gradfeat.data.svhn import OFFICIAL, is_svhn
 from gradfeat.errors import DataError
 
@@ -40,6 +41,12 @@ def test_official_layout(folder: Path, split: str, format: str) -> None:
     assert data.y.tolist() == DIGITS[split]
     assert data.classes == list("0123456789")
     assert (data.name, data.task, data.split) == ("SVHN", "multiclass", split)
+
+
+def test_the_order_in_memory_changes_nothing(folder: Path) -> None:
+    smaller = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)  # resizes each image
+    found = Inputs(load_dataset(folder).X, smaller).batch([3, 0])
+    assert torch.equal(found, Inputs(np.ascontiguousarray(images("train")), smaller).batch([3, 0]))
 
 
 def test_another_number_of_images_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,8 @@ def evaluate_command(
     rows = [
         [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
     ]
-    table(["metric", "value"], rows, title=f"{model} on {dataset.name}")
+    how = f", the mean over {crops} random crops of each image" if crops > 1 else ""
+    table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
 
 
 def _load(model: Path, backbone: str | None, weights: str | None, json: bool) -> Any:
