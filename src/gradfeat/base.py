@@ -18,8 +18,10 @@ from gradfeat.backbones import resolve
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
+from gradfeat.data.crops import views_of
 from gradfeat.depth import Depth, choose_depth
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.evaluation import mean_of_views
 from gradfeat.fitting import (
     Fit,
     Problem,
@@ -266,14 +268,20 @@ class GradientFeatureEstimator(BaseEstimator):
                 f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one."
             )
 
-    def _logits(self, X: Any) -> Tensor:
+    def _logits(self, X: Any, crops: int = 1) -> Tensor:
         self._check_fitted()
         X = self._read_X(X, reset=False)
         inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
         found, fitted = tuple(inputs.example(1).shape[1:]), tuple(self.example_.shape[1:])
         if found != fitted:
             raise DataError(f"X has samples of shape {found}; the model was fitted to samples of shape {fitted}")
-        return predict_logits(self._fitted_model(), inputs, self.batch_size, Progress(self.verbose)).cpu()
+        views = self._views(inputs, crops)
+        logits = predict_logits(self._fitted_model(), views, self.batch_size, Progress(self.verbose)).cpu()
+        return mean_of_views(logits, crops, self.loss_)
+
+    def _views(self, inputs: Inputs, crops: int) -> Any:
+        """Return what is predicted of test samples; the crops of a seed are the same in every call."""
+        return views_of(inputs, crops, self._seed() if isinstance(self.random_state, numbers.Integral) else None)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted model as one safetensors file (see `gradfeat.adapter`).

@@ -16,9 +16,10 @@ from torch import Tensor
 from gradfeat.approximation import Approximation, approximation
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
+from gradfeat.data.crops import check_crops
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.evaluation import agreement, metrics_of
+from gradfeat.evaluation import agreement, mean_of_views, metrics_of
 from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
@@ -210,6 +211,7 @@ def compare(
     modes: Sequence[str] = MODES,
     task: str = "classification",
     sample_weight: Any = None,
+    crops: int = 1,
     **parameters: Any,
 ) -> Comparison:
     """Fit the four models of the method on the same features and judge them on the same test data.
@@ -226,16 +228,19 @@ def compare(
         modes: Which models.
         task: "classification" (labels, or an indicator matrix) or "regression".
         sample_weight: A weight for each training sample.
+        crops: Random crops of each test image, over which predictions are averaged (`gradfeat.data.Crops`); 1 is the
+            centre crop (the paper's Table 2, where Table 4 has 10). Each costs as much as a test image.
         **parameters: Further parameters of the estimators (theta2, epochs, solver, ...).
 
     Returns:
         The table, with the fitted estimators.
 
     Raises:
-        ConfigurationError: A mode or parameter is unknown.
+        ConfigurationError: A mode or parameter is unknown, or crops of test data that are no images.
         DataError: Test labels that do not fit the training labels.
     """
     cls = _check(modes, task, parameters)
+    check_crops(crops)
     estimators: dict[str, Any] = {mode: cls(backbone, **_of_mode(mode, parameters)) for mode in modes}
     # `full` needs all that any mode needs to be kept of each sample
     base: Any = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
@@ -248,9 +253,12 @@ def compare(
     inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
     with progress.step("test activations") as done:
         cache = "none" if base.mode == "activation" else base.cache
-        store = SampleStore(problem.linearization, inputs, cache=cache, batch_size=base.batch_size, progress=done)
+        views = base._views(inputs, crops)
+        store = SampleStore(problem.linearization, views, cache=cache, batch_size=base.batch_size, progress=done)
     rows: list[Row] = []
     notes = [*base.backbone_.notes, *(f"θ₂ {depth}" for depth in base.depths_)]
+    if crops > 1:
+        notes.append(f"predictions are the mean over {crops} random crops of each test image")
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
     for mode in modes:
@@ -258,7 +266,7 @@ def compare(
             fit = base._train(problem, mode, progress)
             if _interrupted(fit) and _epochs(fit) == 0:
                 raise KeyboardInterrupt
-            logits = _logits(fit.model, store, base.batch_size)
+            logits = mean_of_views(_logits(fit.model, store, base.batch_size), crops, loss)
             training = problem.loss.value(_logits(fit.model, problem.store, base.batch_size), problem.y, problem.weight)
         except KeyboardInterrupt:
             notes.append(f"interrupted in {mode}: the models before it are complete")
@@ -282,7 +290,7 @@ def compare(
         found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
         if "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
-    return Comparison(rows, theta2, problem.seconds, problem.n, len(store), notes, fitted, found)
+    return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found)
 
 
 def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:

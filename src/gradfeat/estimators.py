@@ -203,9 +203,15 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         logits = self._logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class, (n, c); for multi-label targets each label's own."""
-        logits = self._logits(X)
+    def predict_proba(self, X: Any, crops: int = 1) -> np.ndarray:
+        """Return the probability of each class, (n, c); for multi-label targets each label's own.
+
+        Args:
+            X: As for `fit`.
+            crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
+                or uint8 images (`gradfeat.data.Crops`).
+        """
+        logits = self._logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any) -> np.ndarray:

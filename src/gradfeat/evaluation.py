@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradfeat.losses import Loss
@@ -29,6 +32,34 @@ def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, f
             "log_loss": log_loss(truth, probability),
         }
     return {"accuracy": accuracy(truth, probability.argmax(1)), "log_loss": log_loss(truth, probability)}
+
+
+def mean_of_views(logits: Tensor, views: int, loss: Loss) -> Tensor:
+    """Return logits that stand for the mean prediction over the views of each sample, (n, c).
+
+    Probabilities are averaged, not logits: the paper says only that ten crops are averaged (Table 4), and probabilities
+    are what a prediction is. The mean goes back to logits, as everything after it takes them; in logarithms, so that
+    none is rounded to 0 or 1. A regression's values are averaged.
+
+    Args:
+        logits: (n · views, c), the views of a sample in a row.
+        views: Their number.
+        loss: The task's loss.
+
+    Example:
+        >>> from gradfeat.losses import MultiLabelLogistic
+        >>> two = torch.tensor([[0.0], [math.log(3)]])  # probabilities 1/2 and 3/4, whose mean is 5/8
+        >>> round(mean_of_views(two, 2, MultiLabelLogistic()).sigmoid().item(), 6)
+        0.625
+    """
+    if views == 1:
+        return logits
+    parts = logits.double().unflatten(0, (-1, views))
+    if loss.task == "regression":
+        return parts.mean(1)
+    if loss.task == "multilabel":
+        return F.logsigmoid(parts).logsumexp(1) - F.logsigmoid(-parts).logsumexp(1)
+    return parts.log_softmax(2).logsumexp(1) - math.log(views)
 
 
 def agreement(a: Tensor, b: Tensor, loss: Loss) -> float:

@@ -330,6 +330,33 @@ def test_evaluate_agrees_with_the_estimator(run: Any, model: Path, pictures: Pat
     assert f"{100 * found.json['accuracy']:.2f}" in shown.out
 
 
+def test_crops_of_test_images(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    wider = tmp_path / "wider.safetensors"  # images become 10 x 10 pixels, of which the network sees 8 x 8
+    torch.manual_seed(0)
+    scaling = {"size": [8, 8], "crop_pct": 0.8, "mean": [0.5], "std": [0.5], "channels": 1}
+    network = ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval()
+    save_encoder(network, wider, task="vae", preprocessing=scaling)
+    out = tmp_path / "out"
+    table = run(
+        "compare", pictures, "-b", f"gradfeat/{wider}", "--modes", "activation", "--crops", 3, "-o", out, "--json"
+    )
+    assert table.code == 0, table.err
+    assert (table.json["n_test"], "mean over 3 random crops" in table.json["notes"][-1]) == (12, True)
+    found = run("evaluate", out / "activation.safetensors", pictures, "--crops", 3, "--json")
+    assert found.code == 0, found.err
+    paths = sorted((pictures / "test").rglob("*.png"))
+    truth = [CLASSES.index(path.parent.name) for path in paths]
+    probability = load(out / "activation.safetensors").predict_proba(paths, crops=3)
+    expected = -np.log(probability[range(12), truth]).mean()
+    assert found.json["log_loss"] == pytest.approx(expected, abs=1e-6)
+    assert table.json["rows"][0]["metrics"]["log_loss"] == pytest.approx(expected, abs=1e-6)
+    assert (found.json["crops"], found.json["n"]) == (3, 12)
+    shown = run("evaluate", out / "activation.safetensors", pictures, "--crops", 3)
+    assert "mean over 3 random crops" in " ".join(shown.out.split())
+    without = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--modes", "activation", "--crops", 3)
+    assert (without.code, "random crops need images larger" in " ".join(without.err.split())) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_models_that_cannot_be_read(run: Any, pictures: Path, encoder: Path, tmp_path: Path, command: str) -> None:
     for path, match in ((tmp_path / "none", "no file"), (encoder, "not a model that gradfeat saved")):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from gradfeat.data import load_dataset
+from gradfeat.data.voc import OFFICIAL
 from gradfeat.errors import DataError, GradfeatWarning
 
 # image -> label in each list; 0 is `difficult`
@@ -41,7 +42,7 @@ def test_labels_and_difficult_ones(year, levels):
     assert data.y.tolist() == [[1, 1], [0, 1], [0, 0]]
     assert data.ignore.tolist() == [[False, False], [False, False], [True, False]]
     assert data.subset([2]).ignore.tolist() == [[True, False]]
-    assert data.describe() == "VOC2007 (trainval): 3 images, 2 labels (multi-label)"
+    assert data.describe() == "VOC2007 (trainval): 3 images, 2 labels (multi-label) (officially 5,011 images)"
 
 
 def test_splits(year):
@@ -54,6 +55,14 @@ def test_splits(year):
     for name in ("cat", "potted_plant"):
         (year / f"ImageSets/Main/{name}_trainval.txt").unlink()
     assert load_dataset(year).split == "train"
+
+
+def test_the_number_of_images_is_that_of_2007_alone(year, monkeypatch):
+    assert load_dataset(year, split="test").note == "officially 4,952 images"
+    monkeypatch.setitem(OFFICIAL, "test", 1)
+    assert load_dataset(year, split="test").note == ""
+    year.rename(year.parent / "VOC2012")
+    assert load_dataset(year.parent).note == ""
 
 
 def test_several_years_are_not_chosen_from(year):

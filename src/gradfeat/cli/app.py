@@ -21,10 +21,14 @@ app = typer.Typer(
 DataPath = Annotated[
     Path,
     typer.Argument(
-        help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, a CIFAR folder, or a VOC devkit."
+        help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, or the official folder of CIFAR, SVHN, "
+        "VOC or COCO2014."
     ),
 ]
-Format = Annotated[str, typer.Option(help="Layout of the data: auto, folder, npz, cifar, voc, csv, tsv or jsonl.")]
+Format = Annotated[
+    str,
+    typer.Option(help="Layout of the data: auto, folder, npz, cifar, svhn, voc, coco, wav, csv, tsv or jsonl."),
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the texts. [by the usual names]")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the labels. [by the usual names]")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [utf-8]")]
@@ -73,6 +77,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, instead of stopping.")
+]
+Crops = Annotated[
+    int,
+    typer.Option(min=1, help="Random crops of each test image, averaged (Table 4 of the paper: 10). 1: centre crop."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
@@ -175,6 +183,7 @@ def compare(
     split: Annotated[str, typer.Option(help="Part to fit to.")] = "train",
     test_split: Annotated[str, typer.Option(help="Part to report on.")] = "test",
     modes: Annotated[str, typer.Option(help="Models to compare.")] = "activation,gradient,full,finetune",
+    crops: Crops = 1,
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -225,7 +234,7 @@ def compare(
         json=json,
     )
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    compare_command(data, test_data, split, test_split, source, settings, modes, out)
+    compare_command(data, test_data, split, test_split, source, settings, modes, out, crops)
 
 
 @app.command()
@@ -259,6 +268,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: DataPath,
     split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
+    crops: Crops = 1,
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -276,7 +286,7 @@ def evaluate(
     from gradfeat.cli.saved import evaluate_command
 
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    evaluate_command(model, data, split, source, backbone, weights, json)
+    evaluate_command(model, data, split, source, backbone, weights, json, crops)
 
 
 @app.command()

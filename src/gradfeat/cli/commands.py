@@ -179,6 +179,7 @@ def compare_command(
     settings: Settings,
     modes: str,
     out: Path | None,
+    crops: int = 1,
 ) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
     train = read(data, split, source)
@@ -193,6 +194,7 @@ def compare_command(
         labels(test),
         modes=[mode.strip() for mode in modes.split(",")],
         task="regression" if train.task == "regression" else "classification",
+        crops=crops,
         **settings.parameters(),
     )
     title = f"{train.name}: {settings.backbone}, θ₂ = {', '.join(settings.theta2 or ['auto'])}"

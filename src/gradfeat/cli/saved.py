@@ -16,11 +16,9 @@ from gradfeat.cli.commands import Source, class_names, labels, read
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
-from gradfeat.data.cifar import is_cifar
 from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import TABLES, existing
+from gradfeat.data.load import TABLES, existing, official
 from gradfeat.data.table import SUFFIXES, load_texts
-from gradfeat.data.voc import is_voc
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
 from gradfeat.validation import read_truth
@@ -75,6 +73,7 @@ def evaluate_command(
     backbone: str | None,
     weights: str | None,
     json: bool,
+    crops: int = 1,
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json)
@@ -82,14 +81,16 @@ def evaluate_command(
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
-    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X).double().numpy(), truth)
+    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X, crops).double().numpy(), truth)
     if json:
-        print_json({"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), **metrics})
+        about = {"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), "crops": crops}
+        print_json({**about, **metrics})
         return
     rows = [
         [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
     ]
-    table(["metric", "value"], rows, title=f"{model} on {dataset.name}")
+    how = f", the mean over {crops} random crops of each image" if crops > 1 else ""
+    table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
 
 
 def _load(model: Path, backbone: str | None, weights: str | None, json: bool) -> Any:
@@ -106,7 +107,7 @@ def _samples(data: Path, split: str, source: Source, texts: bool) -> Dataset:
         found = load_texts(existing(data), split, source.format, **columns)
         return Dataset(found, None, [], "multiclass", data.resolve().name, split)
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
-    if not layout or is_cifar(data) or is_voc(data):
+    if not layout or official(data) is not None:
         return read(data, split, source)
     part = data / split if (data / split).is_dir() else data
     dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)

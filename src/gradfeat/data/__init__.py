@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from gradfeat.data.crops import Crops
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.inputs import Inputs, Mirrored
 from gradfeat.data.load import load_dataset, load_images
 from gradfeat.data.preprocessing import Preprocessing
 from gradfeat.data.text import TextPreprocessing
 
-__all__ = ["Dataset", "Inputs", "Mirrored", "Preprocessing", "TextPreprocessing", "load_dataset", "load_images"]
+__all__ = [
+    "Crops",
+    "Dataset",
+    "Inputs",
+    "Mirrored",
+    "Preprocessing",
+    "TextPreprocessing",
+    "load_dataset",
+    "load_images",
+]

@@ -71,6 +71,22 @@ class Inputs:
         """How texts became tokens, with the length that all of them have; None for any other X."""
         return self._source.preprocessing if isinstance(self._source, _Tokens) else None
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images become inputs; None for any other X, and for uint8 images without one."""
+        return self._source.preprocessing if isinstance(self._source, (_Images, _Paths)) else None
+
+    def pictures(self, indices: Sequence[int] | range) -> list[np.ndarray]:
+        """Return images as they are before the crop, each uint8 (h, w, c).
+
+        Raises:
+            ConfigurationError: X has no `preprocessing`.
+            DataError: An image cannot be read; the message names it.
+        """
+        if self.preprocessing is None or not isinstance(self._source, (_Images, _Paths)):
+            raise ConfigurationError("only images with a preprocessing are resized")
+        return self._source.pictures(self._positions[np.asarray(indices, dtype=np.int64)])
+
     def batch(self, indices: Sequence[int] | range) -> Tensor:
         """Return samples; a copy, which the network may change.
 
@@ -174,10 +190,15 @@ class _Images(_Array):
 
     def __init__(self, X: np.ndarray, preprocessing: Preprocessing | None, y: Tensor | None = None) -> None:
         super().__init__(X, y)
+        self.preprocessing = preprocessing
         self.convert = to_unit if preprocessing is None else preprocessing.from_uint8
 
     def batch(self, positions: np.ndarray) -> Tensor:
         return self.convert(np.asarray(self.X)[positions])
+
+    def pictures(self, positions: np.ndarray) -> list[np.ndarray]:
+        images = np.asarray(self.X)[positions]
+        return list(images if self.preprocessing is None else self.preprocessing.resized_uint8(images))
 
 
 class _Tokens(_Array):
@@ -202,6 +223,11 @@ class _Paths:
 
     def batch(self, positions: np.ndarray) -> Tensor:
         return torch.stack(in_threads(self._read, [self.paths[i] for i in positions]))
+
+    def pictures(self, positions: np.ndarray) -> list[np.ndarray]:
+        return in_threads(
+            lambda path: self.preprocessing.resized_pil(read_image(path)), [self.paths[i] for i in positions]
+        )
 
     def labels(self, positions: np.ndarray) -> np.ndarray | None:
         return None

@@ -11,7 +11,7 @@ from gradfeat.data.images import ON_ERROR, SUFFIXES, find_files, find_images, is
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
 TABLES = ("csv", "tsv", "jsonl")
-FORMATS = ("auto", "folder", "npz", "cifar", "voc", "wav", *TABLES)
+FORMATS = ("auto", "folder", "npz", "cifar", "svhn", "voc", "coco", "wav", *TABLES)
 
 
 def load_dataset(
@@ -30,11 +30,15 @@ def load_dataset(
 
     Args:
         path: A folder of class folders with images or WAV files (or of parts, "train" and so on, that hold them), an
-            ``.npz`` file with X and y, CIFAR's official binary or python layout, a VOC devkit, or texts in a ``.csv``,
-            ``.tsv`` or ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or ``<name>_train.csv``).
+            ``.npz`` file with X and y, CIFAR's official binary or python layout, the folder of SVHN's cropped digits
+            (``train_32x32.mat`` ...), a VOC devkit, the folder of COCO2014 (``annotations``, ``train2014`` ...), or
+            texts in a ``.csv``, ``.tsv`` or ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or
+            ``<name>_train.csv``).
         split: The part to read; data without parts is taken whole, and the result's split is then "all". For VOC,
-            "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself.
-        format: "folder", "npz", "cifar", "voc", "wav", "csv", "tsv", "jsonl", or "auto": found out from what is there.
+            "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself. SVHN has
+            "extra" too. For COCO "test" means val, on which the paper tests.
+        format: "folder", "npz", "cifar", "svhn", "voc", "coco", "wav", "csv", "tsv", "jsonl", or "auto": found out from
+            what is there.
         on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
             a warning.
         text_column: Column of the texts in a table; None finds it by the usual names.
@@ -119,17 +123,25 @@ def existing(path: str | os.PathLike[str]) -> Path:
     raise DataError(f"There is no {path}: {missing.parent.resolve()} has no {missing.name!r}.{near}")
 
 
-def _detect(path: Path, split: str) -> str:
+def official(path: Path) -> str | None:
+    """Return the format of a folder in the official layout of a data set; None for anything else."""
     from gradfeat.data.cifar import is_cifar
-    from gradfeat.data.table import is_table, table_format
+    from gradfeat.data.coco import is_coco
+    from gradfeat.data.svhn import is_svhn
     from gradfeat.data.voc import is_voc
+
+    layouts = {"cifar": is_cifar, "svhn": is_svhn, "voc": is_voc, "coco": is_coco}
+    return next((name for name, is_there in layouts.items() if is_there(path)), None)
+
+
+def _detect(path: Path, split: str) -> str:
+    from gradfeat.data.table import is_table, table_format
 
     if path.is_file() and path.suffix.lower() == ".npz":
         return "npz"
-    if is_cifar(path):
-        return "cifar"
-    if is_voc(path):
-        return "voc"
+    layout = official(path)
+    if layout is not None:
+        return layout
     if is_table(path):
         return table_format(path, split)
     if path.is_dir():
@@ -138,7 +150,8 @@ def _detect(path: Path, split: str) -> str:
         return "wav" if not find_images(path) and find_files(path, SOUND) else "folder"
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
-        "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, CIFAR's official files, or a VOC devkit"
+        "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, or the folder of the official files of "
+        "CIFAR, SVHN, VOC or COCO2014"
     )
 
 
@@ -155,6 +168,14 @@ def _load(path: Path, split: str, format: str) -> Dataset:
         from gradfeat.data.cifar import load_cifar
 
         return load_cifar(path, split)
+    if format == "svhn":
+        from gradfeat.data.svhn import load_svhn
+
+        return load_svhn(path, split)
+    if format == "coco":
+        from gradfeat.data.coco import load_coco
+
+        return load_coco(path, split)
     from gradfeat.data.voc import load_voc
 
     return load_voc(path, split)

@@ -100,6 +100,10 @@ class Preprocessing:
             ConfigurationError: The network takes neither 1 nor 3 channels.
             DataError: Its pixels have no known range.
         """
+        return self.normalised(self._cropped(self.resized_pil(image)[None]))[0]
+
+    def resized_pil(self, image: Image.Image) -> np.ndarray:
+        """Return an image as it is before the crop, (h, w, c), uint8; arguments and errors are those of `from_pil`."""
         if self.channels not in _MODES:
             raise ConfigurationError(
                 f"Images have 1 or 3 channels, and the network takes {self.channels}: pass X as arrays "
@@ -109,8 +113,7 @@ class Preprocessing:
         height, width = self._resized(picture.height, picture.width)
         if (height, width) != (picture.height, picture.width):
             picture = picture.resize((width, height), _RESAMPLING[self.interpolation])
-        pixels = np.asarray(picture)
-        return self._normalised(self._cropped(pixels.reshape(1, height, width, self.channels)))[0]
+        return np.asarray(picture).reshape(height, width, self.channels)
 
     def from_uint8(self, images: np.ndarray) -> Tensor:
         """Return images in memory as the network's input; the same values as `from_pil`.
@@ -124,6 +127,10 @@ class Preprocessing:
         Raises:
             DataError: Another shape, type, or number of channels.
         """
+        return self.normalised(self._cropped(self.resized_uint8(images)))
+
+    def resized_uint8(self, images: np.ndarray) -> np.ndarray:
+        """Return images as they are before the crop, (n, h, w, c); arguments and errors are those of `from_uint8`."""
         images = np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8:
             raise DataError(f"Expected uint8 images (n, h, w, c); got {images.dtype} of shape {images.shape}")
@@ -132,7 +139,13 @@ class Preprocessing:
         if (height, width) != images.shape[1:3]:
             resample = _RESAMPLING[self.interpolation]
             images = np.stack(in_threads(lambda image: _resize(image, height, width, resample), list(images)))
-        return self._normalised(self._cropped(images))
+        return images
+
+    def normalised(self, images: np.ndarray) -> Tensor:
+        """Return uint8 images (n, h, w, c) of the network's size as (n, c, h, w), scaled and normalised."""
+        values = to_unit(images)
+        mean, std = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (self.mean, self.std))
+        return values.sub_(mean).div_(std)
 
     def check_channels(self, channels: int) -> None:
         """Refuse arrays of images with another number of channels than the network takes.
@@ -190,12 +203,6 @@ class Preprocessing:
         """Return the centre of images (n, h, w, c)."""
         top, left = (round((images.shape[1 + i] - self.size[i]) / 2) for i in (0, 1))
         return images[:, top : top + self.size[0], left : left + self.size[1]]
-
-    def _normalised(self, images: np.ndarray) -> Tensor:
-        """Return uint8 images (n, h, w, c) as (n, c, h, w), scaled and normalised."""
-        values = to_unit(images)
-        mean, std = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (self.mean, self.std))
-        return values.sub_(mean).div_(std)
 
 
 def to_unit(images: np.ndarray) -> Tensor:

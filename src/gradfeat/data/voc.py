@@ -10,6 +10,7 @@ from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
 
 SPLITS = ("train", "val", "trainval", "test")
+OFFICIAL = {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952}  # images, of VOC2007
 
 
 def is_voc(path: Path) -> bool:
@@ -29,7 +30,8 @@ def load_voc(path: Path, split: str) -> Dataset:
             where that list is there; "train-only" means the train list itself.
 
     Returns:
-        Paths of the images, and an indicator (n, c); the classes are those with a list, sorted.
+        Paths of the images, and an indicator (n, c); the classes are those with a list, sorted. A note where VOC2007
+        has not as many images as officially.
 
     Raises:
         DataError: A list or an image is missing, a line cannot be read, or `path` holds several years; the message
@@ -78,6 +80,7 @@ def load_voc(path: Path, split: str) -> Dataset:
             f"{year / 'JPEGImages'}: {len(missing)} of {len(images)} images are missing: {', '.join(missing[:10])}"
         )
     difficult = values == 0
+    expected = OFFICIAL.get(split, len(images)) if year.name == "VOC2007" else len(images)
     return Dataset(
         X=images,
         y=(values == 1).astype(np.int64),
@@ -86,6 +89,7 @@ def load_voc(path: Path, split: str) -> Dataset:
         name=year.name,
         split=split,
         ignore=difficult if difficult.any() else None,
+        note="" if len(images) == expected else f"officially {expected:,} images",
     )
 
 
