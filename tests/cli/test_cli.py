@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from gradfeat import estimators, load
+from gradfeat import base, load
 from gradfeat.cli import demo, main
 from gradfeat.cli.app import app
 from gradfeat.data.preprocessing import Preprocessing
@@ -236,14 +236,14 @@ def test_compare_never_tests_on_training_data(run: Any, pictures: Path, encoder:
 def test_compare_after_an_interruption_keeps_what_is_done(
     run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_mode = estimators.fit_mode
+    fit_mode = base.fit_mode
 
     def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
         if mode == stop:
             raise KeyboardInterrupt
         return fit_mode(problem, mode, *args, **kwargs)
 
-    monkeypatch.setattr(estimators, "fit_mode", interrupted)
+    monkeypatch.setattr(base, "fit_mode", interrupted)
     stop = "gradient"
     found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "out", *FAST)
     assert found.code == 0, found.err

@@ -12,7 +12,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, estimators
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, base, compare
 from gradfeat.comparison import Comparison
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.evaluation import metrics_of
@@ -188,14 +188,14 @@ def test_string_labels_and_sample_weights(digits: tuple[np.ndarray, ...]) -> Non
 
 
 def test_interruption_keeps_the_rows_before_it(digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_mode = estimators.fit_mode
+    fit_mode = base.fit_mode
 
     def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
         if mode == "full":
             raise KeyboardInterrupt
         return fit_mode(problem, mode, *args, **kwargs)
 
-    monkeypatch.setattr(estimators, "fit_mode", interrupted)
+    monkeypatch.setattr(base, "fit_mode", interrupted)
     table = compare(network(), *digits, **SETTINGS)
     assert [row.mode for row in table.rows] == ["activation", "gradient"] == list(table.estimators)
     assert any("interrupted in full" in note for note in table.notes)
@@ -244,14 +244,14 @@ def test_interruption_between_epochs_is_said_in_the_row(
 def test_a_model_that_diverges_leaves_the_others(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_mode = estimators.fit_mode
+    fit_mode = base.fit_mode
 
     def diverging(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
         if mode == "gradient":
             raise ConvergenceError("the loss became nan")
         return fit_mode(problem, mode, *args, **kwargs)
 
-    monkeypatch.setattr(estimators, "fit_mode", diverging)
+    monkeypatch.setattr(base, "fit_mode", diverging)
     table = compare(network(), *digits, modes=["activation", "gradient", "full"], **SETTINGS)
     assert [row.mode for row in table.rows] == ["activation", "full"]
     assert "gradient has no row: the loss became nan" in table.notes
@@ -279,7 +279,7 @@ def test_test_labels_are_checked_before_any_work(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y, X_test, y_test = digits
-    monkeypatch.setattr(estimators, "fit_mode", None)
+    monkeypatch.setattr(base, "fit_mode", None)
     with pytest.raises(DataError, match=r"classes that the training data has not: 9"):
         compare(network(), X[y < 9], y[y < 9], X_test, y_test, **SETTINGS)
     with pytest.raises(DataError, match="300 samples and y has 299"):
