@@ -20,7 +20,7 @@ from gradfeat.data.preprocessing import Preprocessing
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
 
-COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect")
+COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect", "pretrain")
 CLASSES = ("dark", "light")
 FAST = ("--epochs", "1", "--batch-size", "8")
 

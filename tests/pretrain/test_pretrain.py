@@ -9,7 +9,7 @@ from torch import nn
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.pretrain import ConvEncoder, input_scaling, pretrain_encoder
-from gradfeat.pretrain.loop import seeded, train
+from gradfeat.pretrain.loop import Task, scaled, seeded, train
 from gradfeat.pretrain.vae import VariationalAutoencoder
 
 
@@ -63,12 +63,13 @@ def test_input_scaling_is_what_preprocessing_does(digits):
 
     images = digits[0][:4]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in input_scaling(images).items()}
-    torch.testing.assert_close(torch.as_tensor(Preprocessing(**fields).from_uint8(images)), _to_input(images))
+    torch.testing.assert_close(torch.as_tensor(Preprocessing(**fields).from_uint8(images)), scaled(_to_input(images)))
 
 
-def test_vae_loss_is_the_negative_evidence_lower_bound():
+@pytest.mark.parametrize("beta", [1.0, 4.0, 0.0])
+def test_vae_loss_is_the_negative_evidence_lower_bound(beta):
     torch.manual_seed(0)
-    vae = VariationalAutoencoder(ConvEncoder(1), (5, 7), latent=3).double().eval()
+    vae = VariationalAutoencoder(ConvEncoder(1), (1, 5, 7), latent=3, beta=beta).double().eval()
     x = torch.rand(4, 1, 5, 7, dtype=torch.float64) * 2 - 1
     torch.manual_seed(1)
     loss = vae(x)
@@ -80,7 +81,7 @@ def test_vae_loss_is_the_negative_evidence_lower_bound():
     p = torch.sigmoid(vae.decoder(z))
     pixels = (x + 1) / 2
     likelihood = (pixels * p.log() + (1 - pixels) * (1 - p).log()).sum()
-    torch.testing.assert_close(loss, (divergence - likelihood) / 4)
+    torch.testing.assert_close(loss, (beta * divergence - likelihood) / 4)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +103,12 @@ def test_bad_input(images, arguments, error, message):
 
 
 def test_divergence_is_an_error():
-    class Diverges(nn.Module):
+    class Diverges(Task):
         def __init__(self):
-            super().__init__()
+            super().__init__(nn.Identity())
             self.a = nn.Parameter(torch.ones(1))
 
-        def forward(self, x):
+        def forward(self, x, y=None):
             return (self.a * torch.inf).sum()
 
     with pytest.raises(ConvergenceError, match="epoch 1"):
@@ -117,12 +118,12 @@ def test_divergence_is_an_error():
 def test_a_last_batch_of_one_image_is_left_out():
     sizes = []
 
-    class Sizes(nn.Module):
+    class Sizes(Task):
         def __init__(self):
-            super().__init__()
+            super().__init__(nn.Identity())
             self.a = nn.Parameter(torch.ones(1))
 
-        def forward(self, x):
+        def forward(self, x, y=None):
             sizes.append(len(x))
             return self.a.sum()
 

@@ -18,7 +18,8 @@ from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_weights, read_weights
 from gradfeat.errors import ConfigurationError
-from gradfeat.pretrain.loop import load_encoder, seeded
+from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
+from gradfeat.pretrain.loop import seeded
 
 if TYPE_CHECKING:
     from gradfeat.data import Preprocessing, TextPreprocessing
@@ -198,14 +199,17 @@ def _from_transformers(name: Name, weights: str | Path | None) -> _Draft:
 
 
 def _from_encoder(name: Name, weights: str | Path | None) -> _Draft:
-    network, metadata = load_encoder(name.model)
-    draft = _Draft(network, dict(metadata["preprocessing"]), name=f"gradfeat/{name.model}")
-    if weights == "random":
-        draft.network = type(network)(**metadata["arguments"]).eval()
-        draft.notes.append("The weights are random.")
-    elif weights is not None:
+    if weights not in (None, "random"):
         raise ConfigurationError("The encoder's file holds its weights; weights= may only be 'random' beside it.")
-    return draft
+    built_by, metadata = read_architecture(name.model)
+    if built_by is not None:
+        network = _from_name(built_by, weights or Path(name.model).expanduser()).network
+    else:
+        network, _ = load_encoder(name.model)
+        if weights == "random":
+            network = type(network)(**metadata["arguments"]).eval()
+    notes = ["The weights are random."] if weights == "random" else []
+    return _Draft(network, dict(metadata["preprocessing"]), name=f"gradfeat/{name.model}", notes=notes)
 
 
 def _check_image_size(draft: _Draft, image_size: int | None) -> None:

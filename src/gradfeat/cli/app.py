@@ -307,3 +307,63 @@ def inspect(
     from gradfeat.cli.inspect import run
 
     run(backbone, weights, theta2, image_size, most, json)
+
+
+@app.command()
+def pretrain(
+    task: Annotated[str, typer.Argument(help="vae, bigan, rotation, jigsaw or supervised.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="A folder of images, an .npz file, a CIFAR folder or a VOC devkit.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the encoder and all else.")] = Path("pretrained"),
+    network: Annotated[
+        str | None,
+        typer.Option("--network", "-n", help='small, bigan, "timm/<name>" or "torchvision/<name>". [the task\'s own]'),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 40,
+    batch_size: Annotated[int, typer.Option(help="Images in a minibatch.")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of Adam's cycle; for bigan the rate. [0.002; bigan: 0.0002]")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="vae: weight of the divergence. [1]")] = None,
+    latent: Annotated[int | None, typer.Option(help="vae, bigan: length of the code. [16; bigan: 64]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="bigan: jensen-shannon or wasserstein. [jensen-shannon]")
+    ] = None,
+    permutations: Annotated[int | None, typer.Option(help="jigsaw: how many orders there are. [100]")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side that images are brought to. [of arrays their own; else 32]")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
+    data_format: Format = "auto",
+    resume: Annotated[
+        bool, typer.Option(help="Go on where a run of the same configuration stopped, or start again.")
+    ] = True,
+    device: Device = "auto",
+    seed: Seed = 0,
+    skip_unreadable: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Pre-train an encoder on images, mostly without labels; it is a backbone for the other commands."""
+    from gradfeat.cli.commands import Source
+    from gradfeat.cli.pretrain import run
+
+    options = {"beta": beta, "latent": latent, "objective": objective, "permutations": permutations}
+    run(
+        task,
+        data,
+        out,
+        network=network,
+        image_size=image_size,
+        split=split,
+        source=Source(data_format, skip_unreadable),
+        json=json,
+        device=device,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        options={name: value for name, value in options.items() if value is not None},
+        resume=resume,
+        random_state=seed,
+    )

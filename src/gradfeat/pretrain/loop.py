@@ -1,28 +1,67 @@
-"""What every pre-training task shares: a seed, the loop, and the encoder's file."""
+"""What every pre-training task shares: a seed, and the one loop over epochs and batches."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradfeat._version import __version__
-from gradfeat.errors import BackboneError, ConvergenceError
-from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.errors import ConvergenceError
+from gradfeat.pretrain.checkpoint import Checkpoint, State
 
 Progress = Callable[[int, int, float], None]
+Step = Callable[[int, int], None]
 
-FORMAT = "gradfeat.encoder"
-FORMAT_VERSION = 1
-_ARCHITECTURES = {"ConvEncoder": ConvEncoder}
+
+@dataclass(frozen=True)
+class Turn:
+    """One of the losses that a task minimizes in turn; most tasks have one, an adversarial task has two.
+
+    Args:
+        name: Of the loss, in the log.
+        parameters: What this loss trains; no other parameter moves.
+        loss: Of a batch of images (n, c, h, w), and of its labels (n,) or None; a scalar.
+        every: A turn only at every so many batches.
+        betas: Adam's.
+        cycle: One learning-rate cycle over the whole run; else the learning rate is constant.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Callable[[Tensor, Tensor | None], Tensor]
+    every: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+    cycle: bool = True
+
+
+class Task(nn.Module):
+    """A pre-training task: an encoder, what else it needs, and a loss as its forward.
+
+    Args:
+        encoder: The network to pre-train, whose output is f(x), (n, d).
+
+    Attributes:
+        network: Name of the encoder that the task takes by default.
+        learning_rate: The default.
+    """
+
+    network = "small"
+    learning_rate = 2e-3
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def turns(self) -> list[Turn]:
+        """Return the losses in their order; by default one, the module's forward, for all parameters."""
+        return [Turn("loss", [p for p in self.parameters() if p.requires_grad], self)]
+
+    def pictures(self, x: Tensor) -> list[Tensor]:
+        """Return rows of pictures to look at, each (n, c, h, w) in [-1, 1], for some images; by default none."""
+        return []
 
 
 @contextmanager
@@ -47,149 +86,89 @@ def seeded(random_state: int | None) -> Iterator[None]:
         yield
 
 
+def scaled(images: Tensor) -> Tensor:
+    """Return images, uint8 or float in [0, 1], as the encoder's input in [-1, 1]."""
+    return (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1
+
+
 def train(
-    task: nn.Module, x: Tensor, *, epochs: int, batch_size: int, learning_rate: float, progress: Progress | None = None
-) -> list[float]:
-    """Minimize `task(batch)`, a scalar loss, by Adam with one learning-rate cycle.
+    task: Task,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    device: str | torch.device = "cpu",
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    step: Step | None = None,
+) -> list[dict[str, float]]:
+    """Minimize the losses of a task by Adam.
 
     Args:
-        task: Module whose forward takes a batch of images and returns the loss; all its parameters are trained.
-        x: Images, (n, c, h, w), already scaled.
+        task: What is trained; every turn has its own optimizer.
+        x: Images, (n, c, h, w), uint8 or float in [0, 1]; they stay where they are, and batches are scaled.
+        y: Labels, (n,), for a task that needs them.
         epochs: Passes over the images.
         batch_size: Images per step; a last batch of one image is dropped, for batch norm.
-        learning_rate: Peak of the cycle.
-        progress: Called after every epoch with (epoch, epochs, mean loss).
+        learning_rate: Peak of the cycle, or the constant rate.
+        device: Where batches go and the task is trained.
+        checkpoint: Where the state is kept after every epoch, and where the loop goes on if something is there. On a
+            CPU the result is, bit for bit, that of a run without interruption.
+        progress: Called after every epoch with (epoch, epochs, mean of the first loss).
+        step: Called after every batch with (batches done, batches of the whole run).
 
     Returns:
-        The mean loss of every epoch.
+        The mean of every loss in every epoch.
 
     Raises:
-        ConvergenceError: The loss left the finite numbers.
+        ConvergenceError: A loss left the finite numbers.
+        DataError: The checkpoint is damaged.
+        OSError: The checkpoint cannot be written; the one of the epoch before is still there.
     """
+    task.to(device)
     starts = [start for start in range(0, len(x), batch_size) if len(x) - start > 1]
-    optimizer = torch.optim.Adam(task.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, epochs * len(starts)))
-    history: list[float] = []
+    steps = epochs * len(starts)
+    turns = task.turns()
+    optimizers = [torch.optim.Adam(turn.parameters, learning_rate, betas=turn.betas) for turn in turns]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps)) if turn.cycle else None
+        for turn, optimizer in zip(turns, optimizers, strict=True)
+    ]
+    state = State(task, optimizers, schedules)
+    history = [] if checkpoint is None else checkpoint.resume(state)
     task.train()
-    for epoch in range(1, epochs + 1):
+    for epoch in range(len(history) + 1, epochs + 1):
         order = torch.randperm(len(x))
-        total = torch.zeros(())
-        for start in starts:
-            loss = task(x[order[start : start + batch_size]])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        history.append(float(total) / len(starts))
-        if not torch.isfinite(total):
+        totals = [torch.zeros((), device=device) for _ in turns]
+        taken = [0] * len(turns)
+        for done, start in enumerate(starts, (epoch - 1) * len(starts) + 1):
+            chosen = order[start : start + batch_size]
+            batch = scaled(x[chosen].to(device))
+            target = None if y is None else y[chosen].to(device)
+            for i, turn in enumerate(turns):
+                if done % turn.every:
+                    continue
+                loss = turn.loss(batch, target)
+                optimizers[i].zero_grad()
+                loss.backward(inputs=turn.parameters)
+                optimizers[i].step()
+                if (schedule := schedules[i]) is not None:
+                    schedule.step()
+                totals[i] += loss.detach()
+                taken[i] += 1
+            if step is not None:
+                step(done, steps)
+        means = [float(total) / max(1, count) for total, count in zip(totals, taken, strict=True)]
+        if not all(bool(torch.isfinite(total)) for total in totals):
             raise ConvergenceError(
                 f"Pre-training left the finite numbers in epoch {epoch}: use a smaller learning_rate."
             )
+        history.append({turn.name: mean for turn, mean in zip(turns, means, strict=True)})
+        if checkpoint is not None:
+            checkpoint.write(state, history)
         if progress is not None:
-            progress(epoch, epochs, history[-1])
+            progress(epoch, epochs, means[0])
     task.eval()
     return history
-
-
-def save_encoder(network: nn.Module, path: str | Path, *, task: str, preprocessing: Mapping[str, Any]) -> Path:
-    """Write an encoder as one safetensors file, atomically: a crash leaves no half file under the final name.
-
-    Args:
-        network: An encoder with `arguments`, e.g. `ConvEncoder`.
-        path: The file, ending in ``.safetensors``.
-        task: The pre-training task, for the record.
-        preprocessing: How its input is scaled, e.g. `pretrain.input_scaling(images)`; JSON-able.
-
-    Returns:
-        The path.
-
-    Raises:
-        BackboneError: The architecture is none of gradfeat's own, or the name has another ending.
-    """
-    path = Path(path).expanduser()
-    architecture = type(network).__name__
-    if _ARCHITECTURES.get(architecture) is not type(network):
-        raise BackboneError(
-            f"Expected one of {', '.join(_ARCHITECTURES)}, got {architecture}: save its state_dict() yourself."
-        )
-    if path.suffix != ".safetensors":
-        raise BackboneError(f"An encoder's file ends in .safetensors; got {path.name}.")
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "architecture": architecture,
-        "arguments": json.dumps(network.arguments),
-        "preprocessing": json.dumps(dict(preprocessing)),
-        "task": task,
-        "gradfeat": __version__,
-    }
-    content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read an encoder that `save_encoder` wrote; nothing from the file is executed.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The network in evaluation mode, and the metadata: ``architecture``, ``arguments``, ``preprocessing``, ``task``,
-        ``gradfeat`` (version).
-
-    Raises:
-        BackboneError: No such file, a damaged or foreign file, or a newer format.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise BackboneError(f"No encoder file at {path}.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            raw = dict(file.metadata() or {})
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise BackboneError(f"{path} is damaged or not a safetensors file: {error}") from error
-    metadata = _read_metadata(raw, path)
-    try:
-        network = _ARCHITECTURES[metadata["architecture"]](**metadata["arguments"])
-        network.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{path} is damaged: its weights do not fit its own architecture. {error}") from error
-    return network.eval(), metadata
-
-
-def _read_metadata(raw: Mapping[str, str], path: Path) -> dict[str, Any]:
-    if raw.get("format") != FORMAT:
-        raise BackboneError(
-            f"{path} is not an encoder written by gradfeat. To load it as weights, name the architecture too: "
-            "timm/<model> or torchvision/<model> with weights (on the command line: --weights)."
-        )
-    try:
-        version = int(raw["format_version"])
-        metadata = {
-            "architecture": raw["architecture"],
-            "arguments": json.loads(raw["arguments"]),
-            "preprocessing": json.loads(raw["preprocessing"]),
-            "task": raw["task"],
-            "gradfeat": raw["gradfeat"],
-        }
-    except (KeyError, ValueError) as error:
-        raise BackboneError(f"{path} is damaged: its metadata cannot be read ({error}).") from error
-    if version > FORMAT_VERSION or metadata["architecture"] not in _ARCHITECTURES:
-        raise BackboneError(
-            f"{path} was written by gradfeat {metadata['gradfeat']} (format {version}, {metadata['architecture']}); "
-            f"this is gradfeat {__version__} (format {FORMAT_VERSION}). Upgrade: pip install --upgrade gradfeat"
-        )
-    return metadata

@@ -1,8 +1,11 @@
-"""From images without labels to an encoder."""
+"""From images to an encoder: names of tasks and networks, checks, and the call of the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,41 +13,72 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.pretrain.loop import Progress, seeded, train
+from gradfeat.pretrain.bigan import BiGAN
+from gradfeat.pretrain.checkpoint import Checkpoint
+from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
+from gradfeat.pretrain.images import write_sheet
+from gradfeat.pretrain.jigsaw import Jigsaw
+from gradfeat.pretrain.loop import Progress, Step, scaled, seeded, train
+from gradfeat.pretrain.rotation import Rotation
+from gradfeat.pretrain.supervised import Supervised
 from gradfeat.pretrain.vae import VariationalAutoencoder
 
-TASKS: dict[str, Callable[[ConvEncoder, tuple[int, int]], nn.Module]] = {"vae": VariationalAutoencoder}
+TASKS: dict[str, Any] = {  # name -> class of the task; its keywords are its options
+    "vae": VariationalAutoencoder,
+    "bigan": BiGAN,
+    "rotation": Rotation,
+    "jigsaw": Jigsaw,
+    "supervised": Supervised,
+}
+NETWORKS: dict[str, dict[str, Any]] = {"small": {}, "bigan": BIGAN}
+_SHOWN = 8  # pictures in a row
 
 
 def pretrain_encoder(
     images: np.ndarray,
+    labels: np.ndarray | None = None,
     *,
     task: str = "vae",
+    network: str | nn.Module | None = None,
     epochs: int = 40,
     batch_size: int = 64,
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    device: str = "cpu",
     random_state: int | None = None,
     progress: Progress | None = None,
-) -> ConvEncoder:
-    """Train a small convolutional encoder on images without labels.
+    step: Step | None = None,
+) -> Any:
+    """Train an encoder on images.
 
     Args:
         images: (n, h, w, c), uint8 or float in [0, 1]; at least 4 × 4 pixels.
+        labels: (n,), for the task "supervised" only.
         task: Name of the pre-training task, one of `TASKS`.
+        network: One of `NETWORKS`, or a module whose output is f(x), (n, d), trained in place; None is the task's own.
         epochs: Passes over the images.
         batch_size: Images per step.
-        learning_rate: Peak of Adam's learning-rate cycle.
+        learning_rate: Peak of Adam's learning-rate cycle (bigan: the rate); None is the task's own.
+        options: The task's own keywords, e.g. `beta` for vae; see the task's class.
+        folder: Gets the state after every epoch, a table of losses, and pictures where a task makes some. A run of the
+            same configuration that was interrupted goes on where it stopped.
+        resume: Whether it goes on; False starts again.
+        device: "cpu", "cuda", ...
         random_state: Seed of initial weights, order and noise; None draws from PyTorch's global stream.
-        progress: Called after every epoch with (epoch, epochs, mean loss).
+        progress: Called after every epoch with (epoch, epochs, mean of the first loss).
+        step: Called after every batch with (batches done, batches of the whole run).
 
     Returns:
-        The encoder in evaluation mode; its input is scaled as `input_scaling` says.
+        The encoder in evaluation mode, on the CPU, a `ConvEncoder` or the given module; its input is scaled as
+        `input_scaling` says.
 
     Raises:
-        ConfigurationError: Unknown task, or numbers that are not positive.
-        DataError: Images of another shape, dtype or range, or too few.
-        ConvergenceError: The loss left the finite numbers.
+        ConfigurationError: Unknown task, network or option, numbers that are not positive, or a folder with the
+            checkpoint of another run.
+        DataError: Images of another shape, dtype or range, or too few; or a damaged checkpoint.
+        ConvergenceError: A loss left the finite numbers.
 
     Example:
         >>> images = np.random.default_rng(0).random((16, 8, 8, 1))
@@ -54,16 +88,60 @@ def pretrain_encoder(
     """
     if task not in TASKS:
         raise ConfigurationError(f"Unknown task {task!r}. Known: {', '.join(TASKS)}." + did_you_mean(task, TASKS))
+    cls = TASKS[task]
+    learning_rate = cls.learning_rate if learning_rate is None else learning_rate
+    network = cls.network if network is None else network
     if epochs < 1 or batch_size < 2 or not learning_rate > 0:
         raise ConfigurationError(
             "Expected epochs >= 1, batch_size >= 2 (for batch norm) and learning_rate > 0; "
             f"got {epochs}, {batch_size} and {learning_rate}."
         )
+    if isinstance(network, str) and network not in NETWORKS:
+        raise ConfigurationError(
+            f"Unknown network {network!r}. Known: {', '.join(NETWORKS)}." + did_you_mean(network, NETWORKS)
+        )
+    options = dict(options or {})
+    _check_options(task, options)
     x = _to_input(images)
+    y = _to_targets(task, labels, len(x))
+    if y is not None:
+        options["classes"] = int(y.max()) + 1
+    checkpoint = None
+    if folder is not None:
+        configuration = {
+            "task": task,
+            **options,
+            "network": network if isinstance(network, str) else _digest(str(network).encode()),
+            "images": list(x.shape),
+            "content": _digest(x.numpy(), b"" if y is None else y.numpy()),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "random_state": random_state,
+        }
+        checkpoint = Checkpoint(folder, configuration, restart=not resume)
     with seeded(random_state):
-        encoder = ConvEncoder(in_channels=x.shape[1])
-        objective = TASKS[task](encoder, (x.shape[2], x.shape[3]))
-        train(objective, x, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, progress=progress)
+        shape: Any = tuple(x.shape[1:])
+        encoder = ConvEncoder(shape[0], **NETWORKS[network]) if isinstance(network, str) else network
+        objective = cls(encoder, shape, **options)
+        train(
+            objective,
+            x,
+            y,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            device=device,
+            checkpoint=checkpoint,
+            progress=progress,
+            step=step,
+        )
+        objective.cpu()
+        if folder is not None:
+            with torch.no_grad():
+                rows = objective.pictures(scaled(x[:_SHOWN]))
+            if rows:
+                write_sheet(Path(folder).expanduser() / "pictures.png", rows)
     return encoder
 
 
@@ -85,15 +163,49 @@ def input_scaling(images: np.ndarray) -> dict[str, Any]:
 
 
 def _to_input(images: np.ndarray) -> Tensor:
-    """Return images as float32 (n, c, h, w) in [-1, 1]."""
+    """Return images as (n, c, h, w), uint8 or float32 in [0, 1]."""
     images = np.asarray(images)
     if images.ndim != 4 or len(images) < 2 or min(images.shape[1:3]) < 4:
         raise DataError(f"Expected at least two images (n, h, w, c) of 4 × 4 pixels or more; got shape {images.shape}.")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"Expected images of dtype uint8, or float in [0, 1]; got {images.dtype}.")
-    values = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
+    values = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if images.dtype == np.uint8:
-        values /= 255
-    elif not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        return torch.from_numpy(values)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise DataError("Float images are expected in [0, 1] without NaN; divide by their largest value, or use uint8.")
-    return torch.from_numpy(values * 2 - 1)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _to_targets(task: str, labels: np.ndarray | None, n: int) -> Tensor | None:
+    """Return labels of any kind as whole numbers from 0, in sorted order; None for a task without labels."""
+    if task != "supervised":
+        if labels is not None:
+            raise ConfigurationError(f"The task {task!r} takes no labels.")
+        return None
+    labels = None if labels is None else np.asarray(labels)
+    if labels is None or labels.shape != (n,):
+        got = "none" if labels is None else f"shape {labels.shape}"
+        raise DataError(f"The task 'supervised' needs one label for each of {n} images; got {got}.")
+    classes, y = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"All images have the label {classes[0]!r}: at least two classes are needed.")
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def _check_options(task: str, options: Mapping[str, Any]) -> None:
+    keywords = inspect.signature(TASKS[task]).parameters.values()
+    known = [k.name for k in keywords if k.kind is k.KEYWORD_ONLY and k.name != "classes"]
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"The task {task!r} has no option {name!r}. Its options: {', '.join(known) or 'none'}."
+                + did_you_mean(name, known)
+            )
+
+
+def _digest(*content: Any) -> str:
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()[:16]

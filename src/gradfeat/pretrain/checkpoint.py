@@ -1,0 +1,172 @@
+"""A training run on disk: all that the next epoch depends on, without pickle.
+
+Tensors (weights, moments of Adam, the state of the random numbers) are the tensors of one safetensors file; all else is
+JSON in its metadata. JSON writes a float with all its digits, so nothing is rounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.pretrain.encoder_file import write_whole
+
+FORMAT = "gradfeat.pretraining"
+FORMAT_VERSION = 1
+FILE, LOG = "checkpoint.safetensors", "losses.csv"
+
+
+@dataclass(frozen=True)
+class State:
+    """What moves in training, beside the random numbers.
+
+    Args:
+        task: The module with all weights.
+        optimizers: One for each turn.
+        schedules: Of their learning rates; None where it is constant.
+    """
+
+    task: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedules: Sequence[torch.optim.lr_scheduler.LRScheduler | None]
+
+
+class Checkpoint:
+    """The last finished epoch of a run, in a folder.
+
+    Args:
+        folder: Gets `checkpoint.safetensors` and `losses.csv`.
+        configuration: What the run is: JSON-able, in one level. A run goes on only where all of it is the same.
+        restart: Whether a checkpoint in the folder is to be written over.
+    """
+
+    def __init__(self, folder: str | Path, configuration: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.folder = Path(folder).expanduser()
+        self.configuration = json.loads(json.dumps(dict(configuration)))  # tuples become lists, as in the file
+        self.restart = restart
+
+    def write(self, state: State, history: list[dict[str, float]]) -> None:
+        """Write the state after an epoch, whole or not at all, and the losses as a table.
+
+        Raises:
+            OSError: It cannot be written; what was there before still is.
+        """
+        tensors = {f"task/{name}": value for name, value in state.task.state_dict().items()}
+        tensors |= {f"random/{name}": value for name, value in _random_state().items()}
+        groups = []
+        for i, optimizer in enumerate(state.optimizers):
+            content = optimizer.state_dict()
+            for k, moments in content["state"].items():
+                tensors |= {f"optimizer/{i}/{k}/{name}": value for name, value in moments.items()}
+            groups.append(content["param_groups"])
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "configuration": json.dumps(self.configuration),
+            "history": json.dumps(history),
+            "optimizers": json.dumps(groups),
+            "schedules": json.dumps([None if s is None else s.state_dict() for s in state.schedules]),
+        }
+        # Copies: safetensors refuses tensors that share memory.
+        flat = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        try:
+            # The table first: if the second file fails, the epoch comes again, and its row with it.
+            write_whole(self.folder / LOG, _table(history))
+            write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"epoch {len(history)} cannot be written to {self.folder} ({error.strerror}); what was written before "
+                "is whole: the same command goes on from there",
+            ) from error
+
+    def resume(self, state: State) -> list[dict[str, float]]:
+        """Bring a fresh state, and PyTorch's random numbers, to where the run stopped.
+
+        Returns:
+            The losses so far; empty, and nothing is changed, where there is no checkpoint or it is not wanted.
+
+        Raises:
+            ConfigurationError: The checkpoint is of another configuration; the message names what differs.
+            DataError: The file is damaged, or not a checkpoint.
+        """
+        path = self.folder / FILE
+        if self.restart or not path.exists():
+            return []
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                raw = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if raw.get("format") != FORMAT or int(raw["format_version"]) > FORMAT_VERSION:
+                raise ValueError("not written by this version of gradfeat")
+            configuration = json.loads(raw["configuration"])
+            history, groups, schedules = (json.loads(raw[name]) for name in ("history", "optimizers", "schedules"))
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is damaged or no checkpoint: {error}. {self._way_out()}") from error
+        self._compare(configuration)
+        try:
+            _load(state, tensors, groups, schedules)
+        except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+            raise DataError(f"{path} does not fit its own configuration: {error}. {self._way_out()}") from error
+        return history
+
+    def _compare(self, other: Mapping[str, Any]) -> None:
+        names = [*self.configuration, *(name for name in other if name not in self.configuration)]
+        differing = [
+            f"{name} {other.get(name)} there, {self.configuration.get(name)} now"
+            for name in names
+            if other.get(name) != self.configuration.get(name)
+        ]
+        if differing:
+            raise ConfigurationError(
+                f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. {self._way_out()}"
+            )
+
+    def _way_out(self) -> str:
+        return "Choose another folder, or start again with resume=False (on the command line: --no-resume)."
+
+
+def _load(state: State, tensors: Mapping[str, Tensor], groups: list[Any], schedules: list[Any]) -> None:
+    state.task.load_state_dict(_part(tensors, "task/"))
+    for i, optimizer in enumerate(state.optimizers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, f"optimizer/{i}/").items():
+            k, _, field = name.partition("/")
+            moments.setdefault(int(k), {})[field] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": groups[i]})
+    for schedule, content in zip(state.schedules, schedules, strict=True):
+        if schedule is not None:
+            schedule.load_state_dict(content)
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+
+
+def _random_state() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _table(history: list[dict[str, float]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["epoch", *(history[0] if history else ())])
+    writer.writerows([epoch, *losses.values()] for epoch, losses in enumerate(history, 1))
+    return stream.getvalue().encode()

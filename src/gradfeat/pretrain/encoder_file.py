@@ -1,0 +1,158 @@
+"""The encoder's file: weights, architecture and preprocessing in one safetensors file; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from gradfeat._version import __version__
+from gradfeat.errors import BackboneError
+from gradfeat.pretrain.encoder import ConvEncoder
+
+FORMAT = "gradfeat.encoder"
+FORMAT_VERSION = 1
+_ARCHITECTURES = {"ConvEncoder": ConvEncoder}
+_LIBRARIES = ("timm/", "torchvision/")  # built by name, by `gradfeat.backbones`
+
+
+def save_encoder(
+    network: nn.Module, path: str | Path, *, task: str, preprocessing: Mapping[str, Any], name: str | None = None
+) -> Path:
+    """Write an encoder as one safetensors file, atomically: a crash leaves no half file under the final name.
+
+    Args:
+        network: An encoder with `arguments`, e.g. `ConvEncoder`, or the network that `name` builds.
+        path: The file, ending in ``.safetensors``.
+        task: The pre-training task, for the record.
+        preprocessing: How its input is scaled, e.g. `pretrain.input_scaling(images)`; JSON-able.
+        name: "timm/<model>" or "torchvision/<model>", for a network of another library.
+
+    Returns:
+        The path.
+
+    Raises:
+        BackboneError: The architecture is none of gradfeat's own, or the name has another ending.
+    """
+    path = Path(path).expanduser()
+    architecture = name or type(network).__name__
+    if _ARCHITECTURES.get(architecture) is not type(network) and not architecture.startswith(_LIBRARIES):
+        raise BackboneError(
+            f"Expected one of {', '.join(_ARCHITECTURES)}, got {architecture}: save its state_dict() yourself."
+        )
+    if path.suffix != ".safetensors":
+        raise BackboneError(f"An encoder's file ends in .safetensors; got {path.name}.")
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "architecture": architecture,
+        "arguments": json.dumps({} if name else network.arguments),
+        "preprocessing": json.dumps(dict(preprocessing)),
+        "task": task,
+        "gradfeat": __version__,
+    }
+    content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, metadata)
+    return write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file under another name, and move it: a crash or a full disk leaves the old file, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Read an encoder that `save_encoder` wrote; nothing from the file is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The network in evaluation mode, and the metadata: ``architecture``, ``arguments``, ``preprocessing``, ``task``,
+        ``gradfeat`` (version).
+
+    Raises:
+        BackboneError: No such file, a damaged or foreign file, or a newer format.
+    """
+    raw, state = _read(path)
+    metadata = _read_metadata(raw, Path(path))
+    if metadata["architecture"] not in _ARCHITECTURES:
+        raise BackboneError(
+            f"{path} holds {metadata['architecture']}: gradfeat.backbones.resolve({str(path)!r}) loads it."
+        )
+    try:
+        network = _ARCHITECTURES[metadata["architecture"]](**metadata["arguments"])
+        network.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"{path} is damaged: its weights do not fit its own architecture. {error}") from error
+    return network.eval(), metadata
+
+
+def read_architecture(path: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """Return the name of the network that `gradfeat.backbones` is to build, and the metadata as `load_encoder` does.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The name is None for gradfeat's own architectures, which `load_encoder` builds.
+
+    Raises:
+        BackboneError: As `load_encoder` says.
+    """
+    metadata = _read_metadata(_read(path)[0], Path(path))
+    own = metadata["architecture"] in _ARCHITECTURES
+    return None if own else metadata["architecture"], metadata
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise BackboneError(f"No encoder file at {path}.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BackboneError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_metadata(raw: Mapping[str, str], path: Path) -> dict[str, Any]:
+    if raw.get("format") != FORMAT:
+        raise BackboneError(
+            f"{path} is not an encoder written by gradfeat. To load it as weights, name the architecture too: "
+            "timm/<model> or torchvision/<model> with weights (on the command line: --weights)."
+        )
+    try:
+        version = int(raw["format_version"])
+        metadata = {
+            "architecture": raw["architecture"],
+            "arguments": json.loads(raw["arguments"]),
+            "preprocessing": json.loads(raw["preprocessing"]),
+            "task": raw["task"],
+            "gradfeat": raw["gradfeat"],
+        }
+    except (KeyError, ValueError) as error:
+        raise BackboneError(f"{path} is damaged: its metadata cannot be read ({error}).") from error
+    known = metadata["architecture"] in _ARCHITECTURES or metadata["architecture"].startswith(_LIBRARIES)
+    if version > FORMAT_VERSION or not known:
+        raise BackboneError(
+            f"{path} was written by gradfeat {metadata['gradfeat']} (format {version}, {metadata['architecture']}); "
+            f"this is gradfeat {__version__} (format {FORMAT_VERSION}). Upgrade: pip install --upgrade gradfeat"
+        )
+    return metadata
