@@ -109,8 +109,9 @@ class _NoSinglePrecision(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is Tensor.float:
             func = Tensor.double
-        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-        kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        if func in (Tensor.to, Tensor.type, torch.nn.functional.softmax, torch.softmax, Tensor.softmax):
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
