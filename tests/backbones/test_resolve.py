@@ -177,7 +177,6 @@ def test_metadata_gives_the_preprocessing(timm, tmp_path):
         ("timm/test_resnet?num_classes=3", "set by gradfeat"),
         ("torchvision/resnet19", "Did you mean resnet18"),
         ("torchvision/fcn_resnet50", "no classifier"),
-        ("torchvision/squeezenet1_1", "does not end in a linear layer"),
         ("torchvision/resnet18.V9", "Known: IMAGENET1K_V1"),
         ("torchvision/shufflenet_v2_x0_5?foo=1", "unexpected keyword argument 'foo'"),
         ("torchvision/resnet18?weights=DEFAULT", "set by gradfeat"),
@@ -186,6 +185,16 @@ def test_metadata_gives_the_preprocessing(timm, tmp_path):
 def test_bad_names_in_libraries(timm, models, name, message):
     with pytest.raises(ConfigurationError, match=message):
         resolve(name, weights="random")
+
+
+def test_squeezenet_gives_the_mean_of_its_last_map(models):
+    backbone = resolve("torchvision/squeezenet1_1", weights="random", random_state=0)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.network(x), backbone.network.features(x).mean((2, 3)))
+    whole = models.squeezenet1_1(weights=None)
+    kept = set(backbone.network.state_dict())
+    assert set(whole.state_dict()) - kept == {"classifier.1.weight", "classifier.1.bias"}
 
 
 def test_fixed_image_size_is_refused(timm):

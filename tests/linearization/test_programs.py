@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from gradfeat.errors import BatchDependenceError, ConfigurationError, GradfeatWarning, LinearizationError
 from gradfeat.linearization import Linearization, linearize, parametrization_scales
+from gradfeat.testing import check_linearization
 
 
 class Function(nn.Module):
@@ -62,6 +63,27 @@ def test_batch_norm_without_statistics_is_refused() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
     with pytest.raises(BatchDependenceError, match="track_running_stats"):
         linearize(network, torch.randn(3, 4), "0")
+
+
+class Standardized(nn.Module):
+    """A convolution whose weight is standardized by batch norm on its way (NFNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.gain = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        flat = functional.batch_norm(
+            weight.reshape(1, 4, -1), None, None, weight=self.gain, training=True, momentum=0.0
+        )
+        return torch.tanh(functional.conv2d(x, flat.reshape_as(weight), self.conv.bias))
+
+
+def test_a_weight_standardized_by_batch_norm_depends_on_no_sample() -> None:
+    lin = check_linearization(Standardized(), torch.randn(3, 3, 5, 5), "*")
+    assert list(lin.theta2) == ["gain", "conv.weight", "conv.bias"]
 
 
 def test_batch_dependence_below_theta2_is_refused() -> None:

@@ -56,14 +56,17 @@ def build_torchvision(name: Name, *, pretrained: bool, random: bool) -> tuple[nn
             f"a network: download {getattr(entry, 'url', 'them')} on another machine, and pass it as weights=FILE "
             "(on the command line: --weights FILE.pth)."
         ) from error
+    complete = set(network.state_dict())
     head = last_linear(network)
-    if head is None:
+    if model.startswith("squeezenet"):  # its classifier is a 1 × 1 convolution of the last map, averaged afterwards
+        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1))
+    elif head is None:
         raise ConfigurationError(
             f"torchvision's {model} does not end in a linear layer, so its features f(x) are not known. Build the "
             "network yourself, and pass the module whose output is f(x)."
         )
-    complete = set(network.state_dict())
-    network.set_submodule(head, nn.Identity())
+    else:
+        network.set_submodule(head, nn.Identity())
     return network, complete - set(network.state_dict()), None if entry is None else entry.transforms()
 
 

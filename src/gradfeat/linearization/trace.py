@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from gradfeat.errors import BatchDependenceError
 from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.theta2 import ancestors
 
 aten = torch.ops.aten
 
@@ -114,6 +115,10 @@ class Trace:
     def compute(self, function: Any, *args: Any, **kwargs: Any) -> Symbol:
         """Call `function` in the value graph, just after the node whose rule is running."""
         return self._value_tracer.create_proxy("call_function", function, args, kwargs)
+
+    def depends_on_data(self, value: Dual) -> bool:
+        """Whether a value is computed from the network's inputs, and not from its parameters alone."""
+        return not ancestors(value.primal.node).isdisjoint(self.captured.inputs)
 
     def shape(self, fake: Tensor) -> list[Any]:
         """Return the shape of a value as the tangent graph can know it: numbers, and multiples of n."""

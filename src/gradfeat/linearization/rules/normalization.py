@@ -134,6 +134,8 @@ def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, 
     else:
         training, eps = settings[0], settings[2]
     if training or mean is None:
+        if not trace.depends_on_data(x):  # a weight that is standardized on its way (NFNet): no sample is in it
+            return NotImplemented
         raise BatchDependenceError(
             f"{node.name}: a batch norm uses the statistics of the batch also in evaluation mode "
             "(track_running_stats=False), so that a sample's features depend on the others of its batch"
