@@ -159,6 +159,17 @@ def test_bigan_losses_are_those_of_the_game(bigan):
         assert float(task.discriminator_loss(x)) == pytest.approx(2 * math.log(2))
 
 
+def test_the_discriminator_sees_the_code_from_the_start():
+    """He's weights keep the scale of a signal; with the narrow ones of the other parts it is about 1e-4 here."""
+    torch.manual_seed(0)
+    task = BiGAN(ConvEncoder(3, **BIGAN), (3, 32, 32)).eval()
+    with torch.no_grad():
+        by_code = task.discriminator(torch.zeros(64, 3, 32, 32), torch.randn(64, 64)).std()
+        by_image = task.discriminator(torch.randn(64, 3, 32, 32), torch.zeros(64, 64)).std()
+    assert 0.1 < float(by_code) < 10
+    assert 0.1 < float(by_image / by_code) < 10
+
+
 def test_each_player_moves_its_own_parameters_only(bigan):
     task = bigan("wasserstein").train()
     discriminator, players = task.turns()

@@ -134,9 +134,10 @@ class BiGAN(Task):
             )
         # Dropout is no part of the Wasserstein critic.
         self.discriminator = Discriminator(encoder.arguments, latent, 0.2 if objective == OBJECTIVES[0] else 0.0)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)  # Radford et al. 2016
+        for part, init in ((self, _narrow), (self.discriminator, _he)):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                    init(module.weight)
 
     def turns(self) -> list[Turn]:
         """Return the discriminator's turn, and that of encoder and generator."""
@@ -199,6 +200,15 @@ def gradient_penalty(discriminator: nn.Module, real: tuple[Tensor, Tensor], fake
     gradients = torch.autograd.grad(discriminator(*between).sum(), between, create_graph=True)
     norm = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)
     return (norm - 1).square().mean()
+
+
+def _narrow(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.02)  # Radford et al. 2016
+
+
+def _he(weight: Tensor) -> None:
+    # Without batch norm narrow weights let the code's signal die out: encoder and generator would learn apart.
+    nn.init.kaiming_normal_(weight, a=0.01)
 
 
 def _kernels(arguments: dict[str, Any]) -> list[int]:

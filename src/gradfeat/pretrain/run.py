@@ -169,7 +169,8 @@ def _to_input(images: np.ndarray) -> Tensor:
         raise DataError(f"Expected at least two images (n, h, w, c) of 4 × 4 pixels or more; got shape {images.shape}.")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"Expected images of dtype uint8, or float in [0, 1]; got {images.dtype}.")
-    values = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    # A copy in C order also where there is one channel: other strides would choose other kernels of convolutions.
+    values = np.array(images.transpose(0, 3, 1, 2), order="C")
     if images.dtype == np.uint8:
         return torch.from_numpy(values)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
