@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -49,7 +50,7 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         found[result["key"]] = result
     versions = f"torch {torch.__version__.partition('+')[0]}"
     for library, extra in (("torchvision", "vision"), ("timm", "vision"), ("transformers", "text")):
-        versions += f", {library} {require(library, extra=extra).__version__}"
+        versions += f", {library} {require(library, extra=extra).__version__.partition('+')[0]}"
     lines = [_HEAD, f"`make zoo`, {date.today():%Y-%m-%d}, {_processor()}, one thread; {versions}.", ""]
     lines += ["| library | networks | exact to 1e-8 at every depth |", "|---|---|---|"]
     libraries = list(dict.fromkeys(entry.library for entry in entries))
@@ -57,6 +58,14 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         own = [entry for entry in entries if entry.library == library]
         exact = sum(_exact(found.get(entry.key, {})) for entry in own)
         lines.append(f"| {library} | {len(own)} | {exact} |")
+    ratios = sorted(result["linearize"] / result["export"] for result in found.values() if "export" in result)
+    if ratios:
+        lines += [
+            "",
+            f"`linearize` takes {statistics.median(ratios):.2f} of the time of `torch.export` in the median; more than",
+            f"twice that time in {sum(ratio > 2 for ratio in ratios)} networks, where a forward pass, which its checks",
+            "need a few of, takes long beside the export.",
+        ]
     for library in libraries:
         lines += ["", f"## {library}", ""]
         lines += ["| family | model | θ₂: topmost / one more | tangent | adjoint | rules | time |"]
