@@ -134,6 +134,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.backbone_ = backbone
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
+        seed = self._seed()  # one for all depths of a search
 
         def problem_of(theta2: str | Sequence[str]) -> Problem:
             with progress.step("linearize"):
@@ -152,7 +153,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
                 batch_size=self.batch_size,
                 views=1 if self.augment is None else 2,
-                random_state=self._seed(),
+                random_state=seed,
                 progress=progress,
             )
 
@@ -165,16 +166,16 @@ class GradientFeatureEstimator(BaseEstimator):
             raise ConfigurationError(
                 "theta2='search' compares depths on the same samples, and this data set may change its samples: name θ₂"
             )
-        problem, self.depths_ = choose_depth(
+        problem, chosen, self.depths_ = choose_depth(
             backbone_candidates(backbone, example),
             problem_of,
             mode="gradient" if self.mode == "gradient" else "full",
             parametrization=self.parametrization,
-            random_state=self._seed(),
+            random_state=seed,
             progress=progress,
         )
-        if self.depths_:
-            self.modules_ = list(min(self.depths_, key=lambda depth: depth.loss).modules)
+        if chosen is not None:
+            self.modules_ = list(chosen.modules)
         return problem
 
     def _schedule(self, n: int) -> Schedule:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gradfeat.convex import choose
+from gradfeat.errors import Theta2Error
 from gradfeat.fitting import Problem
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
@@ -44,10 +45,10 @@ def choose_depth(
     parametrization: str = "standard",
     random_state: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Problem, list[Depth]]:
+) -> tuple[Problem, Depth | None, list[Depth]]:
     """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the held-out loss falls.
 
-    A deeper θ₂ costs more to fit. So a depth is kept only where its loss is lower by more than a negligible share.
+    A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by more than a negligible share.
 
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).
@@ -58,18 +59,20 @@ def choose_depth(
         progress: Shows how far it is.
 
     Returns:
-        The problem with the least held-out loss, and all depths that were tried, the chosen one the first of the least
-        loss. Only the topmost block, and nothing tried, where there are too few samples to hold some out.
+        The problem of the chosen depth, that depth, and all that were tried. Where there are too few samples to hold
+        some out: the problem of the topmost block, None, and nothing tried.
+
+    Raises:
+        Theta2Error: There is no candidate.
     """
-    progress = progress or Progress(False)
-    best, tried = build(candidates[0].modules), list[Depth]()
-    count = 1
-    problem = best
-    while True:
+    if not candidates:
+        raise Theta2Error("theta2='search': no layer with a weight reaches the features; name the parameters instead")
+    best: Problem
+    chosen: Depth | None = None
+    tried: list[Depth] = []
+    for candidate in _doubling(candidates):
         begun = time.perf_counter()
-        candidate = candidates[min(count, len(candidates)) - 1]
-        if count > 1:
-            problem = build(candidate.modules)
+        problem = build(candidate.modules)
         choice = choose(
             problem,
             mode,
@@ -79,12 +82,18 @@ def choose_depth(
             stages=COMMON,
         )
         if choice is None:
-            return best, []
-        found = Depth(candidate.modules, candidate.parameters, choice.loss, time.perf_counter() - begun)
-        better = not tried or found.loss < min(depth.loss for depth in tried) * (1 - NEGLIGIBLE)
-        tried.append(found)
-        if better:
-            best = problem
-        if not better or count >= len(candidates):
-            return best, tried
+            return problem, None, []
+        tried.append(Depth(candidate.modules, candidate.parameters, choice.loss, time.perf_counter() - begun))
+        if chosen is not None and tried[-1].loss >= chosen.loss * (1 - NEGLIGIBLE):
+            break
+        best, chosen = problem, tried[-1]
+    return best, chosen, tried
+
+
+def _doubling(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Yield the candidates of 1, 2, 4 ... blocks, and the last one."""
+    count = 1
+    while count < len(candidates):
+        yield candidates[count - 1]
         count *= 2
+    yield candidates[-1]

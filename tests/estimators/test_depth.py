@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 import gradfeat
 from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.convex import choose
-from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
 from gradfeat.selection import COMMON
 
@@ -79,6 +80,24 @@ def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None
     choice = choose(problem, "full", random_state=0, stages=COMMON)
     assert choice is not None
     assert found.depths_[0].loss == choice.loss
+
+
+def test_a_negligibly_lower_loss_takes_no_deeper_theta2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    losses = iter([1.0, 0.9, 0.8999])
+    monkeypatch.setattr("gradfeat.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(losses)))
+    X, _ = _data()
+    found = _fit()
+    assert [depth.loss for depth in found.depths_] == [1.0, 0.9, 0.8999]
+    assert found.modules_ == ["5", "4"]
+    assert {name.partition(".")[0] for name in found.w2_} == {"5", "4"}
+    loaded = gradfeat.load(found.save(tmp_path / "model.safetensors"), _network())
+    np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
+
+
+def test_nothing_to_search_is_said() -> None:
+    X, y = _data()
+    with pytest.raises(Theta2Error, match="theta2='search': no layer with a weight"):
+        GradientFeatureClassifier(nn.LayerNorm(6), theta2="search").fit(X, y)
 
 
 def test_file_and_pickle_keep_the_chosen_layers(tmp_path: Path) -> None:
