@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -94,13 +94,17 @@ def reaches_features(captured: Captured) -> set[str]:
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
     """Return `node` and all nodes that it is computed from."""
-    found = {node}
-    queue = [node]
+    return _reached([node], lambda reached: reached.all_input_nodes)
+
+
+def _reached(start: Iterable[fx.Node], steps: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    found = set(start)
+    queue = list(found)
     while queue:
-        for source in queue.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                queue.append(source)
+        for node in steps(queue.pop()):
+            if node not in found:
+                found.add(node)
+                queue.append(node)
     return found
 
 
@@ -108,7 +112,7 @@ def weight_layers(captured: Captured) -> list[str]:
     """Return the weights (two or more axes) of layers on the way to the features, in the order of execution."""
     live = ancestors(captured.output)
     parameters = set(captured.parameters)
-    of_x = _computed_from(captured.inputs)
+    of_x = _reached(captured.inputs, lambda node: node.users)
     found: dict[str, None] = {}
     for node in captured.graph.nodes:
         if node.op != "call_function" or node not in live or node not in of_x or not _is_layer(node):
@@ -130,17 +134,6 @@ _LAYER_PARTS = ("conv", "linear", "mm", "matmul", "einsum", "lstm", "gru", "rnn"
 def _is_layer(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(part in schema.name.split("::")[-1] for part in _LAYER_PARTS)
-
-
-def _computed_from(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found = set(nodes)
-    queue = list(found)
-    while queue:
-        for user in queue.pop().users:
-            if user not in found:
-                found.add(user)
-                queue.append(user)
-    return found
 
 
 def topmost(network: nn.Module, captured: Captured) -> str:
