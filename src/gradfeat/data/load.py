@@ -147,7 +147,9 @@ def _detect(path: Path, split: str) -> str:
     if path.is_dir():
         from gradfeat.data.audio import SUFFIXES as SOUND
 
-        return "wav" if not find_images(path) and find_files(path, SOUND) else "folder"
+        # the first image ends the search: a folder of images is not listed twice
+        images = any(is_image(file) for file in path.rglob("*"))
+        return "wav" if not images and find_files(path, SOUND) else "folder"
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
         "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, or the folder of the official files of "
