@@ -35,14 +35,12 @@ class Entry:
         family: The library's module, or the model's type.
         model: The model that stands for it.
         build: Makes it.
-        reason: Why it cannot be linearized in principle; empty where it can.
     """
 
     library: str
     family: str
     model: str
     build: Callable[[], Subject] = field(repr=False)
-    reason: str = ""
 
     @property
     def key(self) -> str:

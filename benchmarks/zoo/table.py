@@ -82,8 +82,6 @@ def _exact(result: dict[str, Any]) -> bool:
 
 def _row(entry: Entry, result: dict[str, Any] | None) -> str:
     name = f"| {entry.family} | {entry.model.partition('?')[0]} "
-    if entry.reason:
-        return f"{name}| {entry.reason} | | | | |"
     if result is None:
         return f"{name}| not measured | | | | |"
     if "error" in result:

@@ -28,6 +28,16 @@ _VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
+_BART = {
+    "d_model": 16,
+    "encoder_layers": 3,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "vocab_size": 60,
+}
 _SPEECH = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -85,14 +95,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "gemma": {**_LLAMA, "head_dim": 4},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2, "vocab_size": 60},
     "bart": {
-        "d_model": 16,
-        "encoder_layers": 3,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 24,
-        "decoder_ffn_dim": 24,
-        "vocab_size": 60,
+        **_BART,
         "max_position_embeddings": 32,
     },
     "clip_text_model": {**_BERT, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 1},
@@ -122,14 +125,7 @@ SPEECH: dict[str, dict[str, Any]] = {
     "hubert": _SPEECH,
     "wavlm": _SPEECH,
     "whisper": {
-        "d_model": 16,
-        "encoder_layers": 3,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 24,
-        "decoder_ffn_dim": 24,
-        "vocab_size": 60,
+        **_BART,
         "num_mel_bins": 8,
         "max_source_positions": 12,
         "pad_token_id": 0,
