@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GradfeatError(Exception):
@@ -59,3 +59,16 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=most, cutoff=0.6)
     return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def refuse_unknown_fields(names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Refuse a field that `what` does not have.
+
+    Raises:
+        ConfigurationError: The message has the known ones.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(
+                f"Unknown field {name!r} of {what}. Known: {', '.join(known)}." + did_you_mean(str(name), known)
+            )

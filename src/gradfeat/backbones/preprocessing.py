@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
+from gradfeat.errors import BackboneError, ConfigurationError, refuse_unknown_fields
 
 if TYPE_CHECKING:
     from gradfeat.data import Preprocessing, TextPreprocessing
@@ -115,11 +115,7 @@ def build(
             raise ConfigurationError(f"Expected a positive image_size; got {image_size}.")
         merged["size"] = [image_size, image_size]
     known = [field.name for field in dataclasses.fields(Preprocessing)]
-    for name in merged:
-        if name not in known:
-            raise ConfigurationError(
-                f"Unknown field {name!r} of the preprocessing. Known: {', '.join(known)}." + did_you_mean(name, known)
-            )
+    refuse_unknown_fields(merged, known, "the preprocessing")
     for name in ("mean", "std"):
         if isinstance(merged.get(name), int | float):  # one number for every channel
             merged[name] = [merged[name]] * merged.get("channels", 3)

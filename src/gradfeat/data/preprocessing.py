@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradfeat.data.images import eight_bit, in_threads, upright
-from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean, refuse_unknown_fields
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -176,12 +176,7 @@ class Preprocessing:
             ConfigurationError: Unknown or missing fields, or values that cannot be meant.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                hint = did_you_mean(str(name), known)
-                raise ConfigurationError(
-                    f"Unknown field {name!r} of the preprocessing. Known: {', '.join(known)}.{hint}"
-                )
+        refuse_unknown_fields(fields, list(known), "the preprocessing")
         missing = [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in fields]
         if missing:
             raise ConfigurationError(f"The preprocessing lacks {', '.join(missing)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, did_you_mean
+from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, refuse_unknown_fields
 from gradfeat.optional import from_pretrained
 
 LONGEST = 256  # tokens; memory and time grow with the longest text
@@ -128,12 +128,7 @@ class TextPreprocessing:
             ConfigurationError: Unknown or missing fields, or values that cannot be meant.
         """
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise ConfigurationError(
-                    f"Unknown field {name!r} of the preprocessing of texts. Known: {', '.join(known)}."
-                    + did_you_mean(str(name), known)
-                )
+        refuse_unknown_fields(fields, known, "the preprocessing of texts")
         if "tokenizer" not in fields:
             raise ConfigurationError("The preprocessing of texts lacks the tokenizer: a folder or an id")
         return cls(**fields)
