@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradfeat.errors import ConfigurationError
 from gradfeat.linearization import Linearization
-from gradfeat.linearization.linearization import Residuals
+from gradfeat.linearization.lengths import LengthGroups, Split
 
 LEVELS = ("residuals", "z0", "none")
 
@@ -100,23 +100,26 @@ class SampleStore:
         self.linearization = linearization
         self.inputs = inputs
         n = len(inputs)
-        self.level = choose_level(cache, n, linearization.bytes_per_sample, random=inputs.random)
-        self._z0: list[Tensor] | None = None
-        self._single = True
-        self._residuals: list[Tensor] | None = None
+        parts = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        size = linearization.bytes_per_sample
+        self._group: Tensor | None = None  # of each sample, where texts are in groups of their lengths
+        if isinstance(linearization, LengthGroups):
+            self._group = torch.cat([linearization.group_of(inputs.batch(part)) for part in parts])
+            size = linearization.bytes_of(self._group)
+        self.level = choose_level(cache, n, size, random=inputs.random)
+        self._z0 = None if self.level == "none" else _kept(n, self._group)
+        self._residuals = _kept(n, self._group) if self.level == "residuals" else None
         features: list[Tensor] = []
-        for start in range(0, n, batch_size):
-            indices = range(start, min(start + batch_size, n))
-            z0 = linearization.bottom(inputs.batch(indices))
+        for part in parts:
+            z0 = linearization.bottom(inputs.batch(part))
             f, residuals = linearization.primal(z0)
             features.append(f)
-            self._single = isinstance(z0, Tensor)
-            if self.level != "none":
-                self._z0 = _store(self._z0, (z0,) if isinstance(z0, Tensor) else z0, indices, n)
-            if self.level == "residuals":
-                self._residuals = _store(self._residuals, residuals, indices, n)
+            if self._z0 is not None:
+                self._z0.put(torch.arange(part.start, part.stop), z0)
+            if self._residuals is not None:
+                self._residuals.put(torch.arange(part.start, part.stop), residuals)
             if progress is not None:
-                progress(indices.stop, n)
+                progress(part.stop, n)
         self.features = torch.cat(features)
         self._rows: Tensor | None = None
 
@@ -145,18 +148,24 @@ class SampleStore:
     def _at(self, indices: Tensor) -> Tensor:
         return indices if self._rows is None else self._rows[indices]
 
-    def z0(self, indices: Tensor) -> Tensor | Residuals:
+    def batches(self, indices: Tensor, size: int) -> Iterator[Tensor]:
+        """Split some samples into batches: places in `indices`; texts of a length go together."""
+        if self._group is None:
+            yield from torch.arange(len(indices)).split(size)
+            return
+        group = self._group[self._at(indices)]
+        for own in group.unique():
+            yield from (group == own).nonzero()[:, 0].split(size)
+
+    def z0(self, indices: Tensor) -> Any:
         """Return z₀ of some samples; the bottom runs only if nothing is kept."""
         own = self._at(indices)
-        if self._z0 is None:
-            return self.linearization.bottom(self.inputs.batch(own.tolist()))
-        picked = tuple(value[own] for value in self._z0)
-        return picked[0] if self._single else picked
+        return self.linearization.bottom(self.inputs.batch(own.tolist())) if self._z0 is None else self._z0.take(own)
 
-    def primal(self, indices: Tensor) -> tuple[Tensor, Residuals]:
+    def primal(self, indices: Tensor) -> tuple[Tensor, Any]:
         """Return f(x) and the residuals of some samples, from the highest level that is kept."""
         if self._residuals is not None:
-            return self.features[indices], tuple(value[self._at(indices)] for value in self._residuals)
+            return self.features[indices], self._residuals.take(self._at(indices))
         return self.linearization.primal(self.z0(indices))
 
     def all_features(self, indices: Tensor) -> Tensor:
@@ -164,12 +173,61 @@ class SampleStore:
         return self.primal(indices)[0] if self.inputs.random else self.features[indices]
 
 
-def _store(whole: list[Tensor] | None, parts: Sequence[Tensor], indices: range, n: int) -> list[Tensor]:
-    if whole is None:
-        whole = [_rows(part, n) for part in parts]
-    for target, part in zip(whole, parts, strict=True):
-        target[indices.start : indices.stop] = part
-    return whole
+class _Kept:
+    """What is kept of n samples: a tensor or several, each with the sample as first axis."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._single = False
+        self._tensors: list[Tensor] | None = None
+
+    def put(self, places: Tensor, value: Any) -> None:
+        """Keep what belongs to the samples at `places`."""
+        self._single = isinstance(value, Tensor)
+        parts = (value,) if self._single else value
+        if self._tensors is None:
+            self._tensors = [_rows(part, self._n) for part in parts]
+        for target, part in zip(self._tensors, parts, strict=True):
+            target[places] = part
+
+    def take(self, places: Tensor) -> Any:
+        """Return what belongs to the samples at `places`."""
+        picked = tuple(tensor[places] for tensor in self._tensors or ())
+        return picked[0] if self._single else picked
+
+
+class _KeptGroups:
+    """What is kept of texts that are in groups of their lengths.
+
+    Args:
+        group: Of each sample, (n,).
+    """
+
+    def __init__(self, group: Tensor) -> None:
+        self._group = group
+        self._place = torch.empty_like(group)
+        self._kept = []
+        for i in range(int(group.max()) + 1):
+            own = (group == i).nonzero()[:, 0]
+            self._place[own] = torch.arange(len(own))
+            self._kept.append(_Kept(len(own)))
+
+    def put(self, places: Tensor, split: Any) -> None:
+        """Keep a `Split` of the samples at `places`."""
+        for i, (rows, part) in enumerate(zip(*split, strict=True)):
+            if part is not None:
+                self._kept[i].put(self._place[places[rows]], part)
+
+    def take(self, places: Tensor) -> Split:
+        """Return what belongs to the samples at `places`."""
+        group, place = self._group[places], self._place[places]
+        rows = tuple((group == i).nonzero()[:, 0] for i in range(len(self._kept)))
+        parts = (kept.take(place[own]) if len(own) else None for kept, own in zip(self._kept, rows, strict=True))
+        return Split(rows, tuple(parts))
+
+
+def _kept(n: int, group: Tensor | None) -> _Kept | _KeptGroups:
+    return _Kept(n) if group is None else _KeptGroups(group)
 
 
 def _rows(part: Tensor, n: int) -> Tensor:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
+from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.build import theta2_candidates
+from gradfeat.linearization.lengths import linearize_lengths
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
@@ -58,7 +60,11 @@ def linearize_backbone(
     """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
     floating, network_device, example = _as_network(backbone, example)
     check_device(device)
-    linearization = linearize(backbone.network, example, theta2, features=backbone.features)
+    lengths = backbone.preprocessing.lengths if isinstance(backbone.preprocessing, TextPreprocessing) else None
+    if lengths is None:
+        linearization = linearize(backbone.network, example, theta2, features=backbone.features)
+    else:
+        linearization = linearize_lengths(backbone.network, example, theta2, lengths, features=backbone.features)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else str(network_device)
     dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)

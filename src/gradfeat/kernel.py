@@ -16,6 +16,7 @@ from gradfeat.cache import SampleStore, available_memory
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization
+from gradfeat.linearization.lengths import Split
 from gradfeat.solvers.gradient_features import GradientFeatures
 
 _BUDGET = 2 << 30  # bytes of gradient features that are held at a time, at most
@@ -118,17 +119,14 @@ def _rows(features: GradientFeatures, indices: Tensor) -> Tensor:
     first = next(iter(zeros.values()))
     found = first.new_empty(len(indices) * c, sum(sizes))
     lin = features.linearization
-    place = 0
-    for batch in features.batches(indices):
-        _, residuals = features.store.primal(batch)
-        for i in range(len(batch)):
-            own = tuple(value[i : i + 1] for value in residuals)
+    for places, residuals in features.batches(indices):
+        for i, place in enumerate(places.tolist()):
+            own = residuals.sample(i) if isinstance(residuals, Split) else tuple(v[i : i + 1] for v in residuals)
             for k in range(c):
                 gradient = features.natural(lin.transpose(features.omega[:, k][None], own))
                 # into their place at once: a row of its own would cost more time than the gradient
-                for part, (name, value) in zip(found[place].split(sizes), zeros.items(), strict=True):
+                for part, (name, value) in zip(found[c * place + k].split(sizes), zeros.items(), strict=True):
                     part.view(value.shape).copy_(gradient[name])
-                place += 1
     features.passes += 0.5 * len(indices) * c / len(features.store)
     return found
 

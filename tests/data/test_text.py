@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from gradfeat.data import Inputs, TextPreprocessing
+from gradfeat.data.text import choose_lengths
 from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning
 
 
@@ -116,6 +118,9 @@ def test_round_trip(preprocessing):
         ({"tokenizer": "x", "max_length": 2.5}, "whole number from 1, not 2.5"),
         ({"tokenizer": "x", "length": 9, "limit": 8}, "takes 8 tokens at most; length is 9"),
         ({"tokenizer": ""}, "must be a folder or an id"),
+        ({"tokenizer": "x", "length": 4, "lengths": [3, 2, 4]}, "lengths must ascend to length, 4"),
+        ({"tokenizer": "x", "length": 4, "lengths": [2, 3]}, "lengths must ascend to length, 4"),
+        ({"tokenizer": "x", "lengths": [2.5]}, "lengths must ascend"),
     ],
 )
 def test_bad_fields(fields, message):
@@ -132,3 +137,39 @@ def test_folder_without_words(tmp_path):
 def test_importing_gradfeat_imports_no_transformers():
     code = "import sys, gradfeat.estimators, gradfeat.cli.app; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def fewest_tokens(lengths, most):
+    values = sorted(set(lengths))
+    choices = ((*some, values[-1]) for k in range(most) for some in itertools.combinations(values[:-1], k))
+    return {
+        k: min(sum(min(top for top in chosen if top >= own) for own in lengths) for chosen in group)
+        for k, group in itertools.groupby(sorted(choices, key=len), key=len)
+    }
+
+
+def test_lengths_leave_the_fewest_tokens(monkeypatch):
+    monkeypatch.setattr("gradfeat.data.text._WORTH", 1)
+    lengths = np.random.default_rng(0).geometric(0.2, 60).tolist()
+    chosen = choose_lengths(lengths)
+    best = fewest_tokens(lengths, 4)
+    assert sum(min(top for top in chosen if top >= own) for own in lengths) == best[len(chosen)]
+    tokens = [best[k] for k in sorted(best)]
+    worth = [a - b >= max(1, a // 10) for a, b in itertools.pairwise(tokens)]
+    assert len(chosen) == 1 + (worth.index(False) if False in worth else len(worth))
+
+
+def test_few_texts_have_one_length(preprocessing):
+    assert choose_lengths([3] * 1000 + [12]) == (12,)  # 9,000 tokens saved
+    assert choose_lengths([3] * 3000 + [12]) == (3, 12)
+    assert Inputs(["bad", "a good film"], preprocessing).text_preprocessing.lengths is None
+
+
+def test_lengths_of_a_fit_stay(preprocessing, monkeypatch):
+    monkeypatch.setattr("gradfeat.data.text._WORTH", 1)
+    fixed = Inputs(["bad"] * 9 + ["a good film the plot"], preprocessing).text_preprocessing
+    assert (fixed.length, fixed.lengths) == (7, (3, 7))
+    again = Inputs(["a film"], fixed)
+    assert again.text_preprocessing == fixed
+    assert TextPreprocessing.from_dict(json.loads(json.dumps(fixed.to_dict()))) == fixed
+    assert Inputs(again.batch([0]), fixed).text_preprocessing == fixed  # tokens as they are

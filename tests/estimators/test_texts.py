@@ -20,6 +20,7 @@ from gradfeat.backbones import resolve
 from gradfeat.cli import main
 from gradfeat.data import Inputs
 from gradfeat.errors import AdapterError, ConfigurationError, DataError, GradfeatWarning
+from gradfeat.linearization.lengths import LengthGroups
 
 
 def draw(n: int, seed: int) -> tuple[list[str], list[str]]:
@@ -233,3 +234,27 @@ def test_commands_name_what_is_wrong(tables, tiny_bert, capsys):
     ):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"penalty": (1e-3, 1e-3)}, {"solver": "adam", "epochs": 2}, {"rounds": 2}])
+def test_groups_of_length_change_nothing_but_time(tiny_bert, options, tmp_path):
+    X, y = draw(40, 0)
+    found = []
+    for lengths in (None, (5, 7, 9)):
+        model = GradientFeatureClassifier(
+            f"hf/{tiny_bert}",
+            preprocessing={"length": 9, "lengths": lengths},
+            random_state=0,
+            precision="float64",
+            **options,
+        ).fit(X, y)
+        found.append(model.predict_proba(X))
+    assert isinstance(model.linearization_, LengthGroups)
+    # what padding changes is the preconditioner, and with it the way of a solver that stops at a tolerance
+    np.testing.assert_allclose(found[1], found[0], atol=1e-9 if "epochs" in options else 2e-3)
+    again = load(model.save(tmp_path / "model.safetensors"))
+    np.testing.assert_array_equal(again.predict_proba(X), found[1])
+    with torch.no_grad():
+        merged = model.merge()(Inputs(X, model.backbone_.preprocessing).batch(range(40)))
+    assert merged.shape[0] == 40
+    assert bool(torch.isfinite(merged).all())

@@ -326,7 +326,8 @@ def _texts(X: Any, preprocessing: TextPreprocessing) -> _Source:
     if isinstance(X, (np.ndarray, Tensor)) and X.ndim == 3 and X.shape[1] == 2 and "int" in str(X.dtype):
         length = int(X.shape[2])
         longest = max(preprocessing.max_length, length)
-        return _Tokens(X, dataclasses.replace(preprocessing, length=length, max_length=longest))
+        lengths = preprocessing.lengths if length == preprocessing.length else None
+        return _Tokens(X, dataclasses.replace(preprocessing, length=length, lengths=lengths, max_length=longest))
     if isinstance(X, np.ndarray) and X.dtype.kind in "UO" and X.ndim == 1:
         X = X.tolist()
     if not isinstance(X, (list, tuple)):

@@ -251,6 +251,22 @@ class Linearization(nn.Module):
         moved = Linearization(self._blueprint, {name: value.to(parts.values[name]) for name, value in checked.items()})
         return moved.to(device=self.device, dtype=self.dtype)
 
+    def share_constants(self, other: Linearization) -> None:
+        """Take the weights that a linearization of the same network has too from there, which frees one's own."""
+        mine, theirs = self._blueprint.parts, other._blueprint.parts
+        for name, value in mine.values.items():
+            if _same(value, theirs.values.get(name)):
+                mine.values[name] = theirs.values[name]
+        for program, attributes in self._blueprint.attributes.items():
+            module, source = self.get_submodule(f"_{program}"), other.get_submodule(f"_{program}")
+            known = {theirs.constants.get(node): a for a, node in other._blueprint.attributes[program].items()}
+            for attribute, node in attributes.items():
+                constant = mine.constants.get(node)
+                if constant is not None and constant in known:
+                    value = source.get_buffer(known[constant])
+                    if _same(module.get_buffer(attribute), value):
+                        module.register_buffer(attribute, value, persistent=False)
+
     def report(self) -> Report:
         """Say what was built, and which operations have no rule of their own."""
         blueprint = self._blueprint
@@ -293,3 +309,7 @@ class Linearization(nn.Module):
     _primal: Callable[..., tuple[Tensor, ...]]
     _tangent: fx.GraphModule
     _network: Callable[..., tuple[Tensor, ...]]
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

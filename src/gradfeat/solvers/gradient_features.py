@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,27 +50,26 @@ class GradientFeatures:
         """Return w₂ in the units of θ₂."""
         return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
-    def batches(self, indices: Tensor) -> Iterator[Tensor]:
-        """Split indices into batches."""
-        yield from indices.split(self.batch_size)
+    def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """Yield the samples at `indices` in batches: their places in `indices`, and their residuals."""
+        for places in self.store.batches(indices, self.batch_size):
+            yield places, self.store.primal(indices[places])[1]
 
     def forward(self, w2: Mapping[str, Tensor], indices: Tensor) -> Tensor:
         """Return Φ w₂ of some samples, (m, c)."""
         w2 = self.natural(w2)
-        rows = []
+        found = self.omega.new_empty(len(indices), self.omega.shape[1])
         with torch.no_grad():
-            for batch in self.batches(indices):
-                _, residuals = self.store.primal(batch)
-                rows.append(self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega)
+            for places, residuals in self.batches(indices):
+                found[places] = self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega
         self.passes += 0.5 * len(indices) / len(self.store)
-        return torch.cat(rows)
+        return found
 
     def transpose(self, u: Tensor, indices: Tensor) -> Weights:
         """Return Φᵀ u, with the names and shapes of θ₂; u is (m, c)."""
         total = self.zeros()
-        for rows, batch in zip(self.batches(torch.arange(len(indices))), self.batches(indices), strict=True):
-            _, residuals = self.store.primal(batch)
-            found = self.linearization.transpose(u[rows].to(self.omega) @ self.omega.T, residuals)
+        for places, residuals in self.batches(indices):
+            found = self.linearization.transpose(u[places].to(self.omega) @ self.omega.T, residuals)
             for name, value in found.items():
                 total[name] += value.to(total[name])
         self.passes += 0.5 * len(indices) / len(self.store)

@@ -67,6 +67,7 @@ def estimate_factors(
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     order = torch.randperm(len(indices), generator=generator)
     used, enough = 0, False
+    positions: dict[str, int] = {}
     for rows in order.split(max(1, features.batch_size // 2)):
         if enough and used >= _LEAST_SAMPLES:
             break
@@ -78,11 +79,10 @@ def estimate_factors(
         gradients = features.natural({name: g.to(squares[name]) for name, g in found.items()})
         for name, gradient in gradients.items():
             squares[name] += gradient.square()
-        enough = True
         for call in calls:
             moments[call.name] = _moments(call, moments.get(call.name))
-            positions = call.outputs().shape[0] // len(rows)
-            enough &= used * positions >= _ROWS * max(map(len, moments[call.name]))
+            positions[call.name] = positions.get(call.name, 0) + len(call.outputs())
+        enough = all(positions[name] >= _ROWS * max(map(len, pair)) for name, pair in moments.items())
     features.passes += 0.5 * used / len(features.store)
     bases: dict[str, tuple[Tensor, Tensor]] = {}
     spectra: dict[str, Tensor] = {}
