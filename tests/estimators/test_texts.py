@@ -236,7 +236,7 @@ def test_commands_name_what_is_wrong(tables, tiny_bert, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [{"penalty": (1e-3, 1e-3)}, {"solver": "adam", "epochs": 2}, {"rounds": 2}])
+@pytest.mark.parametrize("options", [{"penalty": (1e-3, 1e-3)}, {"solver": "adam", "epochs": 2}])
 def test_groups_of_length_change_nothing_but_time(tiny_bert, options, tmp_path):
     X, y = draw(40, 0)
     found = []
