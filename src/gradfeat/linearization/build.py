@@ -22,7 +22,7 @@ from gradfeat.linearization.capture import (
 )
 from gradfeat.linearization.fold import Folding, fold_batchnorms
 from gradfeat.linearization.layout import agree, find_layout
-from gradfeat.linearization.linearization import Blueprint, Linearization
+from gradfeat.linearization.linearization import Blueprint, Linearization, Residuals
 from gradfeat.linearization.programs import Parts, build_module, emit_program, emit_tangent
 from gradfeat.linearization.rules import RULES
 from gradfeat.linearization.theta2 import Candidate, candidates, select
@@ -115,12 +115,12 @@ def linearize(
         layer_kinds=_layer_kinds(captured),
         notes=captured.notes,
     )
-    _find_layouts(blueprint, start, example)
+    z0 = _find_layouts(blueprint, start, example)
     for node in captured.graph.nodes:
         node.meta.clear()  # shapes and stack traces have served
     linearization = Linearization(blueprint, start)
     if check:
-        _check(network, features, linearization, example)
+        _check(network, features, linearization, example, z0)
     return linearization
 
 
@@ -166,8 +166,12 @@ def _three_rows(leaf: Tensor) -> Tensor:
     return leaf
 
 
-def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -> None:
-    """Run the programs on samples (a, b, c) and (b, a), and see where the samples lie in what they return."""
+def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -> Tensor | Residuals:
+    """Run the programs on samples (a, b, c) and (b, a), and see where the samples lie in what they return.
+
+    Returns:
+        z₀ of the three, with the sample as first axis.
+    """
     needed = {node for name in ("bottom", "primal") for node in blueprint.attributes[name].values()}
     values = blueprint.parts.constant_values(needed, theta2)
     bottom, primal = (
@@ -188,6 +192,8 @@ def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -
         "z0": sum(value.numel() * value.element_size() for value in z0[0]) // 3,
         "residuals": sum(value.numel() * value.element_size() for value in out[0][1:]) // 3,
     }
+    packed = tuple(layout.pack(value, 3) for layout, value in zip(blueprint.z0_layouts, z0[0], strict=True))
+    return packed[0] if len(packed) == 1 else packed
 
 
 def _tensors(example: Any) -> list[Tensor]:
@@ -207,11 +213,12 @@ def _layer_kinds(captured: Captured) -> dict[str, str]:
     return kinds
 
 
-def _check(network: nn.Module, features: Features, linearization: Linearization, example: Any) -> None:
+def _check(
+    network: nn.Module, features: Features, linearization: Linearization, example: Any, z0: Tensor | Residuals
+) -> None:
     """Compare the programs with the network, and the tangent with torch's derivative, on the example."""
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
-    z0 = linearization.bottom(example)
     f, residuals = linearization.primal(z0)
     with torch.no_grad(), evaluation_mode(extractor), _single_precision(linearization.device.type):
         expected = extractor(*as_inputs(example))
