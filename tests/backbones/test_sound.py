@@ -14,6 +14,7 @@ from scipy.io import wavfile
 import gradfeat
 from gradfeat import GradientFeatureClassifier
 from gradfeat.backbones import resolve
+from gradfeat.cli import main
 from gradfeat.data import load_dataset
 from gradfeat.errors import ConfigurationError, MissingDependencyError
 from gradfeat.optional import require
@@ -97,3 +98,32 @@ def test_networks_of_spectrograms_are_refused_with_the_way_out(tmp_path: Path) -
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
     with pytest.raises(ConfigurationError, match="ASTFeatureExtractor, not waveforms: compute that first"):
         resolve(f"hf/{tmp_path}")
+
+
+@pytest.mark.filterwarnings("ignore:.*recordings are cut")
+def test_recordings_get_the_length_that_the_model_was_fitted_to(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(0)
+    for name, hertz in [("high", 3000.0), ("low", 200.0)]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(8):
+            sound = np.sin(2 * np.pi * hertz * np.arange(900) / 16_000) + 0.1 * rng.normal(size=900)
+            wavfile.write(tmp_path / "data" / name / f"{k}.wav", 16_000, sound.astype(np.float32))
+    model = tmp_path / "model.safetensors"
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        assert not end.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    run("fit", tmp_path / "data", "-b", f"hf/{folder}", "--seconds", 0.05, "--mode", "activation", "-o", model)
+    assert "accuracy" in run("evaluate", model, tmp_path / "data")
+    lines = run("predict", model, tmp_path / "data").splitlines()
+    assert lines[0] == "sample,prediction,high,low"
+    assert len(lines) == 17
+    one = tmp_path / "data" / "low" / "3.wav"
+    row = run("predict", model, one).splitlines()[1].split(",")
+    again = gradfeat.load(model)
+    middle = wavfile.read(one)[1][50:850]  # 0.05 s of 0.056
+    assert row[:2] == [str(one), "low"]
+    np.testing.assert_allclose([float(p) for p in row[2:]], again.predict_proba(middle[None])[0], rtol=1e-4, atol=1e-6)

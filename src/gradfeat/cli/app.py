@@ -241,7 +241,8 @@ def compare(
 def predict(
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: Annotated[
-        Path, typer.Argument(help="An image, a folder of images, a text in each line, or data in a known layout.")
+        Path,
+        typer.Argument(help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",

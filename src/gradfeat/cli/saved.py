@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json as json_module
 import sys
@@ -16,8 +17,10 @@ from gradfeat.cli.commands import Source, class_names, labels, read
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
+from gradfeat.data.audio import RATE, SECONDS, load_recordings
+from gradfeat.data.audio import SUFFIXES as SOUND
 from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import TABLES, existing, official
+from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, load_texts
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
@@ -36,9 +39,7 @@ def predict_command(
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     estimator = _load(model, backbone, weights, json)
-    samples = _samples(data, split, source, isinstance(estimator.backbone_.preprocessing, TextPreprocessing))
-    X = samples.X
-    names = [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
+    X, names = _samples(estimator, data, split, source)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X)
     if json:
@@ -77,7 +78,7 @@ def evaluate_command(
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json)
-    dataset = read(data, split, source)
+    dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
@@ -99,19 +100,37 @@ def _load(model: Path, backbone: str | None, weights: str | None, json: bool) ->
     return estimator
 
 
-def _samples(data: Path, split: str, source: Source, texts: bool) -> Dataset:
-    """Read samples; texts and images in a folder need no labels."""
+def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[Any, list[str]]:
+    """Read samples and their names; texts, and images or recordings in a folder, need no labels."""
     data = data.expanduser()
-    if texts and source.format in ("auto", *TABLES):
+    if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.format in ("auto", *TABLES):
         columns = {"text_column": source.text_column, "encoding": source.encoding}
-        found = load_texts(existing(data), split, source.format, **columns)
-        return Dataset(found, None, [], "multiclass", data.resolve().name, split)
+        texts = load_texts(existing(data), split, source.format, **columns)
+        return texts, list(texts)
+    part = data / split if (data / split).is_dir() else data
+    if _is_sound(part, source):
+        found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
+        return found, [str(file) for file in files]
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
     if not layout or official(data) is not None:
-        return read(data, split, source)
-    part = data / split if (data / split).is_dir() else data
-    dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
-    return without_unreadable(dataset, "skip" if source.skip_unreadable else "raise")
+        X = read(data, split, source).X
+    else:
+        dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
+        X = without_unreadable(dataset, "skip" if source.skip_unreadable else "raise").X
+    return X, [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
+
+
+def _is_sound(data: Path, source: Source) -> bool:
+    if data.is_file():
+        return data.suffix.lower() in SOUND
+    return source.format == "wav" or (source.format == "auto" and data.is_dir() and is_sound(data))
+
+
+def _as_fitted(estimator: Any, data: Path, source: Source) -> Source:
+    """Let recordings have the length that the model was fitted to, unless another one is asked for."""
+    if source.seconds is not None or not _is_sound(data, source) or estimator.example_.ndim != 2:
+        return source
+    return dataclasses.replace(source, seconds=estimator.example_.shape[1] / RATE)
 
 
 def _probabilities(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:

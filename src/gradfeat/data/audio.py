@@ -13,7 +13,7 @@ from scipy.signal import resample_poly
 
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.folder import class_folders
-from gradfeat.data.images import in_threads
+from gradfeat.data.images import find_files, in_threads
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 SUFFIXES = (".wav", ".wave")
@@ -38,19 +38,43 @@ def load_audio(path: Path, split: str = "train", *, rate: int = RATE, seconds: f
         DataError: As for a folder of images; or a recording that cannot be read, or has no samples.
         ConfigurationError: A rate or length that cannot be meant.
     """
+    files, part = class_folders(path, split, SUFFIXES, "WAV files")
+    X = _read([file for name in files for file in files[name]], rate, seconds)
+    y = np.array([name for name in files for _ in files[name]])
+    return Dataset(X, y, list(files), "multiclass", path.resolve().name, part)
+
+
+def load_recordings(path: Path, *, rate: int = RATE, seconds: float = SECONDS) -> tuple[np.ndarray, list[Path]]:
+    """Read the WAV files of a folder and its folders, or one file: recordings without labels.
+
+    Args:
+        path: The folder or file.
+        rate: As of `load_audio`.
+        seconds: As of `load_audio`.
+
+    Returns:
+        X as of `load_audio`, and the file of each sample, sorted.
+
+    Raises:
+        DataError: There is none, or one that cannot be read or has no samples.
+        ConfigurationError: A rate or length that cannot be meant.
+    """
+    paths = [path] if path.is_file() else find_files(path, SUFFIXES)
+    if not paths:
+        raise DataError(f"{path} and its folders hold no WAV file")
+    return _read(paths, rate, seconds), paths
+
+
+def _read(paths: list[Path], rate: int, seconds: float) -> np.ndarray:
     for name, value in (("rate", rate), ("seconds", seconds)):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ConfigurationError(f"{name} must be a positive number, not {value!r}")
     length = round(rate * seconds)
     if length < 1:
         raise ConfigurationError(f"{seconds} seconds at {rate} samples a second are less than one sample")
-    files, part = class_folders(path, split, SUFFIXES, "WAV files")
-    paths = [file for name in files for file in files[name]]
     recordings = in_threads(lambda file: read_wav(file, rate), paths)
     _say(paths, recordings, length, rate)
-    X = np.stack([_of_length(samples, length) for samples, _ in recordings])
-    y = np.array([name for name in files for _ in files[name]])
-    return Dataset(X, y, list(files), "multiclass", path.resolve().name, part)
+    return np.stack([_of_length(samples, length) for samples, _ in recordings])
 
 
 def read_wav(path: str | os.PathLike[str], rate: int = RATE) -> tuple[np.ndarray, int]:
@@ -107,12 +131,12 @@ def _say(paths: list[Path], recordings: list[tuple[np.ndarray, int]], length: in
             f"{len(longer):,} of {len(paths):,} recordings are cut to {length / rate:g} s (the longest has "
             f"{longest:.2f} s, e.g. {longer[0].name}); seconds= takes more",
             GradfeatWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if several:
         warnings.warn(
             f"{len(several):,} of {len(paths):,} recordings have several channels, which are averaged, "
             f"e.g. {several[0].name}",
             GradfeatWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

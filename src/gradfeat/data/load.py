@@ -134,6 +134,15 @@ def official(path: Path) -> str | None:
     return next((name for name, is_there in layouts.items() if is_there(path)), None)
 
 
+def is_sound(path: Path) -> bool:
+    """Whether a folder holds WAV files, and no image."""
+    from gradfeat.data.audio import SUFFIXES as SOUND
+
+    # the first image ends the search: a folder of images is not listed twice
+    images = any(is_image(file) for file in path.rglob("*"))
+    return not images and bool(find_files(path, SOUND))
+
+
 def _detect(path: Path, split: str) -> str:
     from gradfeat.data.table import is_table, table_format
 
@@ -145,11 +154,7 @@ def _detect(path: Path, split: str) -> str:
     if is_table(path):
         return table_format(path, split)
     if path.is_dir():
-        from gradfeat.data.audio import SUFFIXES as SOUND
-
-        # the first image ends the search: a folder of images is not listed twice
-        images = any(is_image(file) for file in path.rglob("*"))
-        return "wav" if not images and find_files(path, SOUND) else "folder"
+        return "wav" if is_sound(path) else "folder"
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
         "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, or the folder of the official files of "
