@@ -98,11 +98,12 @@ def test_bigan_resizes_files_that_lie_loose_in_a_folder(tmp_path, run):
     assert Image.open(result["pictures"]).size == (3 * 34, 3 * 34)
 
 
-def test_a_network_of_timm_by_name_is_built_again_from_the_file(arrays, tmp_path, run):
+@pytest.mark.parametrize("task", ["rotation", "colorization", "context"])
+def test_a_network_of_timm_by_name_is_built_again_from_the_file(task, arrays, tmp_path, run):
     needs_timm()
     path, X, y = arrays
     name = "timm/test_resnet"
-    code, _, err = run("pretrain", "rotation", path, "-o", tmp_path, "-n", name, *FAST)
+    code, _, err = run("pretrain", task, path, "-o", tmp_path, "-n", name, *FAST)
     assert (code, err) == (0, "")
     encoder = tmp_path / "encoder.safetensors"
     backbone = resolve(str(encoder))
