@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from gradfeat import GradientFeatureClassifier
 from gradfeat.baselines import AllLayersProbe
-from gradfeat.baselines.all_layers import LayerFeatures, best_features, pooled
+from gradfeat.baselines.all_layers import best_features
+from gradfeat.baselines.layer_features import LayerFeatures, pooled
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require
