@@ -33,8 +33,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
     3. The features with the highest scores are kept, and the probe is fitted anew. Which share is kept is chosen by the
        loss on a held-out fifth of the training data, under scores that have not seen it.
 
-    The paper's first fit has the penalty of a group lasso, and both are trained by gradient steps; here both are converged
-    probes with an L2 penalty.
+    The paper's first fit has the penalty of a group lasso, and both are trained by gradient steps; here both are
+    converged probes with an L2 penalty.
 
     Args:
         backbone: As for `GradientFeatureClassifier`.
