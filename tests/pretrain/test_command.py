@@ -64,7 +64,7 @@ def arrays(tmp_path_factory):
     return path, X, y
 
 
-@pytest.mark.parametrize("task", ["vae", "rotation", "jigsaw", "supervised"])
+@pytest.mark.parametrize("task", ["vae", "rotation", "jigsaw", "supervised", "colorization", "context"])
 def test_the_encoder_is_a_backbone_with_its_preprocessing(task, arrays, tmp_path, run):
     path, X, y = arrays
     code, out, err = run("pretrain", task, path, "--out", tmp_path / "o", *FAST)
@@ -74,7 +74,7 @@ def test_the_encoder_is_a_backbone_with_its_preprocessing(task, arrays, tmp_path
     backbone = resolve(str(encoder))
     assert (backbone.preprocessing.size, backbone.preprocessing.mean) == ((16, 16), (0.5, 0.5, 0.5))
     assert load_encoder(encoder)[1]["task"] == task
-    assert (tmp_path / "o" / "pictures.png").exists() == (task == "vae")
+    assert (tmp_path / "o" / "pictures.png").exists() == (task in ("vae", "colorization"))
     probe = GradientFeatureClassifier(str(encoder), mode="activation").fit(X, y)
     assert probe.score(X, y) == 1.0
 
@@ -98,11 +98,12 @@ def test_bigan_resizes_files_that_lie_loose_in_a_folder(tmp_path, run):
     assert Image.open(result["pictures"]).size == (3 * 34, 3 * 34)
 
 
-def test_a_network_of_timm_by_name_is_built_again_from_the_file(arrays, tmp_path, run):
+@pytest.mark.parametrize("task", ["rotation", "colorization", "context"])
+def test_a_network_of_timm_by_name_is_built_again_from_the_file(task, arrays, tmp_path, run):
     needs_timm()
     path, X, y = arrays
     name = "timm/test_resnet"
-    code, _, err = run("pretrain", "rotation", path, "-o", tmp_path, "-n", name, *FAST)
+    code, _, err = run("pretrain", task, path, "-o", tmp_path, "-n", name, *FAST)
     assert (code, err) == (0, "")
     encoder = tmp_path / "encoder.safetensors"
     backbone = resolve(str(encoder))
@@ -149,6 +150,9 @@ def test_the_command_resumes_and_says_so(arrays, tmp_path, run):
         (("rotation", "--network", "smal"), "Did you mean small"),
         (("rotation", "--network", "timm/resnet999"), "timm has no model"),
         (("rotation", "--beta", "2"), "no option 'beta'"),
+        (("jigsaw", "--drop-colours"), "no option 'drop_colours'"),
+        (("colorization", "--rebalance", "0"), "rebalance must be above 0"),
+        (("context", "--image-size", "10"), "11 × 11 or more"),
         (("rotation", "--image-size", "0"), "image_size must be positive"),
         (("vae", "--epochs", "0"), "epochs >= 1"),
         (("vae", "--network", "timm/test_resnet"), "of gradfeat's own"),

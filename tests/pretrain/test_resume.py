@@ -22,6 +22,8 @@ CASES = {
     "supervised": {},
     "jigsaw": {"permutations": 4},
     "bigan": {"latent": 3},
+    "colorization": {"width": 4},
+    "context": {"drop_colours": True},
     "wasserstein": {"latent": 3, "objective": "wasserstein"},
 }
 
@@ -32,14 +34,15 @@ class Killed(BaseException):
 
 def pretrain(case, folder, **more):
     """A run of three epochs with three batches, on a network as small as can be."""
-    side = 15 if case == "jigsaw" else 8
-    images = np.random.default_rng(0).integers(0, 256, (10, side, side, 1), np.uint8)
+    side = 15 if case in ("jigsaw", "context") else 8
+    channels = 3 if case in ("colorization", "context") else 1
+    images = np.random.default_rng(0).integers(0, 256, (10, side, side, channels), np.uint8)
     if case in ("bigan", "wasserstein"):  # 8 -> 3 -> 1 pixels
         arguments = {"channels": (3, 4), "strides": (2, 1), "kernel_size": (4, 3), "padded": False}
     else:
         arguments = {"channels": (3, 4), "strides": (1, 2)}
     with seeded(3):
-        encoder = ConvEncoder(1, **arguments)
+        encoder = ConvEncoder(channels, **arguments)
     settings = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "random_state": 0, "options": CASES[case]} | more
     return pretrain_encoder(
         images,
@@ -81,7 +84,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_bit_for_bit(case, tmp_p
     assert tensors.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in tensors.items())
     assert about == about_again
-    for name in (LOG, *(["pictures.png"] if case in ("vae", "bigan", "wasserstein") else [])):
+    for name in (LOG, *(["pictures.png"] if case in ("vae", "colorization", "bigan", "wasserstein") else [])):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 

@@ -312,7 +312,7 @@ def inspect(
 
 @app.command()
 def pretrain(
-    task: Annotated[str, typer.Argument(help="vae, bigan, rotation, jigsaw or supervised.")],
+    task: Annotated[str, typer.Argument(help="vae, bigan, rotation, jigsaw, colorization, context or supervised.")],
     data: Annotated[
         Path,
         typer.Argument(help="A folder of images, an .npz file, a CIFAR folder or a VOC devkit.", show_default=False),
@@ -333,6 +333,12 @@ def pretrain(
         str | None, typer.Option(help="bigan: jensen-shannon or wasserstein. [jensen-shannon]")
     ] = None,
     permutations: Annotated[int | None, typer.Option(help="jigsaw: how many orders there are. [100]")] = None,
+    rebalance: Annotated[
+        float | None, typer.Option(help="colorization: λ of the weights of rare colours; 1 is no weights. [0.5]")
+    ] = None,
+    drop_colours: Annotated[
+        bool | None, typer.Option("--drop-colours", help="context: show one colour of each patch, for photographs.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side that images are brought to. [of arrays their own; else 32]")
     ] = None,
@@ -351,6 +357,7 @@ def pretrain(
     from gradfeat.cli.pretrain import run
 
     options = {"beta": beta, "latent": latent, "objective": objective, "permutations": permutations}
+    options |= {"rebalance": rebalance, "drop_colours": drop_colours}
     run(
         task,
         data,

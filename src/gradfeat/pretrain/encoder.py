@@ -88,13 +88,34 @@ class ConvEncoder(nn.Module):
         return self.forward_map(x).mean(dim=(2, 3))
 
 
+def activation_map(network: Any, x: Tensor) -> Tensor:
+    """Return a network's last activations before they are averaged, (n, d, h, w).
+
+    This folder's encoders have them as `forward_map`, convolutional networks of timm as `forward_features`. Of any
+    other network it is f(x) itself, as a map of one place.
+
+    Example:
+        >>> x = torch.zeros(2, 1, 8, 8)
+        >>> activation_map(ConvEncoder(1), x).shape, activation_map(nn.Flatten(), x).shape
+        (torch.Size([2, 32, 2, 2]), torch.Size([2, 64, 1, 1]))
+    """
+    if hasattr(network, "forward_map"):
+        return network.forward_map(x)
+    if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
+        return network(x)[:, :, None, None]
+    value = network.forward_features(x)
+    if value.ndim == 4 and value.shape[1] == getattr(network, "num_features", None):
+        return value
+    return network.forward_head(value)[:, :, None, None]  # tokens, or channels that come last
+
+
 def output_shape(network: nn.Module, input_shape: Sequence[int], *, spatial: bool = False) -> tuple[int, ...]:
     """Return the shape of a network's output for one sample.
 
     Args:
         network: Left in evaluation mode, so that a look at the shape leaves batch norm's statistics alone.
         input_shape: Of one sample, (c, h, w).
-        spatial: Of `forward_map`, rather than of the output.
+        spatial: Of `activation_map`, rather than of the output.
 
     Raises:
         ConfigurationError: The network cannot take such a sample.
@@ -103,8 +124,7 @@ def output_shape(network: nn.Module, input_shape: Sequence[int], *, spatial: boo
     try:
         with torch.no_grad():
             x = torch.zeros(1, *input_shape)
-            # Not for every module: only this folder's encoders have a map.
-            return tuple((network.forward_map(x) if spatial else network(x)).shape[1:])  # type: ignore[operator]
+            return tuple((activation_map(network, x) if spatial else network(x)).shape[1:])
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigurationError(
             f"The network cannot take images of (channels, height, width) {tuple(input_shape)}: "

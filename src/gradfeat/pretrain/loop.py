@@ -59,6 +59,13 @@ class Task(nn.Module):
         """Return the losses in their order; by default one, the module's forward, for all parameters."""
         return [Turn("loss", [p for p in self.parameters() if p.requires_grad], self)]
 
+    def look_at(self, x: Tensor) -> None:
+        """Learn what the task needs to know of all images before it starts; by default nothing.
+
+        Args:
+            x: As `train` takes them.
+        """
+
     def pictures(self, x: Tensor) -> list[Tensor]:
         """Return rows of pictures to look at, each (n, c, h, w) in [-1, 1], for some images; by default none."""
         return []

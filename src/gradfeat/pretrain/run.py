@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.bigan import BiGAN
 from gradfeat.pretrain.checkpoint import Checkpoint
+from gradfeat.pretrain.colorization import Colorization
+from gradfeat.pretrain.context import Context
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 from gradfeat.pretrain.images import write_sheet
 from gradfeat.pretrain.jigsaw import Jigsaw
@@ -28,6 +30,8 @@ TASKS: dict[str, Any] = {  # name -> class of the task; its keywords are its opt
     "bigan": BiGAN,
     "rotation": Rotation,
     "jigsaw": Jigsaw,
+    "colorization": Colorization,
+    "context": Context,
     "supervised": Supervised,
 }
 NETWORKS: dict[str, dict[str, Any]] = {"small": {}, "bigan": BIGAN}
@@ -124,6 +128,7 @@ def pretrain_encoder(
         shape: Any = tuple(x.shape[1:])
         encoder = ConvEncoder(shape[0], **NETWORKS[network]) if isinstance(network, str) else network
         objective = cls(encoder, shape, **options)
+        objective.look_at(x)
         train(
             objective,
             x,
