@@ -33,10 +33,11 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
-from gradfeat.losses import Loss
+from gradfeat.losses import Loss, Quadratic
 from gradfeat.merge import MergedNetwork, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.representer import fit_representer
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
     NotFittedError,
@@ -196,7 +197,8 @@ class GradientFeatureEstimator(BaseEstimator):
         seed = self._seed()
         solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
         if solver == "dual":
-            return fit_closed_form(
+            fit_dual = fit_closed_form if isinstance(problem.loss, Quadratic) else fit_representer
+            return fit_dual(
                 problem,
                 mode,
                 penalty=self.penalty,

@@ -33,14 +33,15 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
             on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
-        solver: "subspace" (to convergence, without a learning rate); "dual" (a squared loss in closed form, for few
-            samples); or "adam" or "sgd", with the paper's schedule. "auto" is "adam" for samples that change
-            (augmentation) or where `epochs` or `clip_norm` is given; else "dual" for a squared loss with few samples ×
-            outputs (`gradfeat.closed_form`), and "subspace" for all else. `solution_` says which it was.
+        solver: "subspace" (to convergence, without a learning rate); "dual" (in the samples' space, for few samples:
+            a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
+            paper's schedule. "auto" is "adam" for samples that change (augmentation) or where `epochs` or `clip_norm`
+            is given; else "dual" for a squared loss with few samples × outputs (`gradfeat.closed_form`), and "subspace"
+            for all else. `solution_` says which it was.
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
-            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" by leave-one-out. Adam
-            and SGD have no λ₂.
+            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" with a squared loss by
+            leave-one-out. Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
             while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).

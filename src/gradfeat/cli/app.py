@@ -64,7 +64,7 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[
-    str, typer.Option(help="auto, subspace, dual (squared loss), or adam or sgd with the paper's schedules.")
+    str, typer.Option(help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules.")
 ]
 Rounds = Annotated[
     str, typer.Option(help="Linearizations of `full` at most: a number, or auto while the held-out loss falls.")

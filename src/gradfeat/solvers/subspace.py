@@ -47,10 +47,13 @@ class Solution:
         converged: Whether the decrement fell below the tolerance.
         reason: Why it stopped.
         objective: Penalized mean loss after each iteration.
-        decrement: What a further preconditioned step would gain at first order, relative to the objective.
+        decrement: What a further preconditioned step would gain at first order, relative to the objective; infinite
+            where a solver does not compute it.
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
         interrupted: Whether Ctrl-C ended it.
+        gradient: Norm of the objective's gradient in all weights, relative to the features' length, where the solver
+            is Newton's method in the dual (see `gradfeat.solvers.dual_newton`).
     """
 
     solver: str
@@ -61,6 +64,7 @@ class Solution:
     passes: float = 0.0
     seconds: float = 0.0
     interrupted: bool = False
+    gradient: float | None = None
 
     def __str__(self) -> str:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
