@@ -65,6 +65,7 @@ class GradientFeatureEstimator(BaseEstimator):
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
+        metric: str = "plain",
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
@@ -87,6 +88,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.cv = cv
         self.rounds = rounds
         self.parametrization = parametrization
+        self.metric = metric
         self.loss = loss
         self.augment = augment
         self.epochs = epochs
@@ -172,6 +174,7 @@ class GradientFeatureEstimator(BaseEstimator):
             problem_of,
             mode="gradient" if self.mode == "gradient" else "full",
             parametrization=self.parametrization,
+            metric=self.metric,
             random_state=seed,
             progress=progress,
         )
@@ -189,8 +192,15 @@ class GradientFeatureEstimator(BaseEstimator):
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
         if by_schedule or mode not in ("gradient", "full"):
+            if self.metric != "plain" and mode in ("gradient", "full"):
+                raise ConfigurationError(
+                    "metric='whitened' is of the subspace solver, which needs samples that do not change, and neither "
+                    "epochs nor clip_norm"
+                )
             return "adam"
-        return "dual" if self.rounds == 1 and takes_closed_form(problem) else "subspace"
+        if self.rounds == 1 and self.metric == "plain" and takes_closed_form(problem):
+            return "dual"
+        return "subspace"
 
     def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
         """Train one of the four models on a prepared problem."""
@@ -213,6 +223,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 penalty=self.penalty,
                 rounds=self.rounds if mode == "full" else 1,
                 parametrization=self.parametrization,
+                metric=self.metric,
                 random_state=seed,
                 progress=progress,
             )

@@ -47,6 +47,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
+        metric: "plain": λ₂ penalizes ‖w₂‖²; "whitened": w₂ᵀ S w₂, with the Kronecker factors of the loss's Hessian as S
+            (docs/method.md). "whitened" is of the subspace solver.
         loss: "auto", "cross_entropy", "one_hot_squared" (LQF's squared error to rescaled one-hot targets), or
             "logistic" (multi-label).
         augment: "mirror" adds the mirror image of each training image; None adds nothing.
@@ -101,6 +103,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
+        metric: str = "plain",
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
@@ -125,6 +128,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             cv=cv,
             rounds=rounds,
             parametrization=parametrization,
+            metric=metric,
             loss=loss,
             augment=augment,
             epochs=epochs,

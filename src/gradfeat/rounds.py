@@ -145,6 +145,7 @@ def search_rounds(
     parametrization: str,
     generator: torch.Generator,
     progress: Progress,
+    metric: str = "plain",
 ) -> Rounds:
     """Move θ̄₂ while the network's loss on held-out samples falls; then choose the last linear model's penalties.
 
@@ -157,6 +158,7 @@ def search_rounds(
         parametrization: The variables that w₂ is penalized in.
         generator: Of views and signs.
         progress: Shows how far it is.
+        metric: What w₂ is penalized in.
     """
     point = _start(problem, choice.omega, problem.all_views(seen))
     start = _network_loss(problem, point, held)
@@ -164,7 +166,7 @@ def search_rounds(
     heads = _heads(choice)
     limit = MOST if isinstance(most, str) else int(most) - 1
     rounds.reason = f"at most {limit} steps were asked for"
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     with progress.step("rounds") as done:
         try:
             for k in range(limit):
@@ -202,11 +204,12 @@ def repeat_rounds(
     parametrization: str,
     generator: torch.Generator,
     progress: Progress,
+    metric: str = "plain",
 ) -> tuple[Point, Solution]:
     """Repeat the steps that were found on all samples, and solve the last linearization there."""
     everything, heads = torch.arange(problem.n), _heads(choice)
     point = _start(problem, choice.omega, problem.all_views(everything))
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     solution = Solution("rounds", True, f"{len(rounds.steps)} steps")
     with progress.step("rounds on all samples") as done:
         for i, step in enumerate(rounds.steps):

@@ -112,6 +112,7 @@ def make_subspace(
     weight: Tensor | None,
     parametrization: str,
     generator: torch.Generator,
+    metric: str = "plain",
 ) -> Subspace:
     """Return the problem of `full` or `gradient` on some samples.
 
@@ -127,6 +128,7 @@ def make_subspace(
         weight: A weight for each sample, or None.
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
+        metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
     """
     f = store.features.to(omega)
     subspace = Subspace(
@@ -138,6 +140,7 @@ def make_subspace(
         weight=weight,
         start=f @ omega + bias,
         generator=generator,
+        metric=metric,
     )
     for head in heads:
         subspace.add_w1(head)
@@ -174,6 +177,7 @@ def choose_penalties(
     generator: torch.Generator,
     progress: Progress,
     stages: int = len(STAGES),
+    metric: str = "plain",
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -189,6 +193,7 @@ def choose_penalties(
         generator: Of the preconditioner's signs.
         progress: Shows how far it is.
         stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
+        metric: What w₂ is penalized in.
     """
     light = max(probe.penalty, 1e-12)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
@@ -227,6 +232,7 @@ def choose_penalties(
                     weight=None if weight is None else weight[rows],
                     parametrization=parametrization,
                     generator=generator,
+                    metric=metric,
                 )
                 for rows, (_, held), own in zip(joined, splits, probes, strict=True)
             ]

@@ -71,6 +71,7 @@ Rounds = Annotated[
 ]
 Augment = Annotated[str | None, typer.Option(help="mirror: add the mirror image of each training image.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
+Metric = Annotated[str, typer.Option(help="What the penalty of w₂ is measured in: plain or whitened.")]
 Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -137,6 +138,7 @@ def fit(
     rounds: Rounds = "1",
     augment: Augment = None,
     parametrization: Parametrization = "standard",
+    metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
     device: Device = "auto",
@@ -162,6 +164,7 @@ def fit(
         rounds=rounds,
         augment=augment,
         parametrization=parametrization,
+        metric=metric,
         precision=precision,
         cache=cache,
         device=device,
@@ -202,6 +205,7 @@ def compare(
     rounds: Rounds = "1",
     augment: Augment = None,
     parametrization: Parametrization = "standard",
+    metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
     device: Device = "auto",
@@ -227,6 +231,7 @@ def compare(
         rounds=rounds,
         augment=augment,
         parametrization=parametrization,
+        metric=metric,
         precision=precision,
         cache=cache,
         device=device,

@@ -46,6 +46,7 @@ class Settings:
     rounds: str
     augment: str | None
     parametrization: str
+    metric: str
     precision: str
     cache: str
     device: str
@@ -74,6 +75,7 @@ class Settings:
             "rounds": int(self.rounds) if self.rounds.isdecimal() else self.rounds,
             "augment": self.augment,
             "parametrization": self.parametrization,
+            "metric": self.metric,
             "precision": self.precision,
             "cache": self.cache,
             "device": self.device,
