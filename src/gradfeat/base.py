@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from gradfeat.backbones import resolve
+from gradfeat.checkpoint import Checkpoint, digest
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
@@ -77,6 +78,7 @@ class GradientFeatureEstimator(BaseEstimator):
         weights: str | Path | None = None,
         preprocessing: Any = None,
         image_size: int | None = None,
+        checkpoint: str | Path | None = None,
         random_state: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -100,6 +102,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.weights = weights
         self.preprocessing = preprocessing
         self.image_size = image_size
+        self.checkpoint = checkpoint
         self.random_state = random_state
         self.verbose = verbose
 
@@ -138,6 +141,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
         seed = self._seed()  # one for all depths of a search
+        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._configuration(cv))
 
         def problem_of(theta2: str | Sequence[str]) -> Problem:
             with progress.step("linearize"):
@@ -158,6 +162,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 views=1 if self.augment is None else 2,
                 random_state=seed,
                 progress=progress,
+                checkpoint=checkpoint,
             )
 
         self.depths_: list[Depth] = []
@@ -182,6 +187,15 @@ class GradientFeatureEstimator(BaseEstimator):
             self.modules_ = list(chosen.modules)
         return problem
 
+    def _configuration(self, cv: Any) -> dict[str, Any]:
+        """Return what a fit depends on beside the data, by name; the mode is in the names of a checkpoint's parts."""
+        data = ("backbone", "weights", "class_weight", "mode", "cv")  # seen in the network, the weights and below
+        beside = ("checkpoint", "verbose", "cache")
+        given = {name: value for name, value in self.get_params(deep=False).items() if name not in (*data, *beside)}
+        pairs = isinstance(cv, (list, tuple))
+        backbone = self.backbone_
+        return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
+
     def _schedule(self, n: int) -> Schedule:
         solver = self.solver if self.solver in SOLVERS else "adam"
         return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
@@ -191,6 +205,11 @@ class GradientFeatureEstimator(BaseEstimator):
         if self.solver != "auto":
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
+        if by_schedule and mode in ("gradient", "full") and self.checkpoint is not None:
+            raise ConfigurationError(
+                "a checkpoint is of solver='subspace' or 'dual', which need samples that do not change, and neither "
+                "epochs nor clip_norm"
+            )
         if by_schedule or mode not in ("gradient", "full"):
             if self.metric != "plain" and mode in ("gradient", "full"):
                 raise ConfigurationError(

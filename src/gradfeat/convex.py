@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from gradfeat.checkpoint import Part, resumed
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
@@ -23,6 +25,7 @@ from gradfeat.selection import (
     SPLITS,
     STAGES,
     Choice,
+    Tried,
     choose_penalties,
     fit_probes,
     make_subspace,
@@ -138,18 +141,27 @@ def _choose(
 ) -> Choice | None:
     if not splits:
         return None
-    return choose_penalties(
-        problem.store,
-        problem.y,
-        problem.loss,
-        [(problem.random_views(seen, generator), held) for seen, held in splits],
-        problem.probe,
-        mode=mode,
-        weight=problem.weight,
-        generator=generator,
-        progress=progress,
-        stages=stages,
-        **shared,
+    checkpoint = problem.checkpoint
+    return resumed(
+        checkpoint,
+        f"{mode}-penalties-{stages}",
+        lambda: choose_penalties(
+            problem.store,
+            problem.y,
+            problem.loss,
+            [(problem.random_views(seen, generator), held) for seen, held in splits],
+            problem.probe,
+            mode=mode,
+            weight=problem.weight,
+            generator=generator,
+            progress=progress,
+            stages=stages,
+            checkpoint=checkpoint,
+            **shared,
+        ),
+        lambda choice: Part(asdict(choice)),
+        lambda part: Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]}),
+        generator,
     )
 
 
@@ -192,7 +204,8 @@ def _fit_rounds(
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}")
+        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
+        notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}{more}")
     losses, passes = [step.loss for step in search.steps], choice.passes + search.passes
     if solution is not None:
         solution.passes += passes

@@ -64,6 +64,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
         image_size: Side of the square that images are brought to; None is the backbone's own.
         class_weight: A dict from class to weight, or "balanced"; multi-class only.
+        checkpoint: Folder where finished parts of a fit are written (`gradfeat.checkpoint`): the probe, each step of
+            the penalty path, each round. After an interruption the same fit goes on from there, with the same result;
+            another one is refused. Of "subspace" and "dual" (of a closed form the probe alone); needs a seed.
         random_state: Seed.
         verbose: Show progress bars with the time left.
 
@@ -116,6 +119,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         preprocessing: Any = None,
         image_size: int | None = None,
         class_weight: Any = None,
+        checkpoint: str | Path | None = None,
         random_state: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -140,6 +144,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             weights=weights,
             preprocessing=preprocessing,
             image_size=image_size,
+            checkpoint=checkpoint,
             random_state=random_state,
             verbose=verbose,
         )

@@ -74,6 +74,13 @@ Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_
 Metric = Annotated[str, typer.Option(help="What the penalty of w₂ is measured in: plain or whitened.")]
 Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder for finished parts of the fit: after an interruption the same command goes on from there.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 SkipBad = Annotated[
@@ -141,6 +148,7 @@ def fit(
     metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
+    checkpoint: CheckpointFolder = None,
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
@@ -167,6 +175,7 @@ def fit(
         metric=metric,
         precision=precision,
         cache=cache,
+        checkpoint=checkpoint,
         device=device,
         seed=seed,
         json=json,
@@ -208,6 +217,7 @@ def compare(
     metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
+    checkpoint: CheckpointFolder = None,
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
@@ -234,6 +244,7 @@ def compare(
         metric=metric,
         precision=precision,
         cache=cache,
+        checkpoint=checkpoint,
         device=device,
         seed=seed,
         json=json,

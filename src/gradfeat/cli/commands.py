@@ -49,6 +49,7 @@ class Settings:
     metric: str
     precision: str
     cache: str
+    checkpoint: Path | None
     device: str
     seed: int
     json: bool
@@ -78,6 +79,7 @@ class Settings:
             "metric": self.metric,
             "precision": self.precision,
             "cache": self.cache,
+            "checkpoint": self.checkpoint,
             "device": self.device,
             "random_state": self.seed,
             "verbose": not self.json,
