@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from gradfeat.backbones import resolve
+from gradfeat.checkpoint import Checkpoint, digest
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
@@ -33,10 +34,11 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
-from gradfeat.losses import Loss
+from gradfeat.losses import Loss, Quadratic
 from gradfeat.merge import MergedNetwork, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.representer import fit_representer
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
     NotFittedError,
@@ -64,6 +66,7 @@ class GradientFeatureEstimator(BaseEstimator):
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
+        metric: str = "plain",
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
@@ -75,6 +78,7 @@ class GradientFeatureEstimator(BaseEstimator):
         weights: str | Path | None = None,
         preprocessing: Any = None,
         image_size: int | None = None,
+        checkpoint: str | Path | None = None,
         random_state: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -86,6 +90,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.cv = cv
         self.rounds = rounds
         self.parametrization = parametrization
+        self.metric = metric
         self.loss = loss
         self.augment = augment
         self.epochs = epochs
@@ -97,6 +102,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.weights = weights
         self.preprocessing = preprocessing
         self.image_size = image_size
+        self.checkpoint = checkpoint
         self.random_state = random_state
         self.verbose = verbose
 
@@ -135,6 +141,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
         seed = self._seed()  # one for all depths of a search
+        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._configuration(cv))
 
         def problem_of(theta2: str | Sequence[str]) -> Problem:
             with progress.step("linearize"):
@@ -155,6 +162,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 views=1 if self.augment is None else 2,
                 random_state=seed,
                 progress=progress,
+                checkpoint=checkpoint,
             )
 
         self.depths_: list[Depth] = []
@@ -171,12 +179,22 @@ class GradientFeatureEstimator(BaseEstimator):
             problem_of,
             mode="gradient" if self.mode == "gradient" else "full",
             parametrization=self.parametrization,
+            metric=self.metric,
             random_state=seed,
             progress=progress,
         )
         if chosen is not None:
             self.modules_ = list(chosen.modules)
         return problem
+
+    def _configuration(self, cv: Any) -> dict[str, Any]:
+        """Return what a fit depends on beside the data, by name; the mode is in the names of a checkpoint's parts."""
+        data = ("backbone", "weights", "class_weight", "mode", "cv")  # seen in the network, the weights and below
+        beside = ("checkpoint", "verbose", "cache")
+        given = {name: value for name, value in self.get_params(deep=False).items() if name not in (*data, *beside)}
+        pairs = isinstance(cv, (list, tuple))
+        backbone = self.backbone_
+        return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
 
     def _schedule(self, n: int) -> Schedule:
         solver = self.solver if self.solver in SOLVERS else "adam"
@@ -187,16 +205,29 @@ class GradientFeatureEstimator(BaseEstimator):
         if self.solver != "auto":
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
+        if by_schedule and mode in ("gradient", "full") and self.checkpoint is not None:
+            raise ConfigurationError(
+                "a checkpoint is of solver='subspace' or 'dual', which need samples that do not change, and neither "
+                "epochs nor clip_norm"
+            )
         if by_schedule or mode not in ("gradient", "full"):
+            if self.metric != "plain" and mode in ("gradient", "full"):
+                raise ConfigurationError(
+                    "metric='whitened' is of the subspace solver, which needs samples that do not change, and neither "
+                    "epochs nor clip_norm"
+                )
             return "adam"
-        return "dual" if self.rounds == 1 and takes_closed_form(problem) else "subspace"
+        if self.rounds == 1 and self.metric == "plain" and takes_closed_form(problem):
+            return "dual"
+        return "subspace"
 
     def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
         """Train one of the four models on a prepared problem."""
         seed = self._seed()
         solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
         if solver == "dual":
-            return fit_closed_form(
+            fit_dual = fit_closed_form if isinstance(problem.loss, Quadratic) else fit_representer
+            return fit_dual(
                 problem,
                 mode,
                 penalty=self.penalty,
@@ -211,6 +242,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 penalty=self.penalty,
                 rounds=self.rounds if mode == "full" else 1,
                 parametrization=self.parametrization,
+                metric=self.metric,
                 random_state=seed,
                 progress=progress,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
+from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, fit_probes
-from gradfeat.solvers.dual import Dual, DualPath
+from gradfeat.solvers.dual import Dual, DualPath, DualPoint
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.probe import Folds, Probe, folds
@@ -71,7 +73,10 @@ def fit_closed_form(
         ConfigurationError: Another loss, samples that change, or a kernel that does not fit in memory.
         ConvergenceError: The features or the solution are not finite.
     """
-    samples = _Samples(problem, mode, parametrization)
+    if not isinstance(problem.loss, Quadratic):
+        names = " and ".join(name for name, kind in LOSSES.items() if issubclass(kind, Quadratic))
+        raise ConfigurationError(f"a closed form is for {names} loss, not {problem.loss.name}")
+    samples = _Squares(problem, mode, parametrization)
     begun = time.perf_counter()
     notes: list[str] = []
     choice: Choice | None = None
@@ -96,30 +101,29 @@ def fit_closed_form(
     else:
         w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
     point = dual.at(w1).solve(w2)
-    features = samples.features(probe)
-    pulled = features.transpose(point.a / point.w2_penalty, torch.arange(len(samples.rows)))
-    model = new_model(problem, mode, parametrization, probe)
-    # without activations w₁ is the probe, which mode `gradient` does not use
-    model.set_weights(w1=probe.omega if point.w1 is None else point.w1, b=point.bias, w2=features.natural(pulled))
-    if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
-        raise ConvergenceError(f"the weights of {mode} are not finite")
-    seconds = time.perf_counter() - begun
-    passes = samples.passes + features.passes
+    model = samples.model(probe, point)
+    seconds, passes = time.perf_counter() - begun, samples.passes
     reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
     solution = Solution("dual", True, reason, [point.objective], 0.0, passes, seconds)
     return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)
 
 
-class _Samples:
-    """The samples that count (their weight is above zero), and the closed form of each ω̄ on them."""
+class Samples:
+    """The samples that count (their weight is above zero), as the dual solvers take them.
+
+    Args:
+        problem: With samples that do not change.
+        mode: "full" or "gradient".
+        parametrization: The variables that w₂ is penalized in.
+
+    Raises:
+        ConfigurationError: Samples that change, or a kernel that does not fit in memory.
+    """
 
     def __init__(self, problem: Problem, mode: str, parametrization: str) -> None:
         self.problem, self.mode, self.parametrization = problem, mode, parametrization
         self.outputs = problem.probe.omega.shape[1]
-        loss, weight = problem.loss, problem.weight
-        if not isinstance(loss, Quadratic):
-            names = " and ".join(name for name, kind in LOSSES.items() if issubclass(kind, Quadratic))
-            raise ConfigurationError(f"solver='dual' is for {names} loss, not {loss.name}: take solver='subspace'")
+        weight = problem.weight
         if problem.store.inputs.random:
             raise ConfigurationError("solver='dual' needs samples that do not change: take solver='adam'")
         self.rows = torch.arange(len(problem.store))
@@ -134,36 +138,64 @@ class _Samples:
             )
         self.n = len(self.rows) // problem.views
         self.store, self.y = problem.store.rows(self.rows), problem.y[self.rows]
-        self.targets = loss.targets(self.y, self.outputs)
         self.weight = torch.ones(len(self.rows)) if weight is None else weight[self.rows].cpu()
+        self.single = self.store.linearization.dtype != torch.float64
         self.passes = 0.0
+
+    @property
+    def f(self) -> Tensor | None:
+        """The activations that the mode has."""
+        return self.store.features if self.mode == "full" else None
 
     def features(self, probe: Probe) -> GradientFeatures:
         """Return the map Φ of an ω̄."""
         return GradientFeatures(self.store, probe.omega, parametrization=self.parametrization)
 
-    def dual(self, probe: Probe) -> Dual:
-        """Return the closed form for an ω̄."""
+    def kernel(self, probe: Probe) -> Tensor:
+        """Return the tangent kernel of an ω̄, (n · c, n · c)."""
         features = self.features(probe)
         kernel = gram(features)
         self.passes += features.passes
-        return Dual(
-            kernel,
-            self.store.features if self.mode == "full" else None,
-            self.targets,
-            self.weight,
-            views=self.problem.views,
-            single=self.store.linearization.dtype != torch.float64,
-        )
-
-    def versions(self, picked: np.ndarray) -> Tensor:
-        """Return the places of all versions of some samples, in order of sample."""
-        return (torch.from_numpy(picked)[:, None] + self.n * torch.arange(self.problem.views)).flatten()
+        return kernel
 
     def probes(self, places: Tensor, light: float) -> list[Probe]:
         """Return the ω̄ of some samples, with penalties from the best probe's upwards."""
         problem = self.problem
         return fit_probes(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
+
+    def model(self, probe: Probe, point: DualPoint) -> GradientFeatureModel:
+        """Return the model of a solution.
+
+        Raises:
+            ConvergenceError: Its weights are not finite.
+        """
+        features = self.features(probe)
+        pulled = features.transpose(point.a / point.w2_penalty, torch.arange(len(self.rows)))
+        self.passes += features.passes
+        model = new_model(self.problem, self.mode, self.parametrization, probe)
+        # without activations w₁ is the probe, which mode `gradient` does not use
+        model.set_weights(w1=probe.omega if point.w1 is None else point.w1, b=point.bias, w2=features.natural(pulled))
+        if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
+            raise ConvergenceError(f"the weights of {self.mode} are not finite")
+        return model
+
+
+class _Squares(Samples):
+    """Samples of a squared loss, and the closed form of each ω̄ on them."""
+
+    def __init__(self, problem: Problem, mode: str, parametrization: str) -> None:
+        super().__init__(problem, mode, parametrization)
+        loss: Any = problem.loss
+        self.targets: Tensor = loss.targets(self.y, self.outputs)
+
+    def dual(self, probe: Probe) -> Dual:
+        """Return the closed form for an ω̄."""
+        kernel, views = self.kernel(probe), self.problem.views
+        return Dual(kernel, self.f, self.targets, self.weight, views=views, single=self.single)
+
+    def versions(self, picked: np.ndarray) -> Tensor:
+        """Return the places of all versions of some samples, in order of sample."""
+        return (torch.from_numpy(picked)[:, None] + self.n * torch.arange(self.problem.views)).flatten()
 
     def loss(self, path: DualPath, w2: float, places: Tensor) -> float:
         """Return the weighted sum of losses of some samples, each under the fit without it."""
@@ -172,7 +204,7 @@ class _Samples:
         return float((self.weight[places] * losses).sum())
 
 
-def _choose(samples: _Samples, splits: Folds, progress: Progress) -> Choice:
+def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
     problem, full = samples.problem, samples.mode == "full"
     light = max(problem.probe.penalty, 1e-12)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from gradfeat.checkpoint import Part, resumed
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
@@ -23,6 +25,7 @@ from gradfeat.selection import (
     SPLITS,
     STAGES,
     Choice,
+    Tried,
     choose_penalties,
     fit_probes,
     make_subspace,
@@ -41,6 +44,7 @@ def fit_convex(
     penalty: float | Sequence[float] | str = "auto",
     rounds: int | str = 1,
     parametrization: str = "standard",
+    metric: str = "plain",
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -52,6 +56,7 @@ def fit_convex(
         penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
+        metric: What w₂ is penalized in: "plain" or "whitened" (see `gradfeat.solvers.subspace.Subspace`).
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
     """
@@ -59,17 +64,17 @@ def fit_convex(
     begun = time.perf_counter()
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     splits = _splits(problem, random_state)
     notes: list[str] = []
     choice: Choice | None = None
     if isinstance(penalty, str):
         stages = len(STAGES) if rounds == 1 else COMMON
-        choice = _choose(problem, mode, splits, parametrization, generator, progress, stages)
+        choice = _choose(problem, mode, splits, progress, stages, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
-        fit = _fit_rounds(problem, choice, splits[0], rounds, parametrization, progress, generator, begun)
+        fit = _fit_rounds(problem, choice, splits[0], rounds, progress, begun, **shared)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
@@ -113,38 +118,50 @@ def choose(
     mode: str,
     *,
     parametrization: str = "standard",
+    metric: str = "plain",
     random_state: int | None = None,
     progress: Progress | None = None,
     stages: int = len(STAGES),
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
     splits, generator = _splits(problem, random_state), _generator(random_state)
-    return _choose(problem, mode, splits, parametrization, generator, progress or Progress(False), stages)
+    return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)
 
 
 def _choose(
     problem: Problem,
     mode: str,
     splits: list[tuple[torch.Tensor, torch.Tensor]],
-    parametrization: str,
-    generator: torch.Generator,
     progress: Progress,
     stages: int,
+    *,
+    generator: torch.Generator,
+    **shared: Any,
 ) -> Choice | None:
     if not splits:
         return None
-    return choose_penalties(
-        problem.store,
-        problem.y,
-        problem.loss,
-        [(problem.random_views(seen, generator), held) for seen, held in splits],
-        problem.probe,
-        mode=mode,
-        weight=problem.weight,
-        parametrization=parametrization,
-        generator=generator,
-        progress=progress,
-        stages=stages,
+    checkpoint = problem.checkpoint
+    return resumed(
+        checkpoint,
+        f"{mode}-penalties-{stages}",
+        lambda: choose_penalties(
+            problem.store,
+            problem.y,
+            problem.loss,
+            [(problem.random_views(seen, generator), held) for seen, held in splits],
+            problem.probe,
+            mode=mode,
+            weight=problem.weight,
+            generator=generator,
+            progress=progress,
+            stages=stages,
+            checkpoint=checkpoint,
+            **shared,
+        ),
+        lambda choice: Part(asdict(choice)),
+        lambda part: Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]}),
+        generator,
     )
 
 
@@ -157,14 +174,13 @@ def _fit_rounds(
     choice: Choice,
     split: tuple[torch.Tensor, torch.Tensor],
     most: int | str,
-    parametrization: str,
     progress: Progress,
-    generator: torch.Generator,
     begun: float,
+    **shared: Any,
 ) -> Fit | None:
     """Search steps on a split, repeat them on all samples; None where one linearization has less held-out loss."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator, "progress": progress}
-    search = search_rounds(problem, choice, *split, most=most, **shared)
+    parametrization = shared["parametrization"]
+    search = search_rounds(problem, choice, *split, most=most, progress=progress, **shared)
     found = (
         search.point.model(problem, parametrization) if search.steps else new_model(problem, "full", parametrization)
     )
@@ -175,7 +191,7 @@ def _fit_rounds(
         if not search.steps or search.last_loss > choice.loss:
             return None
         try:
-            point, solution = repeat_rounds(problem, choice, search, **shared)
+            point, solution = repeat_rounds(problem, choice, search, progress=progress, **shared)
             repeated = point.model(problem, parametrization)
             _check(repeated, "full")
             # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
@@ -188,7 +204,8 @@ def _fit_rounds(
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}")
+        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
+        notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}{more}")
     losses, passes = [step.loss for step in search.steps], choice.passes + search.passes
     if solution is not None:
         solution.passes += passes

@@ -43,6 +43,7 @@ def choose_depth(
     *,
     mode: str,
     parametrization: str = "standard",
+    metric: str = "plain",
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Problem, Depth | None, list[Depth]]:
@@ -55,6 +56,7 @@ def choose_depth(
         build: Returns the problem of one choice.
         mode: "full" or "gradient", the model whose held-out loss counts.
         parametrization: The variables that w₂ is penalized in.
+        metric: What w₂ is penalized in.
         random_state: Seed of the held-out part, the same for all depths.
         progress: Shows how far it is.
 
@@ -77,6 +79,7 @@ def choose_depth(
             problem,
             mode,
             parametrization=parametrization,
+            metric=metric,
             random_state=random_state,
             progress=progress,
             stages=COMMON,

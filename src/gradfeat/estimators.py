@@ -33,19 +33,22 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
             on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
-        solver: "subspace" (to convergence, without a learning rate); "dual" (a squared loss in closed form, for few
-            samples); or "adam" or "sgd", with the paper's schedule. "auto" is "adam" for samples that change
-            (augmentation) or where `epochs` or `clip_norm` is given; else "dual" for a squared loss with few samples ×
-            outputs (`gradfeat.closed_form`), and "subspace" for all else. `solution_` says which it was.
+        solver: "subspace" (to convergence, without a learning rate); "dual" (in the samples' space, for few samples:
+            a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
+            paper's schedule. "auto" is "adam" for samples that change (augmentation) or where `epochs` or `clip_norm`
+            is given; else "dual" for a squared loss with few samples × outputs (`gradfeat.closed_form`), and "subspace"
+            for all else. `solution_` says which it was.
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
-            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" by leave-one-out. Adam
-            and SGD have no λ₂.
+            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" with a squared loss by
+            leave-one-out. Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
             while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
+        metric: "plain": λ₂ penalizes ‖w₂‖²; "whitened": w₂ᵀ S w₂, with the Kronecker factors of the loss's Hessian as S
+            (docs/method.md). "whitened" is of the subspace solver.
         loss: "auto", "cross_entropy", "one_hot_squared" (LQF's squared error to rescaled one-hot targets), or
             "logistic" (multi-label).
         augment: "mirror" adds the mirror image of each training image; None adds nothing.
@@ -61,6 +64,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
         image_size: Side of the square that images are brought to; None is the backbone's own.
         class_weight: A dict from class to weight, or "balanced"; multi-class only.
+        checkpoint: Folder where finished parts of a fit are written (`gradfeat.checkpoint`): the probe, each step of
+            the penalty path, each round. After an interruption the same fit goes on from there, with the same result;
+            another one is refused. Of "subspace" and "dual" (of a closed form the probe alone); needs a seed.
         random_state: Seed.
         verbose: Show progress bars with the time left.
 
@@ -100,6 +106,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
+        metric: str = "plain",
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
@@ -112,6 +119,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         preprocessing: Any = None,
         image_size: int | None = None,
         class_weight: Any = None,
+        checkpoint: str | Path | None = None,
         random_state: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -124,6 +132,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             cv=cv,
             rounds=rounds,
             parametrization=parametrization,
+            metric=metric,
             loss=loss,
             augment=augment,
             epochs=epochs,
@@ -135,6 +144,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             weights=weights,
             preprocessing=preprocessing,
             image_size=image_size,
+            checkpoint=checkpoint,
             random_state=random_state,
             verbose=verbose,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
+from gradfeat.checkpoint import Checkpoint, Part, resumed
 from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization, linearize
@@ -118,6 +119,7 @@ class Problem:
         seconds: Time that making this took, by part.
         views: How many versions of each sample there are (2 with mirror images): sample i of the store is a version of
             sample ``i % (n / views)``.
+        checkpoint: Where finished parts of a fit are kept, or None.
     """
 
     store: SampleStore
@@ -127,6 +129,7 @@ class Problem:
     probe: Probe
     seconds: dict[str, float]
     views: int = 1
+    checkpoint: Checkpoint | None = None
 
     @property
     def n(self) -> int:
@@ -188,6 +191,7 @@ def prepare(
     views: int = 1,
     random_state: int | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Problem:
     """Run the bottom once for each sample, keep what fits, and fit the probe ω̄ (step 2).
 
@@ -204,11 +208,17 @@ def prepare(
         views: Versions of each sample.
         random_state: Seed of the folds.
         progress: Shows how far it is.
+        checkpoint: Where finished parts are kept.
+
+    Raises:
+        ConfigurationError: The checkpoint is of other data.
     """
     progress = progress or Progress(False)
     start = time.perf_counter()
     with progress.step("activations") as done:
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(linearization.theta2, {"activations": store.features, "y": y, "weight": weight})
     after_store = time.perf_counter()
     own = slice(None)  # what the probe is fitted to
     if views > 1:
@@ -221,17 +231,33 @@ def prepare(
         y = torch.cat([y] * views)
         weight = None if weight is None else torch.cat([weight] * views)
     with progress.step("probe"):
-        probe = fit_probe(
-            store.features[own],
-            y[own],
-            loss,
-            sample_weight=None if weight is None else weight[own],
-            penalty=penalty,
-            cv=cv,
-            random_state=random_state,
+        probe = resumed(
+            checkpoint,
+            "probe",
+            lambda: fit_probe(
+                store.features[own],
+                y[own],
+                loss,
+                sample_weight=None if weight is None else weight[own],
+                penalty=penalty,
+                cv=cv,
+                random_state=random_state,
+            ),
+            _pack_probe,
+            lambda part: _unpack_probe(part, store.features),
         )
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
-    return Problem(store, y, weight, loss, probe, seconds, views)
+    return Problem(store, y, weight, loss, probe, seconds, views, checkpoint)
+
+
+def _pack_probe(probe: Probe) -> Part:
+    values = {name: value for name, value in vars(probe).items() if not isinstance(value, Tensor)}
+    return Part(values, {"omega": probe.omega, "bias": probe.bias})
+
+
+def _unpack_probe(part: Part, f: Tensor) -> Probe:
+    omega, bias = (part.tensors[name].to(f.device) for name in ("omega", "bias"))
+    return Probe(omega, bias, **{**part.values, "path": [tuple(tried) for tried in part.values["path"]]})
 
 
 def fit_mode(

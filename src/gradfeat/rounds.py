@@ -9,12 +9,14 @@ penalties, are then repeated on all training data, and the last linearization is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradfeat.checkpoint import Part, keep_part, load_part
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
 from gradfeat.model import GradientFeatureModel
@@ -38,6 +40,9 @@ LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 LAST = 3
 """Stages for which the last linearization's subspace grows at most."""
+
+SEARCH, REPETITION = "rounds-search", "rounds-repetition"
+"""Names of their parts of a checkpoint."""
 
 _BATCH = 128
 
@@ -83,6 +88,27 @@ class Point:
         w1 = w1.to(self.omega)
         return Point(theta2, w1, w1, b.to(self.omega))
 
+    def pack(self) -> dict[str, Tensor]:
+        """Return its tensors by name."""
+        parts = {"theta2": self.theta2, "w2": self.w2 or {}}
+        named = {f"{kind}/{name}": value for kind, part in parts.items() for name, value in part.items()}
+        return {"omega": self.omega, "w1": self.w1, "b": self.b, **named}
+
+    @staticmethod
+    def unpack(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> Point:
+        """Return the point of some tensors, each in memory as θ₂'s own."""
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {
+                name: torch.empty_like(value, dtype=tensors[f"{kind}/{name}"].dtype).copy_(tensors[f"{kind}/{name}"])
+                for name, value in theta2.items()
+            }
+
+        device = next(iter(theta2.values())).device
+        omega, w1, b = (tensors[name].to(device) for name in ("omega", "w1", "b"))
+        moved = any(name.startswith("w2/") for name in tensors)
+        return Point(part("theta2"), omega, w1, b, part("w2") if moved else None)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -127,6 +153,19 @@ class Rounds:
     passes: float = 0.0
     interrupted: bool = False
 
+    def pack(self, done: bool) -> Part:
+        """Return all of it, as a part of a checkpoint: after a step, or when it is done."""
+        names = ("start", "last", "last_loss", "stages", "reason", "passes")
+        values = {name: getattr(self, name) for name in names} | {"steps": [asdict(step) for step in self.steps]}
+        return Part({**values, "done": done}, self.point.pack())
+
+    @staticmethod
+    def unpack(part: Part, theta2: Mapping[str, Tensor]) -> Rounds:
+        """Return what `pack` was given."""
+        values = {name: value for name, value in part.values.items() if name != "done"}
+        values["steps"] = [Step(**step) for step in values["steps"]]
+        return Rounds(**{**values, "last": tuple(values["last"])}, point=Point.unpack(part.tensors, theta2))
+
     def __str__(self) -> str:
         losses = ", ".join(f"{step.loss:.3f}" for step in self.steps)
         return (
@@ -145,6 +184,7 @@ def search_rounds(
     parametrization: str,
     generator: torch.Generator,
     progress: Progress,
+    metric: str = "plain",
 ) -> Rounds:
     """Move θ̄₂ while the network's loss on held-out samples falls; then choose the last linear model's penalties.
 
@@ -157,17 +197,25 @@ def search_rounds(
         parametrization: The variables that w₂ is penalized in.
         generator: Of views and signs.
         progress: Shows how far it is.
+        metric: What w₂ is penalized in.
     """
-    point = _start(problem, choice.omega, problem.all_views(seen))
-    start = _network_loss(problem, point, held)
-    rounds = Rounds(start, point, last_loss=start)
+    checkpoint, theta2 = problem.checkpoint, problem.linearization.theta2
+    kept = load_part(checkpoint, SEARCH, generator)
+    if kept is not None:
+        rounds = Rounds.unpack(kept, theta2)
+        if kept.values["done"]:
+            return rounds
+    else:
+        point = _start(problem, choice.omega, problem.all_views(seen))
+        start = _network_loss(problem, point, held)
+        rounds = Rounds(start, point, last_loss=start)
     heads = _heads(choice)
     limit = MOST if isinstance(most, str) else int(most) - 1
     rounds.reason = f"at most {limit} steps were asked for"
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     with progress.step("rounds") as done:
         try:
-            for k in range(limit):
+            for k in range(len(rounds.steps), limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
                 subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
                 found, iterations = None, 0
@@ -184,9 +232,11 @@ def search_rounds(
                     break
                 rounds.steps.append(found[0])
                 rounds.point, rounds.last_loss = found[1], found[0].loss
+                keep_part(checkpoint, SEARCH, rounds.pack(done=False), generator)
                 done(k + 1, limit)
             if rounds.steps:
                 _choose_last(problem, rounds, seen, held, heads, **shared)
+            keep_part(checkpoint, SEARCH, rounds.pack(done=True), generator)
         except ConvergenceError as error:
             rounds.reason = str(error)
         except KeyboardInterrupt:
@@ -202,20 +252,30 @@ def repeat_rounds(
     parametrization: str,
     generator: torch.Generator,
     progress: Progress,
+    metric: str = "plain",
 ) -> tuple[Point, Solution]:
     """Repeat the steps that were found on all samples, and solve the last linearization there."""
     everything, heads = torch.arange(problem.n), _heads(choice)
-    point = _start(problem, choice.omega, problem.all_views(everything))
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    checkpoint, first = problem.checkpoint, 0
+    kept = load_part(checkpoint, REPETITION, generator)
+    if kept is None:
+        point = _start(problem, choice.omega, problem.all_views(everything))
+    else:
+        point, first = Point.unpack(kept.tensors, problem.linearization.theta2), len(kept.values["objective"])
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     solution = Solution("rounds", True, f"{len(rounds.steps)} steps")
+    if kept is not None:
+        solution.objective, solution.passes = kept.values["objective"], kept.values["passes"]
     with progress.step("rounds on all samples") as done:
-        for i, step in enumerate(rounds.steps):
+        for i, step in enumerate(rounds.steps[first:], first):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
             grow(subspace, heads[0], PLACE, step.iterations, tolerance=0.0)
             found = subspace.minimum(Penalties(step.w1, step.w2 * subspace.unit))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
             point = point.moved(*_weights(subspace, found))
+            part = Part({"objective": solution.objective, "passes": solution.passes}, point.pack())
+            keep_part(checkpoint, REPETITION, part, generator)
             done(i + 1, len(rounds.steps) + 1)
         head, light = rounds.last
         if light < float("inf"):

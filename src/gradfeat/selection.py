@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradfeat.cache import SampleStore
+from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
 from gradfeat.solvers.gradient_features import GradientFeatures
@@ -112,6 +113,7 @@ def make_subspace(
     weight: Tensor | None,
     parametrization: str,
     generator: torch.Generator,
+    metric: str = "plain",
 ) -> Subspace:
     """Return the problem of `full` or `gradient` on some samples.
 
@@ -127,6 +129,7 @@ def make_subspace(
         weight: A weight for each sample, or None.
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
+        metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
     """
     f = store.features.to(omega)
     subspace = Subspace(
@@ -138,6 +141,7 @@ def make_subspace(
         weight=weight,
         start=f @ omega + bias,
         generator=generator,
+        metric=metric,
     )
     for head in heads:
         subspace.add_w1(head)
@@ -174,6 +178,8 @@ def choose_penalties(
     generator: torch.Generator,
     progress: Progress,
     stages: int = len(STAGES),
+    metric: str = "plain",
+    checkpoint: Checkpoint | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -189,6 +195,8 @@ def choose_penalties(
         generator: Of the preconditioner's signs.
         progress: Shows how far it is.
         stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
+        metric: What w₂ is penalized in.
+        checkpoint: Where the losses of each ω̄ are kept.
     """
     light = max(probe.penalty, 1e-12)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
@@ -213,8 +221,9 @@ def choose_penalties(
 
         joined = [torch.cat(split) for split in splits]
         probes = [fit_probes(store.features, y, loss, weight, seen, light) for seen, _ in splits]
-        for i in range(len(HEAVIER)):
-            subspaces = [
+
+        def subspaces_of(i: int) -> list[Subspace]:
+            return [
                 make_subspace(
                     store.rows(rows),
                     y[rows],
@@ -227,21 +236,46 @@ def choose_penalties(
                     weight=None if weight is None else weight[rows],
                     parametrization=parametrization,
                     generator=generator,
+                    metric=metric,
                 )
                 for rows, (_, held), own in zip(joined, splits, probes, strict=True)
             ]
+
+        def common(i: int) -> tuple[np.ndarray, list[Subspace]]:
+            nonlocal passes
+            subspaces = subspaces_of(i)
             passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
             for stage in STAGES[:COMMON]:
                 losses = losses_after(subspaces, stage)
+            return losses, subspaces
+
+        states = []  # of the random numbers before each ω̄, for one whose subspaces are not in memory
+        for i in range(len(HEAVIER)):
+            states.append(generator.get_state())
+            name, before = f"{mode}-omega-{i}", passes
+            kept = load_part(checkpoint, name, generator)
+            if kept is None:
+                losses, subspaces = common(i)
+                part = Part({"passes": passes - before}, {"losses": torch.from_numpy(losses)})
+                keep_part(checkpoint, name, part, generator)
+            else:
+                losses, subspaces = kept.tensors["losses"].numpy(), []
+                passes += kept.values["passes"]
             found.append(losses)
             if i and found[-1].min() >= found[-2].min():
                 break
             best = subspaces
         chosen = min(range(len(found)), key=lambda i: found[i].min())
-        for (before, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
+        for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
-            if int(found[chosen].min(0).argmin()) < before - 1:  # lighter penalties only do harm
+            if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
+            if not best:  # from a checkpoint: grown again as it was
+                after, before = generator.get_state(), passes
+                generator.set_state(states[chosen])
+                best = common(chosen)[1]
+                generator.set_state(after)
+                passes = before
             found[chosen] = losses_after(best, stage)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break

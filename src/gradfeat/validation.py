@@ -52,6 +52,7 @@ def check_parameters(estimator: Any) -> None:
     one_of("mode", MODES)
     one_of("solver", ("auto", "subspace", "dual", *SOLVERS))
     one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
+    one_of("metric", ("plain", "whitened"))
     one_of("precision", ("auto", *PRECISIONS))
     one_of("cache", ("auto", *LEVELS))
     theta2, penalty, cv, seed = estimator.theta2, estimator.penalty, estimator.cv, estimator.random_state
@@ -72,6 +73,16 @@ def check_parameters(estimator: Any) -> None:
             wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
         elif not _is_auto(penalty):
             wrong.append("rounds choose penalties on held-out data: penalty must be 'auto' with rounds other than 1")
+    if estimator.metric == "whitened" and estimator.solver in ("dual", *SOLVERS):
+        wrong.append("metric='whitened' is of solver='subspace' (or 'auto')")
+    if estimator.checkpoint is not None:
+        check("checkpoint", isinstance(estimator.checkpoint, (str, Path)), "None or a folder")
+        if estimator.mode == "finetune" or estimator.solver in SOLVERS:
+            wrong.append("a checkpoint is of solver='subspace' or 'dual': training by epochs does not resume")
+        if not _is_whole(seed, 0):
+            wrong.append(
+                "a checkpoint needs random_state=<a whole number>: without a seed a fit cannot be gone on with"
+            )
     check("batch_size", _is_whole(estimator.batch_size, 1), "a whole number from 1")
     epochs, clip_norm = estimator.epochs, estimator.clip_norm
     check("epochs", epochs is None or _is_whole(epochs, 1), "None (the paper's schedule) or a whole number from 1")

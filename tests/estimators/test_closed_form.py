@@ -195,12 +195,6 @@ def test_weights_of_zero_are_as_good_as_absent() -> None:
 # ---- what it refuses ------------------------------------------------------------------------------------------------
 
 
-def test_other_losses_are_sent_elsewhere() -> None:
-    X, y = data(20)
-    with pytest.raises(ConfigurationError, match=r"squared and one_hot_squared loss, not cross_entropy: take solver="):
-        classifier(solver="dual", loss="auto").fit(X, y > 0)
-
-
 def test_rounds_are_of_the_subspace_solver() -> None:
     with pytest.raises(ConfigurationError, match="rounds other than 1 are of mode='full' with solver='subspace'"):
         regressor(solver="dual", rounds=2).fit(*data(20))

@@ -166,3 +166,26 @@ def test_rare_classes_keep_a_sample_that_is_seen() -> None:
         assert set(y[seen]) == set(range(10))
         assert len(unseen) == 4
         assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))
+
+
+def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 4))
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+    settings = {"theta2": "*", "penalty": (0.01, 0.01), "random_state": 0}
+    plain, whitened = (
+        GradientFeatureClassifier(backbone, metric=metric, **settings).fit(X, y) for metric in ("plain", "whitened")
+    )
+    assert not np.allclose(plain.predict_proba(X), whitened.predict_proba(X), atol=1e-3)
+    chosen = GradientFeatureClassifier(backbone, metric="whitened", theta2="*", rounds=2, random_state=0).fit(X, y)
+    assert np.isfinite(chosen.predict_proba(X)).all()
+    squared = GradientFeatureClassifier(backbone, metric="whitened", loss="one_hot_squared", **settings).fit(X, y)
+    assert squared.solution_.solver == "subspace"
+    with pytest.raises(ConfigurationError, match="metric='whitened' is of solver='subspace'"):
+        GradientFeatureClassifier(backbone, metric="whitened", solver="dual", **settings).fit(X, y)
+    with pytest.raises(ConfigurationError, match="metric='whitened' is of the subspace solver"):
+        GradientFeatureClassifier(backbone, metric="whitened", epochs=1, random_state=0).fit(X, y)
+    with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
+        GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)

@@ -13,6 +13,7 @@ from gradfeat.data import Inputs
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
+from gradfeat.solvers.kronecker import estimate_factors
 from gradfeat.solvers.subspace import Penalties, Subspace
 
 N, C, D = 40, 3, 5
@@ -76,6 +77,7 @@ def make(
     weight: Tensor | None = None,
     parametrization: str = "standard",
     seen: Tensor | None = None,
+    metric: str = "plain",
 ) -> Subspace:
     return Subspace(
         GradientFeatures(store, omega, parametrization=parametrization, batch_size=16),
@@ -86,6 +88,7 @@ def make(
         weight=weight,
         start=store.features @ omega,
         generator=torch.Generator().manual_seed(0),
+        metric=metric,
     )
 
 
@@ -222,6 +225,70 @@ def test_factors_invert_what_they_stand_for() -> None:
     stiff = subspace.factors.precondition(gradient, 1e6)
     for name, value in gradient.items():
         torch.testing.assert_close(stiff[name] * 1e6, value, rtol=1e-3, atol=1e-3)
+
+
+def dense_metric(store: SampleStore, omega: Tensor, loss: Loss, parametrization: str) -> tuple[Tensor, Tensor]:
+    """Return H and S = κ (H / h̄ + 0.1) as matrices, from the factors' eigenvectors written out."""
+    features = GradientFeatures(store, omega, parametrization=parametrization, batch_size=16)
+    factors = estimate_factors(
+        features, loss, store.features @ omega, labels(loss), torch.arange(N), torch.Generator().manual_seed(0)
+    )
+    blocks = []
+    for name in features.zeros():
+        spectrum = factors._spectra[name]
+        if name not in factors._bases:
+            blocks.append(spectrum.flatten().diag())
+            continue
+        outputs, inputs = factors._bases[name]
+        axes = torch.kron(torch.kron(outputs, inputs), torch.eye(spectrum.shape[2]).double())
+        blocks.append(axes @ spectrum.flatten().diag() @ axes.T)
+    H = torch.block_diag(*blocks)
+    plain = H / H.diagonal().mean() + 0.1 * torch.eye(len(H)).double()
+    return H, plain * torch.trace(torch.linalg.solve(plain, H)) / torch.trace(H)
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_whitened_metric_is_a_ridge_with_the_explicit_metric(kind: str, parametrization: str) -> None:
+    store, omega = problem(kind=kind)
+    loss = Squared()
+    subspace = make(store, omega, loss, metric="whitened", parametrization=parametrization)
+    point, solution = subspace.solve(PENALTIES, tolerance=1e-9, iterations=200)
+    assert solution.converged
+    H, S = dense_metric(store, omega, loss, parametrization)
+    assert float(torch.trace(torch.linalg.solve(S, H))) == pytest.approx(float(torch.trace(H)), rel=1e-9)
+    assert make(store, omega, loss, parametrization=parametrization).unit == pytest.approx(subspace.unit, rel=1e-9)
+    # ridge over all of (w₂, w₁, b), its penalty a matrix
+    phi, f = dense(store, omega, parametrization), store.features
+    eye = torch.eye(C).double()
+    design = torch.cat([phi, torch.einsum("nd,kl->nkdl", f, eye).reshape(N * C, D * C), eye.repeat(N, 1)], 1)
+    penalty = torch.block_diag(PENALTIES.w2 * S, PENALTIES.w1 * torch.eye(D * C).double(), 0 * eye)
+    solved = torch.linalg.solve(design.T @ design / N + penalty, design.T @ labels(loss).flatten() / N)
+    optimum = 0.5 * float((design @ solved - labels(loss).flatten()).square().sum() / N + solved @ penalty @ solved)
+    assert point.objective == pytest.approx(optimum, rel=1e-7)
+    w1, _, w2 = subspace.weights(point)
+    assert w1 is not None
+    torch.testing.assert_close(w1.flatten(), solved[len(S) : -C], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(subspace.logits(point, torch.arange(N)).flatten(), design @ solved, rtol=1e-3, atol=1e-3)
+    if parametrization == "standard":  # w₂ is given in these units
+        found = torch.cat([value.flatten() for value in w2.values()])
+        torch.testing.assert_close(found, solved[: len(S)], rtol=1e-2, atol=1e-3)
+    plain, _ = make(store, omega, loss, parametrization=parametrization).solve(PENALTIES, tolerance=1e-9)
+    assert plain.objective != pytest.approx(point.objective, rel=1e-3)
+
+
+def test_whitened_metric_of_a_loss_that_bends_and_of_no_gradients() -> None:
+    store, omega = problem()
+    loss = CrossEntropy()
+    point, solution = make(store, omega, loss, metric="whitened").solve(PENALTIES, tolerance=1e-7, iterations=200)
+    assert solution.converged
+    _, S = dense_metric(store, omega, loss, "standard")
+    values, vectors = torch.linalg.eigh(S)
+    phi = dense(store, omega) @ (vectors * values.rsqrt() @ vectors.T)
+    share = torch.full((N,), 1 / N, dtype=torch.float64)
+    assert point.objective == pytest.approx(reference(phi, store.features, loss, share, labels(loss)), rel=1e-6)
+    empty, _ = make(store, omega * 0, loss, metric="whitened").solve(PENALTIES, iterations=2)
+    assert np.isfinite(empty.objective)
 
 
 def test_interruption_keeps_finished_iterations(monkeypatch: pytest.MonkeyPatch) -> None:

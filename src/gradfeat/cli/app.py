@@ -64,15 +64,23 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[
-    str, typer.Option(help="auto, subspace, dual (squared loss), or adam or sgd with the paper's schedules.")
+    str, typer.Option(help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules.")
 ]
 Rounds = Annotated[
     str, typer.Option(help="Linearizations of `full` at most: a number, or auto while the held-out loss falls.")
 ]
 Augment = Annotated[str | None, typer.Option(help="mirror: add the mirror image of each training image.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
+Metric = Annotated[str, typer.Option(help="What the penalty of w₂ is measured in: plain or whitened.")]
 Precision = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float64.")]
 Cache = Annotated[str, typer.Option(help="What is kept of each sample: auto, residuals, z0 or none.")]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder for finished parts of the fit: after an interruption the same command goes on from there.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 SkipBad = Annotated[
@@ -137,8 +145,10 @@ def fit(
     rounds: Rounds = "1",
     augment: Augment = None,
     parametrization: Parametrization = "standard",
+    metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
+    checkpoint: CheckpointFolder = None,
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
@@ -162,8 +172,10 @@ def fit(
         rounds=rounds,
         augment=augment,
         parametrization=parametrization,
+        metric=metric,
         precision=precision,
         cache=cache,
+        checkpoint=checkpoint,
         device=device,
         seed=seed,
         json=json,
@@ -202,8 +214,10 @@ def compare(
     rounds: Rounds = "1",
     augment: Augment = None,
     parametrization: Parametrization = "standard",
+    metric: Metric = "plain",
     precision: Precision = "auto",
     cache: Cache = "auto",
+    checkpoint: CheckpointFolder = None,
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
@@ -227,8 +241,10 @@ def compare(
         rounds=rounds,
         augment=augment,
         parametrization=parametrization,
+        metric=metric,
         precision=precision,
         cache=cache,
+        checkpoint=checkpoint,
         device=device,
         seed=seed,
         json=json,

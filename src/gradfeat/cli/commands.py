@@ -46,8 +46,10 @@ class Settings:
     rounds: str
     augment: str | None
     parametrization: str
+    metric: str
     precision: str
     cache: str
+    checkpoint: Path | None
     device: str
     seed: int
     json: bool
@@ -74,8 +76,10 @@ class Settings:
             "rounds": int(self.rounds) if self.rounds.isdecimal() else self.rounds,
             "augment": self.augment,
             "parametrization": self.parametrization,
+            "metric": self.metric,
             "precision": self.precision,
             "cache": self.cache,
+            "checkpoint": self.checkpoint,
             "device": self.device,
             "random_state": self.seed,
             "verbose": not self.json,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.pretrain.encoder_file import write_whole
+from gradfeat.files import write_whole
 
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from gradfeat._version import __version__
 from gradfeat.errors import BackboneError
+from gradfeat.files import write_whole
 from gradfeat.pretrain.encoder import ConvEncoder
 
 FORMAT = "gradfeat.encoder"
@@ -59,22 +59,6 @@ def save_encoder(
     }
     content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, metadata)
     return write_whole(path, content)
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file under another name, and move it: a crash or a full disk leaves the old file, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from gradfeat.errors import ConvergenceError, DataError
 
-_LEAST = 1e-10
+LEAST = 1e-10
 """A penalty of zero is taken as this share of the features' mean squared length: the limit of small penalties, which
 fits the data with the least norm, up to rounding."""
 
-_LEAST_SINGLE = 1e-6  # for a kernel of single precision, whose rounding is larger
+LEAST_SINGLE = 1e-6  # for a kernel of single precision, whose rounding is larger
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Dual:
         self.unit = max(float(kernel.diagonal().sum()) / n**2, 1e-30)
         blocks = kernel.detach().cpu().double().view(n, c, n, c) * (root[:, None, None, None] * root[:, None])
         self._mean = torch.einsum("i,iljk->ljk", root, blocks)  # mean rows, (c, n, c): for the intercept
-        self._least2 = (_LEAST_SINGLE if single else _LEAST) * max(float(torch.einsum("ikik->", blocks)), 1e-30)
+        self._least2 = (LEAST_SINGLE if single else LEAST) * max(float(torch.einsum("ikik->", blocks)), 1e-30)
         self._kernel = self._projected(blocks).reshape(n * c, n * c)
         self._f_mean: Tensor | None = None
         self._squares, self._axes = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
@@ -98,7 +98,7 @@ class Dual:
             self._f = root[:, None] * (f - self._f_mean)  # P D F
             values, self._axes = torch.linalg.eigh(self._f @ self._f.T)
             self._squares = values.clamp_min(0)
-            self._least1 = _LEAST * max(float(self._share @ f.square().sum(1)), 1e-30)
+            self._least1 = LEAST * max(float(self._share @ f.square().sum(1)), 1e-30)
         self._right = root[:, None] * self._y
         self._right = self._right - root[:, None] * (root @ self._right)  # P D y
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ class GradientFeatures:
         self.batch_size = batch_size
         self.passes = 0.0
         self._scales = parametrization_scales(store.linearization, parametrization)
+        self._turn: Callable[[Mapping[str, Tensor]], Weights] | None = None
+
+    def turned(self, by: Callable[[Mapping[str, Tensor]], Weights]) -> GradientFeatures:
+        """Return the map in the variables v of ``w₂ = by(v)``, `by` symmetric and linear."""
+        part = copy.copy(self)
+        part._turn = by
+        return part
 
     @property
     def linearization(self) -> Linearization:
@@ -48,6 +56,7 @@ class GradientFeatures:
 
     def natural(self, w2: Mapping[str, Tensor]) -> Weights:
         """Return w₂ in the units of θ₂."""
+        w2 = w2 if self._turn is None else self._turn(w2)
         return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:

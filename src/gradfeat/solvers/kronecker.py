@@ -8,7 +8,7 @@ features do not change in training, so neither do the factors. Gains, biases and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from gradfeat.solvers.gradient_features import GradientFeatures, Weights
 
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
 _LEAST_SAMPLES, _ROWS = 256, 4  # samples, and rows for each dimension of a factor, that are enough to estimate it
+
+
+FLOOR = 0.1
+"""Of the whitened metric: how much a direction without any gradient features is penalized, in units of the mean."""
 
 
 class KroneckerFactors:
@@ -35,18 +39,39 @@ class KroneckerFactors:
 
     def precondition(self, gradient: Mapping[str, Tensor], penalty: float) -> Weights:
         """Return ``(H + penalty)⁻¹ gradient``."""
-        result: Weights = {}
-        for name, value in gradient.items():
-            spectrum = self._spectra[name]
-            if name not in self._bases:
-                result[name] = value / (spectrum + penalty)
-                continue
-            outputs, inputs = self._bases[name]
-            rows = value.reshape(spectrum.shape)  # (o, i, taps)
-            turned = torch.einsum("po,pit,ij->ojt", outputs, rows, inputs) / (spectrum + penalty)
-            back = torch.einsum("po,oit,ji->pjt", outputs, turned, inputs)
-            result[name] = back.reshape(value.shape)
-        return result
+        return _scaled(gradient, self._bases, {name: 1 / (value + penalty) for name, value in self._spectra.items()})
+
+    def whitened(self) -> tuple[Callable[[Mapping[str, Tensor]], Weights], KroneckerFactors]:
+        """Return ``S^-½`` of the whitened metric, and these factors in the variables ``v = S^½ w₂``.
+
+        S = κ (H / h̄ + `FLOOR`), with h̄ the mean eigenvalue of H, and κ such that the gradient features have the same
+        mean squared length in either metric: tr(S⁻¹ H) = tr(H). So a penalty, or a unit of it, means as much in both.
+        """
+        size = sum(spectrum.numel() for spectrum in self._spectra.values())
+        mean = max(self.trace / size, 1e-30)
+        shapes = {name: value / mean + FLOOR for name, value in self._spectra.items()}
+        length = sum(float((value / shapes[name]).sum()) for name, value in self._spectra.items())
+        scale = length / self.trace if self.trace > 0 else 1.0
+        roots = {name: (scale * shape).rsqrt() for name, shape in shapes.items()}
+        spectra = {name: value * roots[name].square() for name, value in self._spectra.items()}
+        bases = self._bases
+        return lambda v: _scaled(v, bases, roots), KroneckerFactors(bases, spectra)
+
+
+def _scaled(
+    value: Mapping[str, Tensor], bases: Mapping[str, tuple[Tensor, Tensor]], by: Mapping[str, Tensor]
+) -> Weights:
+    """Multiply by numbers along the eigenvectors, or entry by entry where there are none."""
+    result: Weights = {}
+    for name, part in value.items():
+        if name not in bases:
+            result[name] = part * by[name]
+            continue
+        outputs, inputs = bases[name]
+        rows = part.reshape(by[name].shape)  # (o, i, taps)
+        turned = torch.einsum("po,pit,ij->ojt", outputs, rows, inputs) * by[name]
+        result[name] = torch.einsum("po,oit,ji->pjt", outputs, turned, inputs).reshape(part.shape)
+    return result
 
 
 def estimate_factors(

@@ -47,10 +47,13 @@ class Solution:
         converged: Whether the decrement fell below the tolerance.
         reason: Why it stopped.
         objective: Penalized mean loss after each iteration.
-        decrement: What a further preconditioned step would gain at first order, relative to the objective.
+        decrement: What a further preconditioned step would gain at first order, relative to the objective; infinite
+            where a solver does not compute it.
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
         interrupted: Whether Ctrl-C ended it.
+        gradient: Norm of the objective's gradient in all weights, relative to the features' length, where the solver
+            is Newton's method in the dual (see `gradfeat.solvers.dual_newton`).
     """
 
     solver: str
@@ -61,6 +64,7 @@ class Solution:
     passes: float = 0.0
     seconds: float = 0.0
     interrupted: bool = False
+    gradient: float | None = None
 
     def __str__(self) -> str:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
@@ -78,6 +82,8 @@ class Subspace:
         weight: A weight for each sample of the store, or None.
         start: Logits where the curvature is looked at, (n, c): those of a probe.
         generator: Draws signs for the preconditioner.
+        metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
+            (`KroneckerFactors.whitened`).
 
     Attributes:
         unit: Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m.
@@ -94,6 +100,7 @@ class Subspace:
         weight: Tensor | None,
         start: Tensor,
         generator: torch.Generator,
+        metric: str = "plain",
     ) -> None:
         self.features, self.loss, self.y, self.seen = features, loss, y, seen
         ones = torch.ones(len(seen), dtype=torch.float64, device=y.device)
@@ -105,6 +112,10 @@ class Subspace:
         self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
         self.factors = self._factors(start[seen])
+        self._fixed = metric == "whitened"  # other factors would have other axes than the metric
+        if self._fixed:
+            turn, self.factors = self.factors.whitened()
+            self.features = features.turned(turn)
         self.unit = max(self.factors.trace, 1e-30) / len(seen)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
@@ -229,7 +240,7 @@ class Subspace:
         point = self._fitting(start, penalties)
         try:
             for iteration in range(iterations):
-                if iteration and iteration % _REFRESH == 0:
+                if iteration and iteration % _REFRESH == 0 and not self._fixed:
                     self.factors = self._factors(self.logits(point, self.seen))
                 if len(self._w2) >= self._most:
                     self._join(point)

@@ -1,0 +1,105 @@
+"""Step 3 by Newton's method in the samples' space: cross-entropy and logistic losses, for few samples.
+
+Penalties are chosen as `gradfeat.convex` does, on held-out training data; what differs is the last fit, which is exact:
+the objective's gradient in all weights is brought to zero, as far as double precision goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from gradfeat.closed_form import Samples
+from gradfeat.convex import choose
+from gradfeat.errors import ConfigurationError
+from gradfeat.fitting import Fit, Problem, new_model
+from gradfeat.progress import Progress
+from gradfeat.selection import Choice
+from gradfeat.solvers.dual_newton import curvature_unit, newton_dual
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.subspace import Solution
+
+MOST = 4000
+"""Most samples × outputs: each of Newton's steps, some ten, decomposes a matrix of this size."""
+
+
+def fit_representer(
+    problem: Problem,
+    mode: str,
+    *,
+    penalty: float | Sequence[float] | str = "auto",
+    parametrization: str = "standard",
+    random_state: int | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit `full` or `gradient` by Newton's method in the dual, with given penalties or those of `gradfeat.convex`.
+
+    Args:
+        problem: From `prepare`, with samples that do not change.
+        mode: "full" or "gradient".
+        penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
+        parametrization: The variables that w₂ is penalized in.
+        random_state: Seed of the splits and of the preconditioner.
+        progress: Shows how far it is.
+
+    Raises:
+        ConfigurationError: Samples that change, more than `MOST` samples × outputs, or a kernel that does not fit in
+            memory.
+        ConvergenceError: The features or the solution are not finite.
+    """
+    samples = Samples(problem, mode, parametrization)
+    if len(samples.rows) * samples.outputs > MOST:
+        raise ConfigurationError(
+            f"solver='dual' takes up to {MOST:,} samples × outputs of {problem.loss.name} loss, not "
+            f"{len(samples.rows):,} × {samples.outputs}: take solver='subspace'"
+        )
+    progress = progress or Progress(False)
+    begun = time.perf_counter()
+    notes: list[str] = []
+    choice: Choice | None = None
+    probe = problem.probe
+    if isinstance(penalty, str):
+        choice = choose(problem, mode, parametrization=parametrization, random_state=random_state, progress=progress)
+        if choice is None:
+            notes.append(f"{mode}: too few samples to choose penalties on held-out data")
+    if choice is not None:
+        if not choice.gradients:
+            notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
+            model = new_model(problem, mode, parametrization)
+            return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
+        probes = samples.probes(torch.arange(len(samples.rows)), problem.probe.penalty)
+        probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+    with progress.step(mode):
+        kernel = samples.kernel(probe)
+        start = samples.store.features.to(probe.omega) @ probe.omega + probe.bias
+        unit = curvature_unit(kernel, start, samples.y, problem.loss)
+        if choice is not None:
+            w1, w2 = choice.w1, choice.w2 * unit
+        elif isinstance(penalty, str):
+            w1, w2 = probe.penalty, unit
+        else:
+            w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
+        point = newton_dual(
+            kernel,
+            samples.f,
+            samples.y,
+            problem.loss,
+            samples.weight,
+            w1,
+            w2,
+            outputs=samples.outputs,
+            single=samples.single,
+        )
+        model = samples.model(probe, point)
+    seconds, passes = time.perf_counter() - begun, samples.passes + (0.0 if choice is None else choice.passes)
+    reason = (
+        f"{point.iterations} Newton steps for {samples.n} samples × {samples.outputs} outputs, "
+        f"gradient {point.gradient:.0e}"
+    )
+    solution = Solution("dual", point.converged, reason, [point.objective], passes=passes, seconds=seconds)
+    solution.gradient = point.gradient
+    if not point.converged:
+        notes.append(f"{mode}: not converged: {solution}")
+    return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)

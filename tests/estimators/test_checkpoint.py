@@ -1,0 +1,189 @@
+"""Fits that are interrupted and go on: the weights of a fit that was not, and nothing of another fit."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.solvers.subspace import Subspace
+
+
+def data(n: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 6)).astype(np.float32)
+    return X, (X[:, 0] * X[:, 1] > 0).astype(int)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 10), nn.Tanh())
+
+
+def classifier(folder: Path | None, **settings: Any) -> GradientFeatureClassifier:
+    return GradientFeatureClassifier(
+        settings.pop("backbone", None) or network(),
+        **{"theta2": "*", "random_state": 0, "checkpoint": folder, **settings},
+    )
+
+
+class Count:
+    """Counts the growths of the solver, and presses Ctrl-C before one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.last = 0, -1
+        original = Subspace.grow
+
+        def grow(own: Subspace, *arguments: Any) -> float:
+            if self.calls == self.last:
+                raise KeyboardInterrupt
+            self.calls += 1
+            return original(own, *arguments)
+
+        monkeypatch.setattr(Subspace, "grow", grow)
+
+    def of(self, fit: Any, last: int = -1) -> int:
+        """Return how many growths a fit took."""
+        self.calls, self.last = 0, last
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradfeatWarning)
+            try:
+                fit()
+            except KeyboardInterrupt:
+                assert last >= 0
+        return self.calls
+
+
+def same(one: Any, two: Any) -> None:
+    for name in ("omega_", "w1_", "b_"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert all(torch.equal(one.w2_[name], two.w2_[name]) for name in one.w2_)
+    assert (one.theta2_ is None) == (two.theta2_ is None)
+    assert one.theta2_ is None or all(torch.equal(one.theta2_[name], two.theta2_[name]) for name in one.theta2_)
+    assert one.choice_ == two.choice_
+    assert one.probe_.path == two.probe_.path
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 1}, {"rounds": 4}, {"solver": "dual"}, {"mode": "gradient"}], ids=str)
+def test_interrupted_anywhere_it_ends_with_the_same_weights(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = data()
+    count = Count(monkeypatch)
+    plain = classifier(None, **settings)
+    whole = count.of(lambda: plain.fit(X, y))
+    for share in (0.55, 0.9):
+        folder = tmp_path / str(share)
+        cut = int(share * whole)
+        count.of(lambda folder=folder: classifier(folder, **settings).fit(X, y), last=cut)
+        again = classifier(folder, **settings)
+        count.of(lambda again=again: again.fit(X, y))
+        same(again, plain)
+    once_more = classifier(tmp_path / "0.9", **settings)
+    assert count.of(lambda: once_more.fit(X, y)) < whole // 2  # the last problem alone
+    same(once_more, plain)
+
+
+def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    count = Count(monkeypatch)
+    plain, again = classifier(None, rounds=4), classifier(tmp_path, rounds=4)
+    whole = count.of(lambda: plain.fit(X, y))
+    most = 2 * whole // 3
+    assert count.of(lambda: again.fit(X, y), last=most) == most
+    assert count.of(lambda: again.fit(X, y), last=most) <= most
+    assert count.of(lambda: again.fit(X, y), last=most) < most  # each fit came further
+    same(again, plain)
+
+
+def test_search_for_theta2_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(X))
+    count = Count(monkeypatch)
+    plain = classifier(None, theta2="search")
+    whole = count.of(lambda: plain.fit(X, y, weight))
+    count.of(lambda: classifier(tmp_path, theta2="search").fit(X, y, weight), last=whole // 2)
+    again = classifier(tmp_path, theta2="search")
+    assert count.of(lambda: again.fit(X, y, weight)) < whole
+    same(again, plain)
+    assert again.modules_ == plain.modules_
+
+
+def test_compare_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    settings: dict[str, Any] = {"theta2": "*", "random_state": 0, "modes": ("activation", "gradient", "full")}
+    count = Count(monkeypatch)
+    tables = []
+
+    def run(folder: Path | None) -> None:
+        tables.append(compare(network(), X, y, X, y, checkpoint=folder, **settings))
+
+    whole = count.of(lambda: run(None))
+    count.of(lambda: run(tmp_path), last=int(0.7 * whole))
+    assert len(tables[1].rows) < 3
+    assert count.of(lambda: run(tmp_path)) < whole
+    assert [row.metrics for row in tables[2].rows] == [row.metrics for row in tables[0].rows]
+
+
+def test_another_fit_is_refused(tmp_path: Path) -> None:
+    X, y = data(40)
+    classifier(tmp_path, mode="activation").fit(X, y)
+    fits = {
+        "rounds 1 there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
+        "network ": lambda: classifier(tmp_path, backbone=network(1)).fit(X, y),
+        "activations ": lambda: classifier(tmp_path).fit(X + 1e-3, y),
+        "y ": lambda: classifier(tmp_path).fit(X, 1 - y),
+        "weight none there": lambda: classifier(tmp_path).fit(X, y, np.ones(len(y))),
+        "random_state 0 there, 1 now": lambda: classifier(tmp_path, random_state=1).fit(X, y),
+        "cv 5 there": lambda: classifier(tmp_path, cv=[(np.arange(20), np.arange(20, 40))]).fit(X, y),
+    }
+    for message, fit in fits.items():
+        with pytest.raises(ConfigurationError, match=f"checkpoint of another fit: .*{message}"):
+            fit()
+    classifier(tmp_path, verbose=True, cache="z0", mode="activation").fit(X, y)  # which change no result
+
+
+def test_damaged_and_impossible(tmp_path: Path) -> None:
+    X, y = data(40)
+    classifier(tmp_path / "a", mode="activation").fit(X, y)
+    (path,) = (tmp_path / "a").glob("*/probe.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"probe\.safetensors is damaged"):
+        classifier(tmp_path / "a", mode="activation").fit(X, y)
+    path.unlink()
+    classifier(tmp_path / "a", mode="activation").fit(X, y)
+    (tmp_path / "a" / "configuration.json").write_text("{")
+    with pytest.raises(DataError, match=r"Remove .* to start again"):
+        classifier(tmp_path / "a", mode="activation").fit(X, y)
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(ConfigurationError, match="cannot be used as a folder"):
+        classifier(tmp_path / "a", mode="activation").fit(X, y)
+    for settings, message in (
+        ({"random_state": None}, "needs random_state"),
+        ({"mode": "finetune"}, "training by epochs does not resume"),
+        ({"solver": "adam"}, "training by epochs does not resume"),
+        ({"epochs": 1}, "neither epochs nor clip_norm"),
+        ({"checkpoint": 3}, "checkpoint must be None or a folder"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            classifier(**{"folder": tmp_path / "b", **settings}).fit(X, y)
+
+
+def test_closed_form_keeps_its_probe(tmp_path: Path) -> None:
+    X, _ = data(40)
+    target = X[:, 0] * X[:, 1]
+    models = [
+        GradientFeatureRegressor(network(), theta2="*", random_state=0, checkpoint=folder).fit(X, target)
+        for folder in (None, tmp_path, tmp_path)
+    ]
+    same(models[0], models[1])
+    same(models[0], models[2])
