@@ -82,10 +82,15 @@ class SampleStore:
         cache: "auto", "residuals", "z0" or "none".
         batch_size: Samples at a time in the first pass.
         progress: Called with (samples done, samples in all).
+        features: f(x) of all samples, (n, d), where they come from another network than J(x) does (an ablation); None:
+            the network's own.
 
     Attributes:
         level: What is kept.
-        features: f(x) of all samples, (n, d), as first seen.
+        features: f(x) of all samples, (n, d), as first seen, or as given.
+
+    Raises:
+        ConfigurationError: A level that cannot be, or given features of samples that change, or of other samples.
     """
 
     def __init__(
@@ -96,7 +101,12 @@ class SampleStore:
         cache: str = "auto",
         batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        features: Tensor | None = None,
     ) -> None:
+        if features is not None and (inputs.random or len(features) != len(inputs)):
+            raise ConfigurationError(
+                f"features must be those of the {len(inputs)} samples, which must not change; got {len(features)}"
+            )
         self.linearization = linearization
         self.inputs = inputs
         n = len(inputs)
@@ -104,12 +114,12 @@ class SampleStore:
         self._z0: list[Tensor] | None = None
         self._single = True
         self._residuals: list[Tensor] | None = None
-        features: list[Tensor] = []
+        own: list[Tensor] = []
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
             z0 = linearization.bottom(inputs.batch(indices))
             f, residuals = linearization.primal(z0)
-            features.append(f)
+            own.append(f)
             self._single = isinstance(z0, Tensor)
             if self.level != "none":
                 self._z0 = _store(self._z0, (z0,) if isinstance(z0, Tensor) else z0, indices, n)
@@ -117,7 +127,8 @@ class SampleStore:
                 self._residuals = _store(self._residuals, residuals, indices, n)
             if progress is not None:
                 progress(indices.stop, n)
-        self.features = torch.cat(features)
+        self._given = features is not None
+        self.features = torch.cat(own) if features is None else features
         self._rows: Tensor | None = None
 
     def __len__(self) -> int:
@@ -132,6 +143,8 @@ class SampleStore:
 
     def at(self, linearization: Linearization, *, batch_size: int = 128) -> SampleStore:
         """Return the same samples for the same network at another θ̄₂: z₀ is the same, nothing above it is kept."""
+        if self._given:
+            raise ConfigurationError("θ̄₂ cannot move where f(x) comes from another network")
         moved = copy.copy(self)
         moved.linearization = linearization
         moved._residuals = None
@@ -157,7 +170,8 @@ class SampleStore:
         """Return f(x) and the residuals of some samples, from the highest level that is kept."""
         if self._residuals is not None:
             return self.features[indices], tuple(value[self._at(indices)] for value in self._residuals)
-        return self.linearization.primal(self.z0(indices))
+        f, residuals = self.linearization.primal(self.z0(indices))
+        return (self.features[indices] if self._given else f), residuals
 
     def all_features(self, indices: Tensor) -> Tensor:
         """Return f(x) of some samples, (n, d); computed anew if the samples change."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
 from gradfeat.rounds import Point, repeat_rounds, search_rounds
@@ -63,6 +63,8 @@ def fit_convex(
     splits = _splits(problem, random_state)
     notes: list[str] = []
     choice: Choice | None = None
+    if rounds != 1 and problem.head is not None:
+        raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
     if isinstance(penalty, str):
         stages = len(STAGES) if rounds == 1 else COMMON
         choice = _choose(problem, mode, splits, parametrization, generator, progress, stages)
@@ -75,14 +77,14 @@ def fit_convex(
         notes.append(f"{mode}: no step of the network was better than one linearization")
     elif rounds != 1:
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
-    omega, probes = problem.probe, [problem.probe]
+    omega, probes = problem.head or problem.probe, [problem.probe]
     if choice is not None:
         if not choice.gradients:
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
         probes = fit_probes(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
-        omega = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(
@@ -145,6 +147,7 @@ def _choose(
         generator=generator,
         progress=progress,
         stages=stages,
+        head=problem.head,
     )
 
 

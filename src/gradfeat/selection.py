@@ -174,6 +174,7 @@ def choose_penalties(
     generator: torch.Generator,
     progress: Progress,
     stages: int = len(STAGES),
+    head: Probe | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -189,6 +190,7 @@ def choose_penalties(
         generator: Of the preconditioner's signs.
         progress: Shows how far it is.
         stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
+        head: The one ω of the gradients where it is fixed; None tries probes.
     """
     light = max(probe.penalty, 1e-12)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
@@ -213,15 +215,15 @@ def choose_penalties(
 
         joined = [torch.cat(split) for split in splits]
         probes = [fit_probes(store.features, y, loss, weight, seen, light) for seen, _ in splits]
-        for i in range(len(HEAVIER)):
+        for i in range(len(HEAVIER) if head is None else 1):
             subspaces = [
                 make_subspace(
                     store.rows(rows),
                     y[rows],
                     loss,
                     [probe.omega for probe in own] if mode == "full" else [],
-                    own[i].omega,
-                    own[i].bias,
+                    (head or own[i]).omega,
+                    (head or own[i]).bias,
                     torch.arange(len(rows) - len(held)),
                     mode=mode,
                     weight=None if weight is None else weight[rows],

@@ -1,0 +1,222 @@
+"""A table from beginning to end: data, encoders, cells, and what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradfeat._version import __version__
+from gradfeat.backbones import Backbone
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.fitting import check_device
+from gradfeat.pretrain.encoder_file import write_whole
+from gradfeat.reproduce import table1, table3
+from gradfeat.reproduce.cells import Result, Say, run_cells
+from gradfeat.reproduce.data import KNOWN, ImageData, digits, find_data, load_data
+from gradfeat.reproduce.encoders import (
+    BIGAN_PLAN,
+    TINY_PLAN,
+    VAE_PLAN,
+    EncoderPlan,
+    pretrained_in_place,
+    read_encoder,
+)
+from gradfeat.reproduce.protocols import protocol_named
+from gradfeat.reproduce.report import Panel, Table, draw
+from gradfeat.reproduce.scales import Scale, scale_named
+from gradfeat.reproduce.setting import Setting
+
+TABLES = ("table1", "table3")
+_DATA = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
+_PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run wrote.
+
+    Attributes:
+        table: For people.
+        results: Of all cells, by name.
+        files: Table as JSON and Markdown, and the picture.
+    """
+
+    table: Table
+    results: dict[str, Result]
+    files: list[Path]
+
+
+def reproduce(
+    name: str,
+    *,
+    out: Path,
+    scale: str = "smoke",
+    data: Path | None = None,
+    encoder: Path | None = None,
+    protocol: str | None = None,
+    seeds: int = 1,
+    device: str = "auto",
+    say: Say = print,
+) -> Outcome:
+    """Compute a table of the paper, or what of it is not there yet.
+
+    Args:
+        name: "table1" or "table3".
+        out: Folder of the run: its cells, encoders and tables. The same call goes on where it stopped.
+        scale: "smoke", "reduced" or "full" (see `gradfeat.reproduce.scales`).
+        data: Folder with the data sets; not for "smoke".
+        encoder: File of `gradfeat pretrain` instead of pre-training in place; for table3 it stands for the encoder of
+            its architecture, and the other one is left out.
+        protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
+        seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
+        device: By name.
+        say: Takes lines of progress.
+
+    Raises:
+        ConfigurationError: A name that is not known, an encoder of another architecture, or a folder with cells of
+            another configuration.
+        DataError: The data are missing or others.
+    """
+    if name not in TABLES:
+        raise ConfigurationError(f"unknown table {name!r}; known are {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
+    size = scale_named(scale)
+    how = protocol_named(protocol or size.protocol)
+    if seeds < 1:
+        raise ConfigurationError(f"seeds must be 1 or more, not {seeds}")
+    check_device(device)
+    found, missing = _find(name, size, data)
+    for line in missing:
+        say(line)
+    run: dict[str, Any] = {"out": out, "size": size, "device": device, "say": say, "file": encoder}
+    settings: dict[tuple[str, str], Setting] = {}
+    results: dict[str, Result] = {}
+    every, remarks = range(seeds), [*missing]
+    try:
+        for key, path in found.items():
+            images = digits() if path is None else load_data(key, path, extra=size.name == "full")
+            say(_describe(images, size))
+            if images.note:
+                remarks.append(f"{key}: {images.note}")
+            for plan, backbone in _encoders(name, images, **run):
+                prefix = "" if name == "table1" else f"{key}.{plan.name}."
+                setting = Setting(images, backbone, size, how, device=device, prefix=prefix)
+                settings[plan.name, key] = setting
+                cells = (table1 if name == "table1" else table3).cells(setting, every)
+                results |= run_cells(cells, out / "cells", setting.configuration, say=say)
+    except KeyboardInterrupt:
+        say(f"interrupted: the same command goes on from what is in {out / 'cells'}")
+        raise
+    remarks = [*_about(size, how.name, how.summary, seeds), *remarks]
+    title = f"{name[:-1].capitalize()} {name[-1]}, scale {size.name}, protocol {how.name}"
+    shown: Any
+    if name == "table1":
+        ((plan_name, _), setting), *_ = settings.items()
+        top = next(plan for plan in (*_PLANS[name], TINY_PLAN) if plan.name == plan_name).depth
+        shown = table1.Table1(setting, every, results, top)
+    else:
+        shown = table3.Table3(settings, every, results)
+    return _write(name, out, shown.table(title, remarks), shown.panels(), settings, results)
+
+
+def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path | None], list[str]]:
+    """Return where the data sets of a table are, and a line for each that is not there."""
+    if size.digits:
+        return {"digits": None}, []
+    if folder is None:
+        advice = "".join(f"\n  {KNOWN[key].title}: {KNOWN[key].advice}" for key in _DATA[name])
+        raise DataError(f"scale {size.name!r} needs real images: give their folder with --data.{advice}")
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    places = {key: find_data(key, folder) for key in _DATA[name]}
+    found = {key: path for key, path in places.items() if path is not None}
+    missing = [f"{KNOWN[key].title}: not found in {folder}: {KNOWN[key].advice}" for key in places if key not in found]
+    if not found:
+        raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
+    return dict(found), missing
+
+
+def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: str, say: Say, file: Path | None) -> Any:
+    """Yield the plans of a table with their encoders."""
+    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if size.digits else _PLANS[name]
+    channels = images.train.shape[-1]
+    if file is not None:
+        yield _given(plans, file, channels)
+        return
+    torch_device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    for plan in plans:
+        folder = out / "encoders" / f"{images.name}.{plan.name}"
+        some = images.unlabelled(size.unlabelled)
+        epochs = size.epochs[plan.name]
+        yield plan, pretrained_in_place(plan, some, folder, epochs=epochs, device=torch_device, say=say)
+
+
+def _given(plans: Sequence[EncoderPlan], file: Path, channels: int) -> tuple[EncoderPlan, Backbone]:
+    """Return the plan that a file fits; the last plan's message where it fits none."""
+    for plan in plans[:-1]:
+        try:
+            return plan, read_encoder(file, plan, channels)
+        except ConfigurationError:
+            continue
+    return plans[-1], read_encoder(file, plans[-1], channels)
+
+
+def _describe(images: ImageData, size: Scale) -> str:
+    n = len(images.train) if size.labelled is None else min(size.labelled, len(images.train))
+    return (
+        f"{images.name}: {len(images.train):,} training images, {n:,} of them with labels; "
+        f"{len(images.test):,} test images"
+    )
+
+
+def _about(size: Scale, protocol: str, summary: str, seeds: int) -> list[str]:
+    shortened = "" if size.iterations is None else f"; schedules of at most {size.iterations:,} minibatches"
+    labelled = "all" if size.labelled is None else f"{size.labelled:,}"
+    lines = [
+        f"protocol {protocol}: {summary}{shortened}",
+        f"labelled training images: {labelled}; seeds: {seeds}" + (" (mean ± standard deviation)" if seeds > 1 else ""),
+        "random layers: PyTorch's initial weights, batch-norm statistics estimated on the labelled training images; "
+        "random ω: normal entries, of the Frobenius norm of the trained one",
+        "published: Mu, Liang & Li, ICLR 2020",
+    ]
+    if size.digits:
+        lines.append("scikit-learn's digits and a tiny encoder: this shows that all runs, not what the paper measured")
+    return lines
+
+
+def _write(
+    name: str,
+    out: Path,
+    table: Table,
+    panels: Sequence[Panel],
+    settings: dict[tuple[str, str], Setting],
+    results: dict[str, Result],
+) -> Outcome:
+    content = {
+        "table": name,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {"gradfeat": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "configurations": {" ".join(key): setting.configuration for key, setting in settings.items()},
+        "cells": results,
+    }
+    files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
+    write_whole(files[0], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(files[1], table.markdown().encode())
+    draw(files[2], panels, table.title, shared=name == "table1")
+    return Outcome(table, results, files)
+
+
+def machine() -> str:
+    """Return what the numbers were computed on, in one line."""
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{card}"

@@ -1,0 +1,51 @@
+"""How large an experiment is: the paper's size, an hour on two cores, or a minute without any download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradfeat.errors import ConfigurationError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of an experiment.
+
+    Attributes:
+        name: For the command line and the tables.
+        labelled: Labelled training images, drawn by class anew for each seed; None: all.
+        unlabelled: Training images that an encoder is pre-trained on; None: all.
+        epochs: Length of pre-training, by the encoder's name.
+        iterations: Most minibatches of a schedule; None: the protocol's own.
+        protocol: The default one.
+        digits: Whether the data are scikit-learn's digits, and the encoder a tiny one.
+    """
+
+    name: str
+    labelled: int | None
+    unlabelled: int | None
+    epochs: dict[str, int]
+    iterations: int | None
+    protocol: str
+    digits: bool = False
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale("smoke", 200, None, {"tiny": 3}, 40, "own", digits=True),
+        Scale("reduced", 5_000, 20_000, {"bigan": 4, "vae": 15}, 800, "own"),
+        Scale("full", None, None, {"bigan": 100, "vae": 100}, None, "paper"),
+    )
+}
+
+
+def scale_named(name: str) -> Scale:
+    """Return a scale.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    if name not in SCALES:
+        raise ConfigurationError(f"scale must be one of {', '.join(SCALES)}, not {name!r}.{did_you_mean(name, SCALES)}")
+    return SCALES[name]
