@@ -41,6 +41,7 @@ def fit_convex(
     penalty: float | Sequence[float] | str = "auto",
     rounds: int | str = 1,
     parametrization: str = "standard",
+    splits: int | None = None,
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -52,6 +53,7 @@ def fit_convex(
         penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
+        splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
     """
@@ -60,18 +62,18 @@ def fit_convex(
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
     shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
-    splits = _splits(problem, random_state)
+    parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
     if rounds != 1 and problem.head is not None:
         raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
     if isinstance(penalty, str):
         stages = len(STAGES) if rounds == 1 else COMMON
-        choice = _choose(problem, mode, splits, parametrization, generator, progress, stages)
+        choice = _choose(problem, mode, parts, parametrization, generator, progress, stages)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
-        fit = _fit_rounds(problem, choice, splits[0], rounds, parametrization, progress, generator, begun)
+        fit = _fit_rounds(problem, choice, parts[0], rounds, parametrization, progress, generator, begun)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
@@ -204,9 +206,12 @@ def _fit_rounds(
 _SEARCHED = "the weights are those of the search, which left a part of the samples out"
 
 
-def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _splits(
+    problem: Problem, random_state: int | None, count: int | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return pairs of samples (seen, held out), by places of their first views; none if there are too few."""
-    count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
+    if count is None:
+        count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
     first = np.random.RandomState(random_state).randint(2**31 - 1 - SPLITS)
     splits = [hold_out(problem, first + i) for i in range(count)]
     return splits if all(len(held) for _, held in splits) else []

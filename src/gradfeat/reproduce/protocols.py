@@ -88,7 +88,13 @@ def protocol_named(name: str) -> Protocol:
 
 
 def fit(
-    problem: Problem, mode: str, protocol: Protocol, *, iterations: int | None = None, random_state: int | None = None
+    problem: Problem,
+    mode: str,
+    protocol: Protocol,
+    *,
+    iterations: int | None = None,
+    splits: int | None = None,
+    random_state: int | None = None,
 ) -> Fit:
     """Train one of the four models.
 
@@ -98,13 +104,14 @@ def fit(
         protocol: How.
         iterations: Most minibatches of a schedule; a longer one is shortened, its learning rate halved at the same
             shares of it.
+        splits: Held-out parts to choose penalties on.
         random_state: Seed of splits and orders.
 
     Raises:
         KeyboardInterrupt: Ctrl-C: what is half done counts for nothing here.
     """
     if protocol.subspace and mode in ("gradient", "full"):
-        found = fit_convex(problem, mode, random_state=random_state)
+        found = fit_convex(problem, mode, splits=splits, random_state=random_state)
     else:
         schedule = protocol.schedule(problem.n)
         if iterations is not None and iterations < schedule.iterations:

@@ -69,9 +69,9 @@ class Table:
         return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks)]) + "\n"
 
     def narrow(self) -> tuple[list[str], list[list[str]]]:
-        """Return header and rows without the published numbers, for a terminal."""
+        """Return header and rows for a terminal: without the published numbers, and "trained" for "pre-trained"."""
         kept = [i for i, name in enumerate(self.header) if name != PUBLISHED]
-        return [self.header[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
+        return [self.header[i] for i in kept], [[row[i].removeprefix("pre-") for i in kept] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Panel:
         points: Of each mode one number for each row.
         lines: Numbers that hold for all rows, by mode.
         published: As `points`, the paper's.
+        label: What the rows are.
     """
 
     title: str
@@ -91,6 +92,7 @@ class Panel:
     points: Mapping[str, Sequence[Number]]
     lines: Mapping[str, Number]
     published: Mapping[str, Sequence[float | None]]
+    label: str = ""
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Path:
@@ -131,6 +133,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
         axes.set_xlabel("accuracy %")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    axes_of[0].set_ylabel(panels[0].label)
     lined = {mode for panel in panels for mode in panel.lines}
     handles: list[Any] = [
         Line2D([], [], color=COLOURS.get(mode, INK), label=mode, **_mark(mode in lined)) for mode in modes

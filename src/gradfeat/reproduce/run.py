@@ -115,7 +115,7 @@ def reproduce(
     except KeyboardInterrupt:
         say(f"interrupted: the same command goes on from what is in {out / 'cells'}")
         raise
-    remarks = [*_about(size, how.name, how.summary, seeds), *remarks]
+    remarks = [*_about(name, size, how.name, how.summary, seeds), *remarks]
     title = f"{name[:-1].capitalize()} {name[-1]}, scale {size.name}, protocol {how.name}"
     shown: Any
     if name == "table1":
@@ -178,16 +178,19 @@ def _describe(images: ImageData, size: Scale) -> str:
     )
 
 
-def _about(size: Scale, protocol: str, summary: str, seeds: int) -> list[str]:
+def _about(name: str, size: Scale, protocol: str, summary: str, seeds: int) -> list[str]:
     shortened = "" if size.iterations is None else f"; schedules of at most {size.iterations:,} minibatches"
     labelled = "all" if size.labelled is None else f"{size.labelled:,}"
     lines = [
         f"protocol {protocol}: {summary}{shortened}",
         f"labelled training images: {labelled}; seeds: {seeds}" + (" (mean ± standard deviation)" if seeds > 1 else ""),
-        "random layers: PyTorch's initial weights, batch-norm statistics estimated on the labelled training images; "
-        "random ω: normal entries, of the Frobenius norm of the trained one",
         "published: Mu, Liang & Li, ICLR 2020",
     ]
+    if name == "table1":
+        lines.append(
+            "random layers: PyTorch's initial weights, batch-norm statistics estimated on the labelled training images; "
+            "random ω: normal entries, of the Frobenius norm of the trained one"
+        )
     if size.digits:
         lines.append("scikit-learn's digits and a tiny encoder: this shows that all runs, not what the paper measured")
     return lines

@@ -18,6 +18,7 @@ class Scale:
         epochs: Length of pre-training, by the encoder's name.
         iterations: Most minibatches of a schedule; None: the protocol's own.
         protocol: The default one.
+        splits: Parts held out, one after another, to choose penalties on; None: as many as a fit takes by itself.
         digits: Whether the data are scikit-learn's digits, and the encoder a tiny one.
     """
 
@@ -27,14 +28,15 @@ class Scale:
     epochs: dict[str, int]
     iterations: int | None
     protocol: str
+    splits: int | None = None
     digits: bool = False
 
 
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("smoke", 200, None, {"tiny": 3}, 40, "own", digits=True),
-        Scale("reduced", 5_000, 20_000, {"bigan": 4, "vae": 15}, 800, "own"),
+        Scale("smoke", 200, None, {"tiny": 3}, 40, "own", splits=1, digits=True),
+        Scale("reduced", 5_000, 20_000, {"bigan": 3, "vae": 10}, 800, "own"),
         Scale("full", None, None, {"bigan": 100, "vae": 100}, None, "paper"),
     )
 }

@@ -115,6 +115,7 @@ class Setting:
             "labelled": self.scale.labelled,
             "protocol": self.protocol.name,
             "iterations": self.scale.iterations,
+            "splits": self.scale.splits,
         }
 
     def activation(self, seed: int) -> Cell:
@@ -190,7 +191,9 @@ class Setting:
 
     def _fitted(self, seed: int, mode: str, gradients: Gradients) -> Result:
         problem, test = self.problem(seed, gradients)
-        found = fit(problem, mode, self.protocol, iterations=self.scale.iterations, random_state=seed)
+        found = fit(
+            problem, mode, self.protocol, iterations=self.scale.iterations, splits=self.scale.splits, random_state=seed
+        )
         parts = torch.arange(len(test)).split(_BATCH)
         with torch.no_grad():
             logits = torch.cat([batch_logits(found.model, test, part) for part in parts])

@@ -94,7 +94,12 @@ class Table1:
                 rows,
                 {mode: [self._of(mode, Gradients(depth, *block)) for block in BLOCKS] for mode in MODES},
                 {"activation": self.activation(), "finetune": self._of("finetune", Gradients(depth))},
-                {mode: [published.TABLE1[block][i][j] for block in BLOCKS] for j, mode in enumerate(MODES)},
+                {} if self.setting.scale.digits else _published(i),
+                "θ₁ · θ₂ · ω of the gradient's network",
             )
             for i, (depth, name) in enumerate(self.columns.items())
         ]
+
+
+def _published(column: int) -> dict[str, list[float]]:
+    return {mode: [published.TABLE1[block][column][j] for block in BLOCKS] for j, mode in enumerate(MODES)}
