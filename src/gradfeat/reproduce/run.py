@@ -188,7 +188,7 @@ def _about(name: str, size: Scale, protocol: str, summary: str, seeds: int) -> l
     ]
     if name == "table1":
         lines.append(
-            "random layers: PyTorch's initial weights, batch-norm statistics estimated on the labelled training images; "
+            "random layers: PyTorch's initial weights, batch-norm statistics of the labelled training images; "
             "random ω: normal entries, of the Frobenius norm of the trained one"
         )
     if size.digits:
