@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.data import load_dataset
+from gradfeat.data import Dataset, load_dataset
+from gradfeat.data.images import read_image
 from gradfeat.data.load import existing, official
 from gradfeat.data.svhn import SOURCE as SVHN_SOURCE
 from gradfeat.errors import DataError
@@ -135,9 +136,10 @@ def load_data(name: str, path: Path, *, extra: bool = False) -> ImageData:
             f"{path} is not {known.title}, which has {known.classes} classes in both parts; found "
             f"{len(train.classes)} and {len(test.classes)}"
         )
+    sizes = {_size_of_first(part) for part in (train, test)}
+    if sizes != {(32, 32)}:
+        raise DataError(f"{path} is not {known.title}, whose images are 32 × 32; found {sorted(sizes)}")
     pixels = [to_arrays(part.X, None) for part in (train, test)]
-    if pixels[0].shape[1:] != (32, 32, 3) or pixels[1].shape[1:] != (32, 32, 3):
-        raise DataError(f"{path} is not {known.title}, whose images are 32 × 32 in colour; found {pixels[0].shape[1:]}")
     y, y_test = (_indices(part.y, train.classes) for part in (train, test))
     notes = [f"{part.split}: {part.note}" for part in (train, test) if part.note]
     return ImageData(name, pixels[0], y, pixels[1], y_test, "; ".join(notes))
@@ -152,6 +154,12 @@ def digits() -> ImageData:
     pixels = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     train, test, y, y_test = train_test_split(pixels, labels, train_size=800, stratify=labels, random_state=0)
     return ImageData("digits", train, y.astype(np.int64), test, y_test.astype(np.int64))
+
+
+def _size_of_first(part: Dataset) -> tuple[int, int]:
+    first: Any = part.X[0]
+    height, width = first.shape[:2] if isinstance(first, np.ndarray) else read_image(first).size[::-1]
+    return height, width
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from gradfeat.backbones import Backbone, resolve
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
+from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.pretrain.loop import seeded
 from gradfeat.reproduce.cells import Say
 
@@ -24,11 +26,13 @@ class EncoderPlan:
         name: For tables and files.
         task: The pre-training task.
         arguments: Of `ConvEncoder`, without the images' channels.
+        fixed: Whether an encoder from a file must have these layers.
     """
 
     name: str
     task: str
     arguments: dict[str, Any]
+    fixed: bool = True
 
     @property
     def depth(self) -> int:
@@ -48,11 +52,30 @@ VAE_PLAN = EncoderPlan(
         "kernel_size": 3,
         "padded": True,
     },
+    fixed=False,
 )
 """Eight convolutions as of Berthelot et al. (2019), two for each size of the map; a stride where they pool."""
 
 TINY_PLAN = EncoderPlan("tiny", "vae", {"channels": (8, 8, 16, 16, 16), "strides": (1, 2, 1, 2, 1)})
 """Five small convolutions for images of 8 × 8, so that a table has the same columns without any download."""
+
+
+def plan_of(path: Path, plans: Sequence[EncoderPlan]) -> EncoderPlan:
+    """Return which of a table's encoders a file stands for: the only one, or the one of its pre-training task.
+
+    Raises:
+        BackboneError: The file is missing or damaged, or no encoder.
+        ConfigurationError: None has this task.
+    """
+    task = read_architecture(path)[1]["task"]
+    if len(plans) == 1:
+        return plans[0]
+    for plan in plans:
+        if plan.task == task:
+            return plan
+    raise ConfigurationError(
+        f"{path} was pre-trained by {task!r}; the table has encoders of {', '.join(plan.task for plan in plans)}"
+    )
 
 
 def read_encoder(path: Path, plan: EncoderPlan, channels: int) -> Backbone:
@@ -65,7 +88,8 @@ def read_encoder(path: Path, plan: EncoderPlan, channels: int) -> Backbone:
     backbone = resolve(f"gradfeat/{path}")
     expected = ConvEncoder(channels, **plan.arguments).arguments
     network = backbone.network
-    if not isinstance(network, ConvEncoder) or network.arguments != expected:
+    own = isinstance(network, ConvEncoder) and network.arguments["in_channels"] == channels
+    if not own or (plan.fixed and network.arguments != expected):
         found = network.arguments if isinstance(network, ConvEncoder) else type(network).__name__
         raise ConfigurationError(
             f"{path}: expected the encoder {plan.name!r}, {_text(expected)}; found {_text(found)}. Without --encoder "

@@ -18,7 +18,7 @@ from gradfeat._version import __version__
 from gradfeat.backbones import Backbone
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.fitting import check_device
-from gradfeat.pretrain.encoder_file import write_whole
+from gradfeat.pretrain.encoder_file import read_architecture, write_whole
 from gradfeat.reproduce import table1, table3
 from gradfeat.reproduce.cells import Result, Say, run_cells
 from gradfeat.reproduce.data import KNOWN, ImageData, digits, find_data, load_data
@@ -27,6 +27,7 @@ from gradfeat.reproduce.encoders import (
     TINY_PLAN,
     VAE_PLAN,
     EncoderPlan,
+    plan_of,
     pretrained_in_place,
     read_encoder,
 )
@@ -75,7 +76,7 @@ def reproduce(
         scale: "smoke", "reduced" or "full" (see `gradfeat.reproduce.scales`).
         data: Folder with the data sets; not for "smoke".
         encoder: File of `gradfeat pretrain` instead of pre-training in place; for table3 it stands for the encoder of
-            its architecture, and the other one is left out.
+            its task, and the other one is left out.
         protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
         device: By name.
@@ -110,6 +111,7 @@ def reproduce(
                 prefix = "" if name == "table1" else f"{key}.{plan.name}."
                 setting = Setting(images, backbone, size, how, device=device, prefix=prefix)
                 settings[plan.name, key] = setting
+                remarks.append(_encoder_line(key, plan, backbone, size, encoder))
                 cells = (table1 if name == "table1" else table3).cells(setting, every)
                 results |= run_cells(cells, out / "cells", setting.configuration, say=say)
     except KeyboardInterrupt:
@@ -148,9 +150,9 @@ def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path |
 def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: str, say: Say, file: Path | None) -> Any:
     """Yield the plans of a table with their encoders."""
     plans: Sequence[EncoderPlan] = (TINY_PLAN,) if size.digits else _PLANS[name]
-    channels = images.train.shape[-1]
     if file is not None:
-        yield _given(plans, file, channels)
+        plan = plan_of(file, plans)
+        yield plan, read_encoder(file, plan, images.train.shape[-1])
         return
     torch_device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     for plan in plans:
@@ -160,14 +162,12 @@ def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: s
         yield plan, pretrained_in_place(plan, some, folder, epochs=epochs, device=torch_device, say=say)
 
 
-def _given(plans: Sequence[EncoderPlan], file: Path, channels: int) -> tuple[EncoderPlan, Backbone]:
-    """Return the plan that a file fits; the last plan's message where it fits none."""
-    for plan in plans[:-1]:
-        try:
-            return plan, read_encoder(file, plan, channels)
-        except ConfigurationError:
-            continue
-    return plans[-1], read_encoder(file, plans[-1], channels)
+def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, file: Path | None) -> str:
+    if file is not None:
+        task = read_architecture(file)[1]["task"]
+        return f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint}"
+    images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
+    return f"{key}, encoder {plan.name}: {size.epochs[plan.name]} epochs of {plan.task} on {images} training images"
 
 
 def _describe(images: ImageData, size: Scale) -> str:
