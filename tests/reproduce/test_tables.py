@@ -16,7 +16,7 @@ from gradfeat.reproduce.data import digits, find_data, load_data
 from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, read_encoder
 from gradfeat.reproduce.protocols import PROTOCOLS
 from gradfeat.reproduce.report import Number
-from gradfeat.reproduce.scales import SCALES
+from gradfeat.reproduce.scales import SCALES, Scale
 
 QUICK = {"protocol": "paper", "say": lambda line: None}
 
@@ -129,6 +129,17 @@ def test_protocols_are_the_published_ones():
     assert SCALES["full"].protocol == "paper"
 
 
+def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table3", out=tmp_path, **QUICK)
+    row = (tmp_path / "table3.md").read_text().splitlines()[4]
+    assert row.count("–") == 4  # all but activation
+    monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: {"accuracy": 0.5})
+    outcome = reproduce("table3", out=tmp_path, **QUICK)
+    assert "–" not in "".join(outcome.table.rows[0])
+
+
 @pytest.fixture(scope="module")
 def small_cifar(tmp_path_factory):
     """A CIFAR-10 of 40 + 20 images as PNG files in class folders."""
@@ -170,7 +181,7 @@ def test_a_run_on_images_with_a_given_encoder(small_cifar, tmp_path, monkeypatch
         network, tmp_path / "e.safetensors", task="bigan", preprocessing=input_scaling(np.zeros((1, 32, 32, 3)))
     )
     lines = []
-    monkeypatch.setitem(SCALES, "reduced", SCALES["reduced"].__class__("reduced", 30, 10, {}, 2, "paper"))
+    monkeypatch.setitem(SCALES, "reduced", Scale("reduced", {}, 10, {}, 2, "paper"))
     outcome = reproduce("table3", out=tmp_path, scale="reduced", data=small_cifar, encoder=file, say=lines.append)
     assert [row[:2] for row in outcome.table.rows] == [["bigan", "cifar10"]]
     assert outcome.table.rows[0][3::2] == ["62.87", "70.14", "70.51", "71.78"]
@@ -202,7 +213,7 @@ def test_encoders_of_files(tmp_path):
 def test_the_vae_has_eight_convolutions_for_small_images():
     network = ConvEncoder(3, **VAE_PLAN.arguments)
     x = Inputs(np.zeros((2, 3, 32, 32), dtype=np.float32)).example()
-    assert (VAE_PLAN.depth, network(x).shape) == (8, (2, 256))
+    assert (len(network.blocks), network(x).shape) == (8, (2, 256))
 
 
 def test_digits_are_split_the_same_way_each_time():
@@ -218,6 +229,7 @@ def test_digits_are_split_the_same_way_each_time():
         ({"name": "tabel1"}, ConfigurationError, "Did you mean table1"),
         ({"scale": "reduce"}, ConfigurationError, "Did you mean reduced"),
         ({"protocol": "papers"}, ConfigurationError, "Did you mean paper"),
+        ({"labels": 5}, ConfigurationError, "labels must be 100"),
         ({"seeds": 0}, ConfigurationError, "seeds must be 1"),
         ({"device": "cube"}, ConfigurationError, "device must be"),
         ({"scale": "reduced"}, DataError, "--data.\n  CIFAR-10: download"),

@@ -375,7 +375,7 @@ def reproduce(
     scale: Annotated[
         str,
         typer.Option(
-            help="smoke (no download, a minute), reduced (5,000 labels, an hour on two cores) or full (the paper's)."
+            help="smoke (no download, a minute), reduced (fewer labels, an hour on two cores) or full (the paper's)."
         ),
     ] = "smoke",
     data: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10, CIFAR-100 and SVHN; not for smoke.")] = None,
@@ -388,6 +388,9 @@ def reproduce(
     protocol: Annotated[
         str | None, typer.Option(help="own, paper, paper-voc or published-code. [full: paper; else own]")
     ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="Labelled training images. [of the scale: 200; 2,500 or 5,000; all]")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
     device: Device = "auto",
     json: Json = False,
@@ -395,4 +398,15 @@ def reproduce(
     """Compute a table of the paper beside its published numbers; the same command goes on where it stopped."""
     from gradfeat.cli.reproduce import run
 
-    run(name, out, json, scale=scale, data=data, encoder=encoder, protocol=protocol, seeds=seeds, device=device)
+    run(
+        name,
+        out,
+        json,
+        scale=scale,
+        data=data,
+        encoder=encoder,
+        protocol=protocol,
+        labels=labels,
+        seeds=seeds,
+        device=device,
+    )

@@ -81,6 +81,13 @@ def run_cells(
     return {name: results[name] for name in names}
 
 
+def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[str, Any]) -> dict[str, Result]:
+    """Return the results of those cells that have a file, by name; arguments as of `run_cells`."""
+    own = json.loads(json.dumps(dict(configuration)))
+    found = {cell.name: read_cell(folder / f"{cell.name}.json", own, lambda line: None) for cell in cells}
+    return {name: result for name, result in found.items() if result is not None}
+
+
 def read_cell(path: Path, configuration: Mapping[str, Any], say: Say) -> Result | None:
     """Return the result in a cell's file; None where there is none, or where it cannot be read.
 

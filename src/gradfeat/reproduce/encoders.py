@@ -34,11 +34,6 @@ class EncoderPlan:
     arguments: dict[str, Any]
     fixed: bool = True
 
-    @property
-    def depth(self) -> int:
-        """Number of convolutions."""
-        return len(self.arguments["channels"])
-
 
 BIGAN_PLAN = EncoderPlan("bigan", "bigan", BIGAN)
 """Sec. 4.1: convolutions 32-64-128-256-512."""

@@ -20,7 +20,7 @@ from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.fitting import check_device
 from gradfeat.pretrain.encoder_file import read_architecture, write_whole
 from gradfeat.reproduce import table1, table3
-from gradfeat.reproduce.cells import Result, Say, run_cells
+from gradfeat.reproduce.cells import Cell, Result, Say, finished_cells, run_cells
 from gradfeat.reproduce.data import KNOWN, ImageData, digits, find_data, load_data
 from gradfeat.reproduce.encoders import (
     BIGAN_PLAN,
@@ -31,12 +31,13 @@ from gradfeat.reproduce.encoders import (
     pretrained_in_place,
     read_encoder,
 )
-from gradfeat.reproduce.protocols import protocol_named
-from gradfeat.reproduce.report import Panel, Table, draw
+from gradfeat.reproduce.protocols import Protocol, protocol_named
+from gradfeat.reproduce.report import Table, draw
 from gradfeat.reproduce.scales import Scale, scale_named
 from gradfeat.reproduce.setting import Setting
 
 TABLES = ("table1", "table3")
+_LEAST = 100  # labels: one of each class of CIFAR-100
 _DATA = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
 _PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
 
@@ -64,6 +65,7 @@ def reproduce(
     data: Path | None = None,
     encoder: Path | None = None,
     protocol: str | None = None,
+    labels: int | None = None,
     seeds: int = 1,
     device: str = "auto",
     say: Say = print,
@@ -78,6 +80,7 @@ def reproduce(
         encoder: File of `gradfeat pretrain` instead of pre-training in place; for table3 it stands for the encoder of
             its task, and the other one is left out.
         protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
+        labels: Labelled training images; None is the scale's own number.
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
         device: By name.
         say: Takes lines of progress.
@@ -93,6 +96,9 @@ def reproduce(
     how = protocol_named(protocol or size.protocol)
     if seeds < 1:
         raise ConfigurationError(f"seeds must be 1 or more, not {seeds}")
+    labelled = size.labelled.get(name) if labels is None else labels
+    if labelled is not None and labelled < _LEAST:
+        raise ConfigurationError(f"labels must be {_LEAST} or more, not {labelled}")
     check_device(device)
     found, missing = _find(name, size, data)
     for line in missing:
@@ -100,33 +106,29 @@ def reproduce(
     run: dict[str, Any] = {"out": out, "size": size, "device": device, "say": say, "file": encoder}
     settings: dict[tuple[str, str], Setting] = {}
     results: dict[str, Result] = {}
-    every, remarks = range(seeds), [*missing]
+    remarks = [*_about(name, size, how, labelled, seeds), *missing]
+    folder = out / "cells"
+    cells: list[Cell] = []
     try:
         for key, path in found.items():
             images = digits() if path is None else load_data(key, path, extra=size.name == "full")
-            say(_describe(images, size))
+            say(_describe(images, labelled))
             if images.note:
                 remarks.append(f"{key}: {images.note}")
             for plan, backbone in _encoders(name, images, **run):
                 prefix = "" if name == "table1" else f"{key}.{plan.name}."
-                setting = Setting(images, backbone, size, how, device=device, prefix=prefix)
+                setting = Setting(images, backbone, size, how, labelled=labelled, device=device, prefix=prefix)
                 settings[plan.name, key] = setting
                 remarks.append(_encoder_line(key, plan, backbone, size, encoder))
-                cells = (table1 if name == "table1" else table3).cells(setting, every)
-                results |= run_cells(cells, out / "cells", setting.configuration, say=say)
+                cells = (table1 if name == "table1" else table3).cells(setting, range(seeds))
+                results |= run_cells(cells, folder, setting.configuration, say=say)
     except KeyboardInterrupt:
-        say(f"interrupted: the same command goes on from what is in {out / 'cells'}")
+        if settings:
+            results |= finished_cells(cells, folder, setting.configuration)
+            _write(name, out, settings, range(seeds), results, [*remarks, "interrupted: not all cells are there"])
+        say(f"interrupted: the same command goes on from what is in {folder}")
         raise
-    remarks = [*_about(name, size, how.name, how.summary, seeds), *remarks]
-    title = f"{name[:-1].capitalize()} {name[-1]}, scale {size.name}, protocol {how.name}"
-    shown: Any
-    if name == "table1":
-        ((plan_name, _), setting), *_ = settings.items()
-        top = next(plan for plan in (*_PLANS[name], TINY_PLAN) if plan.name == plan_name).depth
-        shown = table1.Table1(setting, every, results, top)
-    else:
-        shown = table3.Table3(settings, every, results)
-    return _write(name, out, shown.table(title, remarks), shown.panels(), settings, results)
+    return _write(name, out, settings, range(seeds), results, remarks)
 
 
 def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path | None], list[str]]:
@@ -170,20 +172,21 @@ def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, 
     return f"{key}, encoder {plan.name}: {size.epochs[plan.name]} epochs of {plan.task} on {images} training images"
 
 
-def _describe(images: ImageData, size: Scale) -> str:
-    n = len(images.train) if size.labelled is None else min(size.labelled, len(images.train))
+def _describe(images: ImageData, labelled: int | None) -> str:
+    n = len(images.train) if labelled is None else min(labelled, len(images.train))
     return (
         f"{images.name}: {len(images.train):,} training images, {n:,} of them with labels; "
         f"{len(images.test):,} test images"
     )
 
 
-def _about(name: str, size: Scale, protocol: str, summary: str, seeds: int) -> list[str]:
+def _about(name: str, size: Scale, protocol: Protocol, labelled: int | None, seeds: int) -> list[str]:
     shortened = "" if size.iterations is None else f"; schedules of at most {size.iterations:,} minibatches"
-    labelled = "all" if size.labelled is None else f"{size.labelled:,}"
+    number = "all" if labelled is None else f"{labelled:,}"
+    spread = " (mean ± standard deviation)" if seeds > 1 else ""
     lines = [
-        f"protocol {protocol}: {summary}{shortened}",
-        f"labelled training images: {labelled}; seeds: {seeds}" + (" (mean ± standard deviation)" if seeds > 1 else ""),
+        f"protocol {protocol.name}: {protocol.summary}{shortened}",
+        f"labelled training images: {number}; seeds: {seeds}{spread}",
         "published: Mu, Liang & Li, ICLR 2020",
     ]
     if name == "table1":
@@ -199,11 +202,17 @@ def _about(name: str, size: Scale, protocol: str, summary: str, seeds: int) -> l
 def _write(
     name: str,
     out: Path,
-    table: Table,
-    panels: Sequence[Panel],
     settings: dict[tuple[str, str], Setting],
+    seeds: Sequence[int],
     results: dict[str, Result],
+    remarks: list[str],
 ) -> Outcome:
+    setting = next(iter(settings.values()))
+    title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
+    shown: Any = table3.Table3(settings, seeds, results)
+    if name == "table1":
+        shown = table1.Table1(setting, seeds, results)
+    table = shown.table(title, remarks)
     content = {
         "table": name,
         "date": date.today().isoformat(),
@@ -215,7 +224,7 @@ def _write(
     files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
     write_whole(files[0], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     write_whole(files[1], table.markdown().encode())
-    draw(files[2], panels, table.title, shared=name == "table1")
+    draw(files[2], shown.panels(), table.title, shared=name == "table1")
     return Outcome(table, results, files)
 
 

@@ -83,7 +83,8 @@ class Setting:
     Args:
         data: The images.
         backbone: The pre-trained encoder, a `ConvEncoder`.
-        scale: How many labels, and how long schedules may be.
+        scale: How long schedules may be, and how penalties are chosen.
+        labelled: Labelled training images in a draw; None: all.
         protocol: How step 3 is done.
         device: By name.
         prefix: Of the cells' names.
@@ -96,11 +97,12 @@ class Setting:
         scale: Scale,
         protocol: Protocol,
         *,
+        labelled: int | None = None,
         device: str = "auto",
         prefix: str = "",
     ) -> None:
         self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
-        self.device, self.prefix = device, prefix
+        self.labelled, self.device, self.prefix = labelled, device, prefix
         self.loss = CrossEntropy()
         self._samples: tuple[int, Samples] | None = None
         self._kept: tuple[Any, Problem, SampleStore] | None = None
@@ -112,7 +114,7 @@ class Setting:
             "data": f"{self.data.name} {self.data.digest()}",
             "encoder": self.backbone.fingerprint,
             "scale": self.scale.name,
-            "labelled": self.scale.labelled,
+            "labelled": self.labelled,
             "protocol": self.protocol.name,
             "iterations": self.scale.iterations,
             "splits": self.scale.splits,
@@ -142,7 +144,7 @@ class Setting:
         return self._samples[1]
 
     def _draw(self, seed: int) -> Samples:
-        images, labels = self.data.labelled(self.scale.labelled, seed)
+        images, labels = self.data.labelled(self.labelled, seed)
         inputs, test = (Inputs(x, self.backbone.preprocessing) for x in (images, self.data.test))
         device = self._linearize(inputs, 1, self.backbone).device
         f, f_test = (features_of(self.backbone.network, part, device) for part in (inputs, test))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gradfeat.reproduce import published
 from gradfeat.reproduce.ablation import STATES
@@ -50,12 +51,12 @@ class Table1:
         setting: Of the run.
         seeds: Of the run.
         results: By the names of cells; those not there are shown as missing.
-        top: Number of the encoder's convolutions.
     """
 
-    def __init__(self, setting: Setting, seeds: Sequence[int], results: Mapping[str, Result], top: int) -> None:
+    def __init__(self, setting: Setting, seeds: Sequence[int], results: Mapping[str, Result]) -> None:
         self.setting, self.seeds, self.results = setting, seeds, results
-        self.columns = columns(top)
+        encoder: Any = setting.backbone.network
+        self.columns = columns(len(encoder.blocks))
 
     def _of(self, mode: str, gradients: Gradients) -> Number:
         return Number.of(self.results, [self.setting.cell(seed, mode, gradients).name for seed in self.seeds])
