@@ -82,10 +82,15 @@ class SampleStore:
         cache: "auto", "residuals", "z0" or "none".
         batch_size: Samples at a time in the first pass.
         progress: Called with (samples done, samples in all).
+        features: f(x) of all samples, (n, d), where they come from another network than J(x) does (an ablation); None:
+            the network's own.
 
     Attributes:
         level: What is kept.
-        features: f(x) of all samples, (n, d), as first seen.
+        features: f(x) of all samples, (n, d), as first seen, or as given.
+
+    Raises:
+        ConfigurationError: A level that cannot be, or given features of samples that change, or of other samples.
     """
 
     def __init__(
@@ -96,7 +101,12 @@ class SampleStore:
         cache: str = "auto",
         batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        features: Tensor | None = None,
     ) -> None:
+        if features is not None and (inputs.random or len(features) != len(inputs)):
+            raise ConfigurationError(
+                f"features must be those of the {len(inputs)} samples, which must not change; got {len(features)}"
+            )
         self.linearization = linearization
         self.inputs = inputs
         n = len(inputs)
@@ -109,18 +119,19 @@ class SampleStore:
         self.level = choose_level(cache, n, size, random=inputs.random)
         self._z0 = None if self.level == "none" else _kept(n, self._group)
         self._residuals = _kept(n, self._group) if self.level == "residuals" else None
-        features: list[Tensor] = []
+        own: list[Tensor] = []
         for part in parts:
             z0 = linearization.bottom(inputs.batch(part))
             f, residuals = linearization.primal(z0)
-            features.append(f)
+            own.append(f)
             if self._z0 is not None:
                 self._z0.put(torch.arange(part.start, part.stop), z0)
             if self._residuals is not None:
                 self._residuals.put(torch.arange(part.start, part.stop), residuals)
             if progress is not None:
                 progress(part.stop, n)
-        self.features = torch.cat(features)
+        self._given = features is not None
+        self.features = torch.cat(own) if features is None else features
         self._rows: Tensor | None = None
 
     def __len__(self) -> int:
@@ -135,6 +146,8 @@ class SampleStore:
 
     def at(self, linearization: Linearization, *, batch_size: int = 128) -> SampleStore:
         """Return the same samples for the same network at another θ̄₂: z₀ is the same, nothing above it is kept."""
+        if self._given:
+            raise ConfigurationError("θ̄₂ cannot move where f(x) comes from another network")
         moved = copy.copy(self)
         moved.linearization = linearization
         moved._residuals = None
@@ -166,7 +179,8 @@ class SampleStore:
         """Return f(x) and the residuals of some samples, from the highest level that is kept."""
         if self._residuals is not None:
             return self.features[indices], self._residuals.take(self._at(indices))
-        return self.linearization.primal(self.z0(indices))
+        f, residuals = self.linearization.primal(self.z0(indices))
+        return (self.features[indices] if self._given else f), residuals
 
     def all_features(self, indices: Tensor) -> Tensor:
         """Return f(x) of some samples, (n, d); computed anew if the samples change."""

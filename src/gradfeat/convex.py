@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gradfeat.checkpoint import Part, resumed
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
 from gradfeat.rounds import Point, repeat_rounds, search_rounds
@@ -45,6 +45,7 @@ def fit_convex(
     rounds: int | str = 1,
     parametrization: str = "standard",
     metric: str = "plain",
+    splits: int | None = None,
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -57,6 +58,7 @@ def fit_convex(
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
         metric: What w₂ is penalized in: "plain" or "whitened" (see `gradfeat.solvers.subspace.Subspace`).
+        splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
     """
@@ -65,29 +67,31 @@ def fit_convex(
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
-    splits = _splits(problem, random_state)
+    parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
+    if rounds != 1 and problem.head is not None:
+        raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
     if isinstance(penalty, str):
         stages = len(STAGES) if rounds == 1 else COMMON
-        choice = _choose(problem, mode, splits, progress, stages, **shared)
+        choice = _choose(problem, mode, parts, progress, stages, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
-        fit = _fit_rounds(problem, choice, splits[0], rounds, progress, begun, **shared)
+        fit = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
     elif rounds != 1:
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
-    omega, probes = problem.probe, [problem.probe]
+    omega, probes = problem.head or problem.probe, [problem.probe]
     if choice is not None:
         if not choice.gradients:
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
         probes = fit_probes(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
-        omega = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(
@@ -157,6 +161,7 @@ def _choose(
             progress=progress,
             stages=stages,
             checkpoint=checkpoint,
+            head=problem.head,
             **shared,
         ),
         lambda choice: Part(asdict(choice)),
@@ -218,9 +223,12 @@ def _fit_rounds(
 _SEARCHED = "the weights are those of the search, which left a part of the samples out"
 
 
-def _splits(problem: Problem, random_state: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _splits(
+    problem: Problem, random_state: int | None, count: int | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return pairs of samples (seen, held out), by places of their first views; none if there are too few."""
-    count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
+    if count is None:
+        count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
     first = np.random.RandomState(random_state).randint(2**31 - 1 - SPLITS)
     splits = [hold_out(problem, first + i) for i in range(count)]
     return splits if all(len(held) for _, held in splits) else []

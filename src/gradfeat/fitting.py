@@ -120,6 +120,7 @@ class Problem:
         views: How many versions of each sample there are (2 with mirror images): sample i of the store is a version of
             sample ``i % (n / views)``.
         checkpoint: Where finished parts of a fit are kept, or None.
+        head: ω of the gradients where it is fixed from outside, as in an ablation; None: a probe, as the method says.
     """
 
     store: SampleStore
@@ -130,6 +131,7 @@ class Problem:
     seconds: dict[str, float]
     views: int = 1
     checkpoint: Checkpoint | None = None
+    head: Probe | None = None
 
     @property
     def n(self) -> int:
@@ -268,6 +270,7 @@ def fit_mode(
     parametrization: str = "standard",
     random_state: int | None = None,
     progress: Progress | None = None,
+    finetuning: Sequence[Schedule] = FINETUNE_GRID,
 ) -> Fit:
     """Train one of the four models (step 3).
 
@@ -282,6 +285,7 @@ def fit_mode(
         parametrization: The variables that w₂ is trained in.
         random_state: Seed of the order of samples.
         progress: Shows how far it is.
+        finetuning: Optimizers and learning rates for `finetune` to choose from.
     """
     progress = progress or Progress(False)
     start = time.perf_counter()
@@ -292,9 +296,11 @@ def fit_mode(
     notes: list[str] = []
     if mode == "finetune":
         seen, unseen = hold_out(problem, random_state)
-        if len(unseen):
+        if len(finetuning) == 1:
+            schedule = schedule.with_optimizer(finetuning[0])
+        elif len(unseen):
             trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
-            candidates = [trial.with_optimizer(candidate) for candidate in FINETUNE_GRID]
+            candidates = [trial.with_optimizer(candidate) for candidate in finetuning]
 
             def run(candidate: Schedule) -> float:
                 model, history = _train(
@@ -307,7 +313,7 @@ def fit_mode(
             selection = select(candidates, run)
             schedule = schedule.with_optimizer(selection.best)
         else:
-            schedule = schedule.with_optimizer(FINETUNE_GRID[0])
+            schedule = schedule.with_optimizer(finetuning[0])
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
     model, history = _train(problem, mode, schedule, everything, parametrization, random_state, progress, mode)
     if history.stopped == "interrupted":
@@ -318,13 +324,21 @@ def fit_mode(
 
 
 def new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | None = None) -> GradientFeatureModel:
-    """Return an untrained model of a mode: of the problem's probe, or of another."""
+    """Return an untrained model of a mode: of the problem's probe, or of another.
+
+    Raises:
+        ConfigurationError: `finetune` of an ablation, whose head is no head of the network.
+    """
+    if problem.head is not None and mode == "finetune":
+        raise ConfigurationError("an ablation has no finetune: its head and its network are not of one model")
     probe = probe or problem.probe
     dtype = torch.float64 if problem.linearization.dtype == torch.float64 else torch.float32
-    omega = probe.omega.to(problem.linearization.device, dtype)
+    omega = (problem.head or probe).omega.to(problem.linearization.device, dtype)
     model = GradientFeatureModel(
         problem.linearization, omega, mode=mode, parametrization=parametrization, bias=probe.bias
     )
+    with torch.no_grad():
+        model.w1.copy_(probe.omega)  # w₁ starts as the probe also where ω̄ is another
     return model.to(omega.device)
 
 

@@ -180,6 +180,7 @@ def choose_penalties(
     stages: int = len(STAGES),
     metric: str = "plain",
     checkpoint: Checkpoint | None = None,
+    head: Probe | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -197,6 +198,7 @@ def choose_penalties(
         stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
+        head: The one ω of the gradients where it is fixed; None tries probes.
     """
     light = max(probe.penalty, 1e-12)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
@@ -229,8 +231,8 @@ def choose_penalties(
                     y[rows],
                     loss,
                     [probe.omega for probe in own] if mode == "full" else [],
-                    own[i].omega,
-                    own[i].bias,
+                    (head or own[i]).omega,
+                    (head or own[i]).bias,
                     torch.arange(len(rows) - len(held)),
                     mode=mode,
                     weight=None if weight is None else weight[rows],
@@ -250,7 +252,7 @@ def choose_penalties(
             return losses, subspaces
 
         states = []  # of the random numbers before each ω̄, for one whose subspaces are not in memory
-        for i in range(len(HEAVIER)):
+        for i in range(len(HEAVIER) if head is None else 1):
             states.append(generator.get_state())
             name, before = f"{mode}-omega-{i}", passes
             kept = load_part(checkpoint, name, generator)

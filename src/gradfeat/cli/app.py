@@ -391,3 +391,46 @@ def pretrain(
         resume=resume,
         random_state=seed,
     )
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="table1 or table3.")],
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="smoke (no download, a minute), reduced (fewer labels, an hour on two cores) or full (the paper's)."
+        ),
+    ] = "smoke",
+    data: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10, CIFAR-100 and SVHN; not for smoke.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for cells and tables. [reproduced/TABLE-SCALE]")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="File of `gradfeat pretrain`, instead of pre-training in place.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="own, paper, paper-voc or published-code. [full: paper; else own]")
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="Labelled training images. [of the scale: 200; 2,500 or 5,000; all]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Compute a table of the paper beside its published numbers; the same command goes on where it stopped."""
+    from gradfeat.cli.reproduce import run
+
+    run(
+        name,
+        out,
+        json,
+        scale=scale,
+        data=data,
+        encoder=encoder,
+        protocol=protocol,
+        labels=labels,
+        seeds=seeds,
+        device=device,
+    )

@@ -1,0 +1,148 @@
+"""Table 1's question: which part of the gradient's network must be pre-trained (Sec. 4.2)?
+
+Activations always come from the pre-trained network. Only the network that gradients are taken of is varied: its θ₁,
+its θ₂ and its ω are each pre-trained or random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradfeat.cache import Batches, SampleStore
+from gradfeat.errors import ConfigurationError
+from gradfeat.fitting import Problem
+from gradfeat.linearization import Linearization
+from gradfeat.losses import Loss
+from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.pretrain.loop import seeded
+from gradfeat.solvers.probe import Probe
+
+STATES = ("random", "pre-trained")
+
+_STATISTICS_BATCH = 256
+_LAYERS, _OMEGA = 1, 2  # separate streams of one seed, apart from that which the encoder was pre-trained with
+
+
+def top_layers(encoder: ConvEncoder, depth: int) -> list[str]:
+    """Return the names of the topmost `depth` blocks (convolution, batch norm, activation): θ₂.
+
+    Raises:
+        ConfigurationError: The encoder has not so many.
+    """
+    blocks = len(encoder.blocks)
+    if not 1 <= depth <= blocks:
+        raise ConfigurationError(f"θ₂ must be 1 to {blocks} of the encoder's convolutions, not {depth}")
+    return [f"blocks.{i}" for i in range(blocks - depth, blocks)]
+
+
+def mixed_encoder(
+    pretrained: ConvEncoder, depth: int, *, theta1: str, theta2: str, images: Batches, seed: int
+) -> ConvEncoder:
+    """Return the encoder with its bottom or its top layers, or both, initialized anew.
+
+    Random layers are of the same architecture, with PyTorch's initial weights. The statistics of a fresh batch norm
+    (mean 0, variance 1) are of no data, so they are estimated on `images`, in this network. Pre-trained layers keep
+    their own statistics.
+
+    Args:
+        pretrained: The encoder; not changed.
+        depth: How many of the topmost convolutions are θ₂; all others are θ₁.
+        theta1: "random" or "pre-trained".
+        theta2: The same.
+        images: What statistics are estimated on: training data.
+        seed: Of the random layers.
+
+    Raises:
+        ConfigurationError: A state or a depth that is not known.
+    """
+    for name, state in (("theta1", theta1), ("theta2", theta2)):
+        if state not in STATES:
+            raise ConfigurationError(f"{name} must be one of {', '.join(STATES)}, not {state!r}")
+    top = top_layers(pretrained, depth)
+    network = copy.deepcopy(pretrained).eval()
+    with seeded(_stream(seed, _LAYERS)):
+        fresh = ConvEncoder(**pretrained.arguments)
+    anew = []
+    for i, block in enumerate(network.blocks):
+        if (theta2 if f"blocks.{i}" in top else theta1) == "random":
+            block.load_state_dict(fresh.blocks[i].state_dict())
+            anew.append(block)
+    if anew:
+        estimate_statistics(network, anew, images)
+    return network
+
+
+def estimate_statistics(network: nn.Module, layers: Iterable[nn.Module], images: Batches) -> None:
+    """Set the running statistics of the batch norms in some layers to the mean over batches of images.
+
+    Args:
+        network: In evaluation mode; changed in these statistics alone.
+        layers: Modules of it.
+        images: What it runs on.
+    """
+    norms = [module for layer in layers for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's way to say: the mean of all batches
+        norm.train()
+    with torch.no_grad():
+        for rows in _batches(len(images)):
+            network(images.batch(rows))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def random_probe(probe: Probe, seed: int) -> Probe:
+    """Return a probe whose ω is random: normal entries, scaled to the Frobenius norm of the given one.
+
+    The norm matters to a penalized w₂ and to the first steps of Adam, and to nothing else; so rows with random and
+    trained ω differ in its direction alone.
+    """
+    drawn = torch.randn(probe.omega.shape, generator=torch.Generator().manual_seed(_stream(seed, _OMEGA)))
+    omega = (drawn * (probe.omega.norm().cpu() / drawn.norm())).to(probe.omega)
+    return replace(probe, omega=omega, note="random")
+
+
+def ablation_problem(
+    linearization: Linearization,
+    inputs: Batches,
+    activations: Tensor,
+    y: Tensor,
+    loss: Loss,
+    probe: Probe,
+    *,
+    head: Probe | None = None,
+    cache: str = "auto",
+) -> Problem:
+    """Return a problem whose activations and probe are of one network, and whose gradients are of another.
+
+    Args:
+        linearization: Of the network that J(x) is of.
+        inputs: The training samples.
+        activations: f(x) of the pre-trained network, (n, d).
+        y: Targets, (n,).
+        loss: The task's loss.
+        probe: Fitted to `activations`: where w₁ starts.
+        head: ω of the gradients, if it is not a probe on `activations`.
+        cache: What is kept of each sample.
+    """
+    store = SampleStore(linearization, inputs, cache=cache, features=activations)
+    return Problem(store, y, None, loss, probe, {}, head=head)
+
+
+def _batches(n: int) -> Sequence[range]:
+    """Return batches of all samples; a last one too small to have a variance is left out."""
+    parts = [range(start, min(start + _STATISTICS_BATCH, n)) for start in range(0, n, _STATISTICS_BATCH)]
+    return [part for part in parts if len(part) >= min(n, 16)]
+
+
+def _stream(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])

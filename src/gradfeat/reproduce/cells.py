@@ -1,0 +1,131 @@
+"""Experiments as lists of cells: each is computed once, kept as a file of its own, and never computed again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradfeat.errors import ConfigurationError
+from gradfeat.pretrain.encoder_file import write_whole
+
+Result = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, or a few that are computed together.
+
+    Args:
+        name: What it is; also the name of its file, so letters, digits, ".", "-" and "_".
+        compute: Returns its numbers, JSON-able.
+    """
+
+    name: str
+    compute: Callable[[], Result]
+
+
+def run_cells(
+    cells: Sequence[Cell], folder: str | Path, configuration: Mapping[str, Any], *, say: Say = print
+) -> dict[str, Result]:
+    """Compute those cells that have no file yet.
+
+    A cell's file is written whole or not at all, so a kill loses the cell that was being computed and no other. A file
+    that cannot be read is computed again.
+
+    Args:
+        cells: In the order of their computation.
+        folder: Where the files are, ``<name>.json``; made if it is not there.
+        configuration: What the numbers depend on beside the name, JSON-able, in one level.
+        say: Takes one line for each finished cell, with the time left by the mean of this run's cells.
+
+    Returns:
+        The results of all cells by name, from the files and from now.
+
+    Raises:
+        ConfigurationError: A file is of another configuration; the message has both. Or two cells have one name.
+        OSError: A file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for value in (0.5, 0.9):
+        ...         cell = Cell("a", lambda: {"accuracy": value})
+        ...         found = run_cells([cell], folder, {"scale": "smoke"}, say=lambda line: None)
+        >>> found
+        {'a': {'accuracy': 0.5}}
+    """
+    folder = Path(folder)
+    own = json.loads(json.dumps(dict(configuration)))  # tuples become lists, as in the files
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"two cells are called {next(name for name in names if names.count(name) > 1)!r}")
+    results = {name: found for name in names if (found := read_cell(folder / f"{name}.json", own, say)) is not None}
+    todo = [cell for cell in cells if cell.name not in results]
+    if results and todo:
+        say(f"{len(results)} of {len(cells)} cells are there already")
+    begun = time.perf_counter()
+    for done, cell in enumerate(todo, 1):
+        start = time.perf_counter()
+        result = cell.compute()
+        seconds = time.perf_counter() - start
+        content = {"name": cell.name, "configuration": own, "result": result, "seconds": seconds}
+        write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+        results[cell.name] = json.loads(json.dumps(result))
+        left = (time.perf_counter() - begun) / done * (len(todo) - done)
+        say(f"{len(results)}/{len(cells)} {cell.name}: {_numbers(result)} ({seconds:.1f} s; {duration(left)} left)")
+    return {name: results[name] for name in names}
+
+
+def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[str, Any]) -> dict[str, Result]:
+    """Return the results of those cells that have a file, by name; arguments as of `run_cells`."""
+    own = json.loads(json.dumps(dict(configuration)))
+    found = {cell.name: read_cell(folder / f"{cell.name}.json", own, lambda line: None) for cell in cells}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def read_cell(path: Path, configuration: Mapping[str, Any], say: Say) -> Result | None:
+    """Return the result in a cell's file; None where there is none, or where it cannot be read.
+
+    Raises:
+        ConfigurationError: It is of another configuration.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        found, result = content["configuration"], content["result"]
+        if not isinstance(found, dict) or not isinstance(result, dict):
+            raise ValueError("no cell")
+    except (ValueError, KeyError, TypeError):
+        say(f"{path} cannot be read, and is computed again")
+        return None
+    if found != configuration:
+        differing = [name for name in {**found, **configuration} if found.get(name) != configuration.get(name)]
+        there = ", ".join(f"{name} {found.get(name)}" for name in differing)
+        now = ", ".join(f"{name} {configuration.get(name)}" for name in differing)
+        raise ConfigurationError(
+            f"{path.parent} has cells of another configuration: {there} there; {now} now. Give another folder with "
+            "--out, or remove these cells"
+        )
+    return result
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for people.
+
+    Example:
+        >>> duration(42), duration(600), duration(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def _numbers(result: Result) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in result.items() if isinstance(value, float)) or "done"

@@ -1,0 +1,224 @@
+"""One data set, one encoder and one way to train: what the cells of a table are computed from."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfeat.backbones import Backbone
+from gradfeat.cache import SampleStore
+from gradfeat.data import Inputs
+from gradfeat.evaluation import metrics_of
+from gradfeat.fitting import Fit, Problem, batch_logits, linearize_backbone
+from gradfeat.losses import CrossEntropy
+from gradfeat.reproduce.ablation import ablation_problem, mixed_encoder, random_probe, top_layers
+from gradfeat.reproduce.cells import Cell, Result
+from gradfeat.reproduce.data import ImageData
+from gradfeat.reproduce.protocols import Protocol, fit
+from gradfeat.reproduce.scales import Scale
+from gradfeat.solvers.probe import Probe, fit_probe
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The labelled draw of a seed, with its activations and probe: the same for all rows.
+
+    Attributes:
+        inputs: Training images, as the network takes them.
+        y: Their classes, (n,).
+        f: Their activations, (n, d).
+        test: Test images.
+        y_test: (m,).
+        f_test: (m, d).
+        probe: ω̄ on `f`, its penalty chosen by cross-validation.
+    """
+
+    inputs: Inputs
+    y: Tensor
+    f: Tensor
+    test: Inputs
+    y_test: np.ndarray
+    f_test: Tensor
+    probe: Probe
+
+
+Baseline = Callable[[Samples, Backbone, int], Result]
+"""A row under a table: from the samples, the encoder and a seed to numbers, "accuracy" (0 to 1) among them."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The network that gradients are taken of, in one row of a table.
+
+    Attributes:
+        depth: How many of the topmost convolutions are θ₂.
+        theta1: "pre-trained" or "random".
+        theta2: The same.
+        omega: The same.
+    """
+
+    depth: int
+    theta1: str = "pre-trained"
+    theta2: str = "pre-trained"
+    omega: str = "pre-trained"
+
+    @property
+    def name(self) -> str:
+        """For cells."""
+        return f"depth{self.depth}.{self.theta1}.{self.theta2}.{self.omega}"
+
+
+class Setting:
+    """What the cells of one data set and encoder share; the samples of one network are kept at a time.
+
+    Args:
+        data: The images.
+        backbone: The pre-trained encoder, a `ConvEncoder`.
+        scale: How long schedules may be, and how penalties are chosen.
+        labelled: Labelled training images in a draw; None: all.
+        protocol: How step 3 is done.
+        device: By name.
+        prefix: Of the cells' names.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        backbone: Backbone,
+        scale: Scale,
+        protocol: Protocol,
+        *,
+        labelled: int | None = None,
+        device: str = "auto",
+        prefix: str = "",
+    ) -> None:
+        self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
+        self.labelled, self.device, self.prefix = labelled, device, prefix
+        self.loss = CrossEntropy()
+        self._samples: tuple[int, Samples] | None = None
+        self._kept: tuple[Any, Problem, SampleStore] | None = None
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the numbers depend on, beside the name of a cell."""
+        return {
+            "data": f"{self.data.name} {self.data.digest()}",
+            "encoder": self.backbone.fingerprint,
+            "scale": self.scale.name,
+            "labelled": self.labelled,
+            "protocol": self.protocol.name,
+            "iterations": self.scale.iterations,
+            "splits": self.scale.splits,
+        }
+
+    def activation(self, seed: int) -> Cell:
+        """Return the cell of the probe itself."""
+        return Cell(f"{self.prefix}seed{seed}.activation", partial(self._activation, seed))
+
+    def cell(self, seed: int, mode: str, gradients: Gradients) -> Cell:
+        """Return the cell of `gradient`, `full` or `finetune`."""
+        name = f"{self.prefix}seed{seed}.{gradients.name}.{mode}"
+        return Cell(name, partial(self._fitted, seed, mode, gradients))
+
+    def baseline(self, seed: int, name: str, function: Baseline) -> Cell:
+        """Return the cell of another method on the same samples."""
+        slug = name.lower().replace(" ", "-")
+        return Cell(
+            f"{self.prefix}seed{seed}.baseline.{slug}",
+            lambda: function(self.samples(seed), self.backbone, seed),
+        )
+
+    def samples(self, seed: int) -> Samples:
+        """Return the draw of a seed."""
+        if self._samples is None or self._samples[0] != seed:
+            self._samples = (seed, self._draw(seed))
+        return self._samples[1]
+
+    def _draw(self, seed: int) -> Samples:
+        images, labels = self.data.labelled(self.labelled, seed)
+        inputs, test = (Inputs(x, self.backbone.preprocessing) for x in (images, self.data.test))
+        device = self._linearize(inputs, 1, self.backbone).device
+        f, f_test = (features_of(self.backbone.network, part, device) for part in (inputs, test))
+        y = torch.from_numpy(labels).to(device)
+        probe = fit_probe(f, y, self.loss, random_state=seed)
+        return Samples(inputs, y, f, test, self.data.y_test, f_test, probe)
+
+    def _linearize(self, inputs: Inputs, depth: int, backbone: Backbone) -> Any:
+        encoder: Any = backbone.network
+        return linearize_backbone(backbone, inputs.example(3), top_layers(encoder, depth), self.device)
+
+    def problem(self, seed: int, gradients: Gradients) -> tuple[Problem, SampleStore]:
+        """Return the problem of a row, and the test samples for it."""
+        key = (seed, replace(gradients, omega="pre-trained"))
+        samples = self.samples(seed)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None
+            gc.collect()  # the residuals of the network before, which may fill half of the memory
+            linearization = self._linearize(samples.inputs, gradients.depth, self._network(seed, gradients, samples))
+            problem = ablation_problem(linearization, samples.inputs, samples.f, samples.y, self.loss, samples.probe)
+            test = SampleStore(linearization, samples.test, features=samples.f_test)
+            self._kept = (key, problem, test)
+        _, problem, test = self._kept
+        if gradients.omega == "random":
+            problem = replace(problem, head=random_probe(samples.probe, seed))
+        return problem, test
+
+    def _network(self, seed: int, gradients: Gradients, samples: Samples) -> Backbone:
+        if gradients.theta1 == gradients.theta2 == "pre-trained":
+            return self.backbone
+        encoder: Any = self.backbone.network
+        mixed = mixed_encoder(
+            encoder,
+            gradients.depth,
+            theta1=gradients.theta1,
+            theta2=gradients.theta2,
+            images=samples.inputs,
+            seed=seed,
+        )
+        return replace(self.backbone, network=mixed)
+
+    def _activation(self, seed: int) -> Result:
+        samples = self.samples(seed)
+        logits = samples.f_test @ samples.probe.omega + samples.probe.bias
+        return {**self._judge(logits, samples.y_test), "penalty": samples.probe.penalty}
+
+    def _fitted(self, seed: int, mode: str, gradients: Gradients) -> Result:
+        problem, test = self.problem(seed, gradients)
+        found = fit(
+            problem, mode, self.protocol, iterations=self.scale.iterations, splits=self.scale.splits, random_state=seed
+        )
+        parts = torch.arange(len(test)).split(_BATCH)
+        with torch.no_grad():
+            logits = torch.cat([batch_logits(found.model, test, part) for part in parts])
+        return {**self._judge(logits, self.samples(seed).y_test), "how": _how(found), "notes": found.notes}
+
+    def _judge(self, logits: Tensor, truth: np.ndarray) -> dict[str, float]:
+        return metrics_of(self.loss, logits.double().cpu().numpy(), truth)
+
+
+def features_of(network: Any, inputs: Inputs, device: torch.device) -> Tensor:
+    """Return f(x) of all samples, (n, d), on a device; the network comes back to where it was."""
+    was = next(network.parameters()).device
+    network.to(device)
+    rows = [range(start, min(start + _BATCH, len(inputs))) for start in range(0, len(inputs), _BATCH)]
+    with torch.no_grad():
+        f = torch.cat([network(inputs.batch(part).to(device)) for part in rows])
+    network.to(was)
+    return f
+
+
+def _how(found: Fit) -> str:
+    """Say how a model was fitted, in one line."""
+    parts = [str(part) for part in (found.choice, found.solution) if part is not None]
+    if found.selection is not None:
+        parts.append(f"{found.selection.best}, the best of {len(found.selection.scores)}")
+    return "; ".join(parts)
