@@ -111,7 +111,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
 
     height = 1.9 + 0.42 * max(len(panel.rows) for panel in panels)
     figure = Figure(figsize=(3.2 * len(panels) + 3.0, height), layout="constrained")
-    axes_of = figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0]
+    axes_of = figure.subplots(1, len(panels), sharex=shared, sharey=shared, squeeze=False)[0]
     modes: dict[str, None] = {}
     for axes, panel in zip(axes_of, panels, strict=True):
         places = range(len(panel.rows))
