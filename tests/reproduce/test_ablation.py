@@ -131,7 +131,7 @@ def test_the_fit_is_the_minimum_over_dense_features_of_both_networks(parts, mode
         return value
 
     optimizer.step(closure)
-    best = float(objective(w1, bias, w2))
+    best = float(objective(w1, bias, w2).detach())
     own = torch.cat([fit.model.w2[name].flatten() for name in names])
     with torch.no_grad():
         found = float(objective(fit.model.w1 if mode == "full" else w1 * 0, fit.model.b, own))

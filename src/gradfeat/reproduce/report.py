@@ -85,6 +85,7 @@ class Panel:
         lines: Numbers that hold for all rows, by mode.
         published: As `points`, the paper's.
         label: What the rows are.
+        apart: Distance of the points of one row, in rows.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Panel:
     lines: Mapping[str, Number]
     published: Mapping[str, Sequence[float | None]]
     label: str = ""
+    apart: float = 0.0
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Path:
@@ -109,12 +111,13 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
 
     height = 1.9 + 0.42 * max(len(panel.rows) for panel in panels)
     figure = Figure(figsize=(3.2 * len(panels) + 3.0, height), layout="constrained")
-    axes_of = figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0]
+    axes_of = figure.subplots(1, len(panels), sharex=shared, sharey=shared, squeeze=False)[0]
     modes: dict[str, None] = {}
     for axes, panel in zip(axes_of, panels, strict=True):
         places = range(len(panel.rows))
-        for shift, (mode, numbers) in zip((-0.14, 0.14, 0.0, 0.28), panel.points.items(), strict=False):
+        for i, (mode, numbers) in enumerate(panel.points.items()):
             modes[mode] = None
+            shift = panel.apart * (i - (len(panel.points) - 1) / 2)
             colour = COLOURS.get(mode, INK)
             at = [place + shift for place in places]
             for place, number in zip(at, numbers, strict=True):

@@ -100,6 +100,8 @@ def reproduce(
     if labelled is not None and labelled < _LEAST:
         raise ConfigurationError(f"labels must be {_LEAST} or more, not {labelled}")
     check_device(device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     found, missing = _find(name, size, data)
     for line in missing:
         say(line)
@@ -156,12 +158,11 @@ def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: s
         plan = plan_of(file, plans)
         yield plan, read_encoder(file, plan, images.train.shape[-1])
         return
-    torch_device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     for plan in plans:
         folder = out / "encoders" / f"{images.name}.{plan.name}"
         some = images.unlabelled(size.unlabelled)
         epochs = size.epochs[plan.name]
-        yield plan, pretrained_in_place(plan, some, folder, epochs=epochs, device=torch_device, say=say)
+        yield plan, pretrained_in_place(plan, some, folder, epochs=epochs, device=device, say=say)
 
 
 def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, file: Path | None) -> str:

@@ -86,7 +86,7 @@ class Setting:
         scale: How long schedules may be, and how penalties are chosen.
         labelled: Labelled training images in a draw; None: all.
         protocol: How step 3 is done.
-        device: By name.
+        device: Of the programs and samples.
         prefix: Of the cells' names.
     """
 
@@ -98,7 +98,7 @@ class Setting:
         protocol: Protocol,
         *,
         labelled: int | None = None,
-        device: str = "auto",
+        device: str = "cpu",
         prefix: str = "",
     ) -> None:
         self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
@@ -146,15 +146,11 @@ class Setting:
     def _draw(self, seed: int) -> Samples:
         images, labels = self.data.labelled(self.labelled, seed)
         inputs, test = (Inputs(x, self.backbone.preprocessing) for x in (images, self.data.test))
-        device = self._linearize(inputs, 1, self.backbone).device
+        device = torch.device(self.device)
         f, f_test = (features_of(self.backbone.network, part, device) for part in (inputs, test))
         y = torch.from_numpy(labels).to(device)
         probe = fit_probe(f, y, self.loss, random_state=seed)
         return Samples(inputs, y, f, test, self.data.y_test, f_test, probe)
-
-    def _linearize(self, inputs: Inputs, depth: int, backbone: Backbone) -> Any:
-        encoder: Any = backbone.network
-        return linearize_backbone(backbone, inputs.example(3), top_layers(encoder, depth), self.device)
 
     def problem(self, seed: int, gradients: Gradients) -> tuple[Problem, SampleStore]:
         """Return the problem of a row, and the test samples for it."""
@@ -163,7 +159,11 @@ class Setting:
         if self._kept is None or self._kept[0] != key:
             self._kept = None
             gc.collect()  # the residuals of the network before, which may fill half of the memory
-            linearization = self._linearize(samples.inputs, gradients.depth, self._network(seed, gradients, samples))
+            network = self._network(seed, gradients, samples)
+            encoder: Any = network.network
+            linearization = linearize_backbone(
+                network, samples.inputs.example(3), top_layers(encoder, gradients.depth), self.device
+            )
             problem = ablation_problem(linearization, samples.inputs, samples.f, samples.y, self.loss, samples.probe)
             test = SampleStore(linearization, samples.test, features=samples.f_test)
             self._kept = (key, problem, test)

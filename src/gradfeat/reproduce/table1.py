@@ -97,6 +97,7 @@ class Table1:
                 {"activation": self.activation(), "finetune": self._of("finetune", Gradients(depth))},
                 {} if self.setting.scale.digits else _published(i),
                 "θ₁ · θ₂ · ω of the gradient's network",
+                apart=0.28,
             )
             for i, (depth, name) in enumerate(self.columns.items())
         ]
