@@ -9,10 +9,11 @@ Compared on the test part, from the same kept z₀ and the same probe:
 - adam: `full` by the paper's schedule, 100 epochs or 80,000 iterations where that is less;
 - sgd: `full` with the published code's settings, for as long;
 - finetune: ordinary fine-tuning of the same layers, optimizer and learning rate chosen from six on held-out training
-  data by runs a quarter as long, then trained on all of it.
+  data by runs a quarter as long, then trained on all of it;
+- lora: the same with a change of rank 8 to each weight of these layers (`benchmarks/lora.py`), for as many epochs.
 
-Adam, SGD and fine-tuning are judged after every few epochs, and the time of judging is left out. Fine-tuning's search
-counts, as the choice of penalties does. Test data chooses nothing. Writes a table, a JSON file and a picture.
+Adam and SGD are judged after every few epochs, and the time of judging is left out. The search of fine-tuning and of
+LoRA counts, as the choice of penalties does. Test data chooses nothing. Writes a table, a JSON file and a picture.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.lora import fit_lora
 from gradfeat import GradientFeatureClassifier
 from gradfeat.cache import SampleStore
-from gradfeat.comparison import PERCENT, TITLES
+from gradfeat.comparison import PERCENT
+from gradfeat.comparison import TITLES as METRICS
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.evaluation import metrics_of
 from gradfeat.fitting import Problem, batch_logits, fit_mode, new_model, store_of
+from gradfeat.metrics import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.validation import read_truth
 
+TITLES = {**METRICS, "calibration_error": "calibration error"}
 EPOCHS = 100
 POINTS = 20
 
@@ -61,11 +66,16 @@ class Judge:
         self.store, self.truth, self.loss = store, truth, problem.loss
 
     def __call__(self, model: GradientFeatureModel) -> dict[str, float]:
-        """Return the metrics of a model."""
+        """Return the metrics of a model; of classes its expected calibration error too."""
         store = store_of(model, self.store)
         with torch.no_grad():
             rows = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(128)]
-        return metrics_of(self.loss, torch.cat(rows).double().numpy(), self.truth)
+        logits = torch.cat(rows).double()
+        metrics = metrics_of(self.loss, logits.numpy(), self.truth)
+        if self.loss.task == "multiclass":
+            probability = self.loss.predict_proba(logits).numpy()
+            metrics["calibration_error"] = expected_calibration_error(self.truth, probability)
+        return metrics
 
 
 def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> list[Reading]:
@@ -93,13 +103,14 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     return readings
 
 
-def data_parser(description: str) -> argparse.ArgumentParser:
+def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentParser:
     """Return a parser that knows how data and backbone are named."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("data", type=Path)
     parser.add_argument("-b", "--backbone", required=True)
     parser.add_argument("--weights")
-    parser.add_argument("--theta2", action="append")
+    if theta2:
+        parser.add_argument("--theta2", action="append")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--augment", choices=["mirror"])
     return parser
@@ -130,15 +141,24 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
     for name in arguments.ways:
         if name in ("adam", "sgd"):
             found[name] = by_schedule(problem, judge, name, arguments.epochs)
-        elif name == "finetune":
+        elif name in ("finetune", "lora"):
             schedule = paper_schedule("adam", problem.n, batch_size=64, epochs=arguments.finetune_epochs)
-            fit = fit_mode(problem, "finetune", schedule, random_state=0)
+            fit = (
+                fit_lora(problem, schedule)
+                if name == "lora"
+                else fit_mode(problem, "finetune", schedule, random_state=0)
+            )
             found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
         else:
             fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
             found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
         print(f"{name}: {found[name][-1]}", flush=True)
     return found
+
+
+def shown(metrics: dict[str, float]) -> list[str]:
+    """Return the numbers of a row as text."""
+    return [f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}" for name, value in metrics.items()]
 
 
 def table(found: dict[str, list[Reading]]) -> str:
@@ -150,8 +170,7 @@ def table(found: dict[str, list[Reading]]) -> str:
     for way, readings in found.items():
         last = readings[-1]
         reached = next((f"{r.seconds:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
-        values = [f"{100 * last.metrics[n]:.2f}" if n in PERCENT else f"{last.metrics[n]:.4f}" for n in names]
-        lines.append("| " + " | ".join([way, *values, f"{last.seconds:.1f} s", reached]) + " |")
+        lines.append("| " + " | ".join([way, *shown(last.metrics), f"{last.seconds:.1f} s", reached]) + " |")
     return "\n".join(lines)
 
 
@@ -168,10 +187,10 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
             axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
             continue
         many = len(readings) > 2
-        shown = readings[1:]
+        later = readings[1:]
         axes.plot(
-            [r.seconds for r in shown],
-            [factor * r.metrics[name] for r in shown],
+            [r.seconds for r in later],
+            [factor * r.metrics[name] for r in later],
             "-" if many else "o",
             label=way,
         )
@@ -186,12 +205,12 @@ def main() -> None:
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of Adam and SGD")
     parser.add_argument("--finetune-epochs", type=int, default=20)
-    parser.add_argument("--ways", nargs="+", default=["subspace", "rounds", "adam", "sgd", "finetune"])
+    parser.add_argument("--ways", nargs="+", default=["subspace", "rounds", "adam", "sgd", "finetune", "lora"])
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
     found = run(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    shown = table(found)
+    text = table(found)
     threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
     about: dict[str, Any] = {
         "data": arguments.data.name,
@@ -201,13 +220,13 @@ def main() -> None:
         "readings": {way: [asdict(reading) for reading in readings] for way, readings in found.items()},
     }
     (arguments.out / "time_to_accuracy.json").write_text(json.dumps(about, indent=1) + "\n")
-    (arguments.out / "time_to_accuracy.md").write_text(shown + "\n")
+    (arguments.out / "time_to_accuracy.md").write_text(text + "\n")
     plot(
         found,
         arguments.out / "time_to_accuracy.png",
         f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}",
     )
-    print(shown)
+    print(text)
 
 
 if __name__ == "__main__":

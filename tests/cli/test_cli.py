@@ -455,3 +455,14 @@ def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(found.json["rows"]) == 4
     files = {"encoder.safetensors", "model.safetensors", "comparison.png", "comparison.json"}
     assert {path.name for path in (tmp_path / "demo").iterdir()} == files
+
+
+def test_checkpoint_of_another_command_is_refused(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    command = ("fit", pictures, "-b", f"gradfeat/{encoder}", "--mode", "activation", "--checkpoint", tmp_path / "parts")
+    first, again = (run(*command, "-o", tmp_path / name, "--json") for name in ("a.safetensors", "b.safetensors"))
+    assert first.code == again.code == 0, first.err
+    assert list((tmp_path / "parts").glob("*/probe.safetensors"))
+    assert first.json["probe_penalty"] == again.json["probe_penalty"]
+    other = run(*command, "-o", tmp_path / "c.safetensors", "--seed", "1")
+    assert other.code
+    assert "random_state 0 there, 1 now" in " ".join(other.err.split())

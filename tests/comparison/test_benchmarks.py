@@ -1,0 +1,85 @@
+"""The rivals and tables of the benchmarks, on a few small pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import depths, time_to_accuracy
+from benchmarks.lora import LowRank, fit_lora
+from gradfeat.fitting import Problem, loss_at, new_model
+from gradfeat.metrics import expected_calibration_error
+from gradfeat.pretrain import save_encoder
+from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.solvers.schedule import paper_schedule
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
+    for part, n in (("train", 40), ("test", 20)):
+        y = np.arange(n) % 2
+        parts[f"X_{part}"] = (rng.integers(0, 128, size=(n, 8, 8, 1)) + 60 * y[:, None, None, None]).astype(np.uint8)
+        parts[f"y_{part}"] = y
+    np.savez(folder / "shades.npz", **parts)
+    torch.manual_seed(0)
+    scaling = {"size": [8, 8], "mean": [0.5], "std": [0.5], "resize": "squash", "channels": 1}
+    encoder = ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval()
+    path = save_encoder(encoder, folder / "encoder.safetensors", task="vae", preprocessing=scaling)
+    names: dict[str, Any] = {"weights": None, "theta2": None, "image_size": None, "augment": None}
+    return argparse.Namespace(data=folder / "shades.npz", backbone=f"gradfeat/{path}", **names)
+
+
+@pytest.fixture(scope="module")
+def problem(arguments: argparse.Namespace) -> Problem:
+    return time_to_accuracy.prepared(arguments)[0]
+
+
+def test_lora_starts_as_the_probe_and_moves_weights_by_a_low_rank(problem: Problem) -> None:
+    everything = torch.arange(problem.n)
+    start = LowRank(problem, 2, torch.Generator().manual_seed(0))
+    probe = problem.store.features @ problem.probe.omega + problem.probe.bias
+    torch.testing.assert_close(start(everything), probe, rtol=1e-4, atol=1e-4)
+    schedule = paper_schedule("adam", problem.n, batch_size=8, epochs=4)
+    fit = fit_lora(problem, schedule, rank=2)
+    assert fit.selection is not None
+    assert len(fit.selection.scores) == 6
+    assert loss_at(problem, fit.model, everything) < loss_at(
+        problem, new_model(problem, "activation", "standard"), everything
+    )
+    for name, moved in fit.model.w2.items():
+        if moved.ndim < 2:
+            assert not moved.any(), name
+        else:
+            values = torch.linalg.svdvals(moved.detach().flatten(1))
+            assert float(values[0]) > 0
+            assert float(values[2:].max()) < 1e-5 * float(values[0])
+
+
+def test_judge_tells_the_calibration_error(arguments: argparse.Namespace) -> None:
+    problem, judge = time_to_accuracy.prepared(arguments)
+    model = new_model(problem, "activation", "standard")
+    probability = problem.loss.predict_proba(judge.store.features.double() @ model.w1.double() + model.b.double())
+    found = judge(model)["calibration_error"]
+    assert found == pytest.approx(expected_calibration_error(judge.truth, probability.detach().numpy()), abs=1e-5)
+
+
+def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    ways = argparse.Namespace(**vars(arguments), ways=["subspace", "lora"], finetune_epochs=1, epochs=1)
+    text = time_to_accuracy.table(time_to_accuracy.run(ways))
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| probe", "| subspace", "| lora"]
+    assert "| accuracy % | log loss | calibration error |" in text
+    own = argparse.Namespace(**vars(arguments), ways=["probe", "full"], epochs=1)
+    rows = depths.run(own)
+    assert [(row["depth"], row["model"]) for row in rows][:2] == [("topmost layer", "probe"), ("topmost layer", "full")]
+    sizes = [row["parameters"] for row in rows if row["model"] == "full"]
+    assert len(sizes) >= 2
+    assert sizes == sorted(set(sizes))  # each deeper than the one before
+    assert len(depths.table(rows).splitlines()) == len(rows) + 2
