@@ -145,7 +145,7 @@ def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path |
         raise DataError(f"there is no folder {folder}")
     places = {key: find_data(key, folder) for key in _DATA[name]}
     found = {key: path for key, path in places.items() if path is not None}
-    missing = [f"{KNOWN[key].title}: not found in {folder}: {KNOWN[key].advice}" for key in places if key not in found]
+    missing = [f"{KNOWN[key].title}: not found in the data folder: {KNOWN[key].advice}" for key in places if key not in found]
     if not found:
         raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
     return dict(found), missing
