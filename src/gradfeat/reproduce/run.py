@@ -145,7 +145,9 @@ def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path |
         raise DataError(f"there is no folder {folder}")
     places = {key: find_data(key, folder) for key in _DATA[name]}
     found = {key: path for key, path in places.items() if path is not None}
-    missing = [f"{KNOWN[key].title}: not found in the data folder: {KNOWN[key].advice}" for key in places if key not in found]
+    missing = [
+        f"{KNOWN[key].title}: not found in the data folder: {KNOWN[key].advice}" for key in places if key not in found
+    ]
     if not found:
         raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
     return dict(found), missing
@@ -168,7 +170,9 @@ def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: s
 def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, file: Path | None) -> str:
     if file is not None:
         task = read_architecture(file)[1]["task"]
-        return f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint[:16]}"
+        return (
+            f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint[:16]}"
+        )
     images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
     return f"{key}, encoder {plan.name}: {size.epochs[plan.name]} epochs of {plan.task} on {images} training images"
 
