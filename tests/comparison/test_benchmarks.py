@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from benchmarks import depths, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
+
 from gradfeat.fitting import Problem, loss_at, new_model
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.pretrain import save_encoder
