@@ -208,7 +208,7 @@ class Subspace:
         k = len(self._w1)
         gradient2 = self.features.transpose(slope, self.seen)
         add_scaled(gradient2, penalties.w2, self._combined(point))
-        step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace))
+        step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace, 1e-30))
         promised = inner(gradient2, step2)
         if self.mean is not None:
             gradient = self._centred[self.seen].T @ slope.to(self._centred)
