@@ -115,12 +115,13 @@ def linearize(
         layer_kinds=_layer_kinds(captured),
         notes=captured.notes,
     )
-    z0 = _find_layouts(blueprint, start, example)
+    two = pytree.tree_map(lambda leaf: leaf[[1, 0]] if isinstance(leaf, Tensor) else leaf, example)
+    z0 = _find_layouts(blueprint, start, example, two)
     for node in captured.graph.nodes:
         node.meta.clear()  # shapes and stack traces have served
     linearization = Linearization(blueprint, start)
     if check:
-        _check(network, features, linearization, example, z0)
+        _check(network, features, linearization, two, z0)
     return linearization
 
 
@@ -166,18 +167,17 @@ def _three_rows(leaf: Tensor) -> Tensor:
     return leaf
 
 
-def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -> Tensor | Residuals:
+def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any, two: Any) -> Tensor | Residuals:
     """Run the programs on samples (a, b, c) and (b, a), and see where the samples lie in what they return.
 
     Returns:
-        z₀ of the three, with the sample as first axis.
+        z₀ of the two, with the sample as first axis.
     """
     needed = {node for name in ("bottom", "primal") for node in blueprint.attributes[name].values()}
     values = blueprint.parts.constant_values(needed, theta2)
     bottom, primal = (
         build_module(blueprint.graphs[name], blueprint.attributes[name], values) for name in ("bottom", "primal")
     )
-    two = pytree.tree_map(lambda leaf: leaf[[1, 0]] if isinstance(leaf, Tensor) else leaf, three)
     with torch.no_grad():
         z0 = [bottom(n, *_tensors(batch)) for n, batch in ((3, three), (2, two))]
         out = [primal(n, *z) for n, z in zip((3, 2), z0, strict=True)]
@@ -192,7 +192,7 @@ def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any) -
         "z0": sum(value.numel() * value.element_size() for value in z0[0]) // 3,
         "residuals": sum(value.numel() * value.element_size() for value in out[0][1:]) // 3,
     }
-    packed = tuple(layout.pack(value, 3) for layout, value in zip(blueprint.z0_layouts, z0[0], strict=True))
+    packed = tuple(layout.pack(value, 2) for layout, value in zip(blueprint.z0_layouts, z0[1], strict=True))
     return packed[0] if len(packed) == 1 else packed
 
 
@@ -216,7 +216,7 @@ def _layer_kinds(captured: Captured) -> dict[str, str]:
 def _check(
     network: nn.Module, features: Features, linearization: Linearization, example: Any, z0: Tensor | Residuals
 ) -> None:
-    """Compare the programs with the network, and the tangent with torch's derivative, on the example."""
+    """Compare the programs with the network, and the tangent with torch's derivative, on two samples and their z₀."""
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     f, residuals = linearization.primal(z0)
