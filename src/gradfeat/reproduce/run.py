@@ -170,9 +170,8 @@ def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: s
 def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, file: Path | None) -> str:
     if file is not None:
         task = read_architecture(file)[1]["task"]
-        return (
-            f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint[:16]}"
-        )
+        fingerprint = backbone.fingerprint[:16]
+        return f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {fingerprint}"
     images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
     return f"{key}, encoder {plan.name}: {size.epochs[plan.name]} epochs of {plan.task} on {images} training images"
 
