@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,27 @@ from gradfeat.reproduce.report import Number
 from gradfeat.reproduce.scales import SCALES, Scale
 
 QUICK = {"protocol": "paper", "say": lambda line: None}
+
+ROWS = dict(baselines.ROWS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_baselines() -> Iterator[None]:
+    """Leave out the rows of other methods, which have a test of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ROWS:
+            patch.delitem(baselines.ROWS, name)
+        yield
+
+
+def test_rows_of_other_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, row in ROWS.items():
+        monkeypatch.setitem(baselines.ROWS, name, row)
+    outcome = reproduce("table3", out=tmp_path, say=lambda line: None)
+    accuracies = {name: result["accuracy"] for name, result in outcome.results.items() if ".baseline." in name}
+    assert [name.rpartition(".")[2] for name in accuracies] == ["k-nn", "all-layers", "lqf"]
+    assert min(accuracies.values()) > 0.5  # chance is 0.1
+    assert "| k-NN | all layers | LQF |" in (tmp_path / "table3.md").read_text()
 
 
 @pytest.fixture(scope="module")
