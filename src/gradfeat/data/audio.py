@@ -8,8 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from scipy.io import wavfile
-from scipy.signal import resample_poly
 
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.folder import class_folders
@@ -90,6 +88,8 @@ def read_wav(path: str | os.PathLike[str], rate: int = RATE) -> tuple[np.ndarray
     Raises:
         DataError: It cannot be read, has no samples, or has values that are not finite.
     """
+    from scipy.io import wavfile  # here, since the command line knows this module by its constants too
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that are not sound
@@ -110,6 +110,8 @@ def read_wav(path: str | os.PathLike[str], rate: int = RATE) -> tuple[np.ndarray
         raise DataError(f"{path} has NaN or infinite samples")
     one = sound.mean(1)
     if found != rate:
+        from scipy.signal import resample_poly
+
         common = math.gcd(int(found), int(rate))
         one = resample_poly(one, rate // common, found // common)
     return one.astype(np.float32), channels
