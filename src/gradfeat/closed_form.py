@@ -22,7 +22,7 @@ from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, fit_probes
+from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, fit_probes
 from gradfeat.solvers.dual import Dual, DualPath, DualPoint
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
@@ -99,7 +99,7 @@ def fit_closed_form(
         notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
         w1, w2 = probe.penalty, dual.unit
     else:
-        w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
+        w1, w2 = as_pair(penalty)
     point = dual.at(w1).solve(w2)
     model = samples.model(probe, point)
     seconds, passes = time.perf_counter() - begun, samples.passes

@@ -26,6 +26,7 @@ from gradfeat.selection import (
     STAGES,
     Choice,
     Tried,
+    as_pair,
     choose_penalties,
     fit_probes,
     make_subspace,
@@ -102,8 +103,7 @@ def fit_convex(
     elif isinstance(penalty, str):
         penalties = Penalties(problem.probe.penalty, subspace.unit)
     else:
-        pair = [float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty))]
-        penalties = Penalties(*pair)
+        penalties = Penalties(*as_pair(penalty))
     with progress.step(mode):
         combination, solution = subspace.solve(penalties)
     w1, b, w2 = subspace.weights(combination)

@@ -16,7 +16,7 @@ from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.progress import Progress
-from gradfeat.selection import Choice
+from gradfeat.selection import Choice, as_pair
 from gradfeat.solvers.dual_newton import curvature_unit, newton_dual
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.subspace import Solution
@@ -80,7 +80,7 @@ def fit_representer(
         elif isinstance(penalty, str):
             w1, w2 = probe.penalty, unit
         else:
-            w1, w2 = (float(value) for value in (penalty if isinstance(penalty, Sequence) else (penalty, penalty)))
+            w1, w2 = as_pair(penalty)
         point = newton_dual(
             kernel,
             samples.f,

@@ -100,6 +100,12 @@ class Choice:
         return self.w2 < float("inf")
 
 
+def as_pair(penalty: float | Sequence[float]) -> tuple[float, float]:
+    """Return λ of w₁ and of w₂ from one number for both, or a pair."""
+    w1, w2 = penalty if isinstance(penalty, Sequence) else (penalty, penalty)
+    return float(w1), float(w2)
+
+
 def make_subspace(
     store: SampleStore,
     y: Tensor,
