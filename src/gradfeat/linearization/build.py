@@ -28,6 +28,8 @@ from gradfeat.linearization.rules import RULES
 from gradfeat.linearization.theta2 import Candidate, candidates, select
 from gradfeat.linearization.trace import Trace
 
+_DRAWN = 65_521  # a prime, so that rows of a matrix differ; drawing a hundred million numbers takes a second
+
 
 def linearize(
     network: nn.Module,
@@ -232,12 +234,8 @@ def _check(
             "the captured graph does not compute the network's features: they differ by "
             f"{(expected - f).abs().max().item():.3g}. The network takes a path that depends on the data"
         )
-    generator = torch.Generator().manual_seed(0)
     theta2 = linearization.theta2
-    w2 = {
-        name: torch.randn(value.shape, generator=generator).to(value) * (value.std(correction=0).item() or 1.0)
-        for name, value in theta2.items()
-    }
+    w2 = {name: _noise_like(value) for name, value in theta2.items()}
     try:
         oracle = torch.func.jvp(lambda point: linearization.network(point, z0), (theta2,), (w2,))[1]
     except (NotImplementedError, RuntimeError):
@@ -249,6 +247,13 @@ def _check(
             f"the tangent disagrees with torch.func.jvp by {error:.3g} (largest {oracle.abs().max().item():.3g}). "
             "Please report this network; check=False skips this test"
         )
+
+
+def _noise_like(value: Tensor) -> Tensor:
+    """Return random numbers, as spread as a parameter's own; a long parameter gets some of them again and again."""
+    drawn = torch.randn(min(value.numel(), _DRAWN), generator=torch.Generator().manual_seed(0)).to(value)
+    repeated = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()]
+    return repeated.view(value.shape) * (value.std(correction=0).item() or 1.0)
 
 
 @contextlib.contextmanager

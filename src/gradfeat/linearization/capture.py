@@ -1,7 +1,7 @@
 """Capture: a network and an example become one functional ATen graph with a free batch size.
 
-`torch.export` does the work. Its graph may still write in place (``relu_``); such writes are rewritten here when
-nothing else sees the overwritten value, which is nearly always, and otherwise left to torch's own functionalization.
+`torch.export` does the work. Its graph may still write in place (``relu_``); such writes are rewritten (see
+`inplace`), and left to torch's own functionalization where that cannot be done.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from gradfeat.errors import ConfigurationError, GradfeatWarning, LinearizationError, did_you_mean
-
-aten = torch.ops.aten
+from gradfeat.linearization.inplace import write_out_of_place
 
 Features = None | str | Callable[[Any], Tensor]
 
@@ -183,7 +182,8 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
         raise LinearizationError(
             f"{type(network).__name__} cannot be captured with a free batch size: {_why(error)}"
         ) from error
-    if not _write_out_of_place(program.graph):
+    _erase_checks(program.graph)
+    if not write_out_of_place(program.graph):
         with _quiet_export():
             table = torch.export.default_decompositions()
             for operation in keep & set(table):
@@ -265,106 +265,11 @@ _CHECKS_ONLY = {
 }
 
 
-_SOMETIMES_VIEWS = {
-    *(
-        "reshape",
-        "reshape_as",
-        "contiguous",
-        "flatten",
-        "unflatten",
-        "to",
-        "type_as",
-        "dropout",
-        "alpha_dropout",
-        "feature_dropout",
-    ),
-    *(
-        "chunk",
-        "split",
-        "tensor_split",
-        "movedim",
-        "squeeze",
-        "expand_as",
-        "view_as",
-        "narrow",
-        "detach",
-        "einsum",
-        "ravel",
-    ),
-}
-
-
-def _write_out_of_place(graph: fx.Graph) -> bool:
-    """Rewrite in-place operations as their functional twins; False if one cannot be rewritten here.
-
-    ``y = relu_(x)`` becomes ``y = relu(x)`` and later uses of x become uses of y. That is right unless another view of
-    the same memory is read later, which is checked.
-    """
-    position = {node: index for index, node in enumerate(graph.nodes)}
+def _erase_checks(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
-        if node.op == "get_attr":
-            return False  # a nested graph (a no_grad or autocast region)
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            if isinstance(node.target, torch._ops.HigherOrderOperator):
-                return False
-            continue
-        schema = node.target._schema
-        if schema.name.split("::")[-1] in _CHECKS_ONLY:
-            continue
-        if not schema.is_mutable:
-            continue
-        functional = _functional_twin(node.target)
-        target = node.args[0] if node.args else None
-        if (
-            functional is None
-            or not isinstance(target, fx.Node)
-            or target.op == "placeholder"
-            or node.kwargs.get("out")
-        ):
-            return False
-        if any(
-            position[user] > position[node] for alias in _aliases(target) if alias is not target for user in alias.users
-        ):
-            return False
-        node.target = functional
-        for user in [user for user in target.users if position[user] > position[node]]:
-            user.replace_input_with(target, node)
-    return True
-
-
-def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    name = target._schema.name.split("::")[-1]
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    packet = getattr(aten, name[:-1], None)
-    return getattr(packet, target._overloadname, None) if packet is not None else None
-
-
-def _aliases(node: fx.Node) -> set[fx.Node]:
-    """All nodes that may share memory with `node`, through views up and down."""
-    found = {node}
-    queue = [node]
-    while queue:
-        current = queue.pop()
-        neighbours = [user for user in current.users if _is_view(user)]
-        if _is_view(current):
-            neighbours += [source for source in current.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
-        for neighbour in neighbours:
-            if neighbour not in found:
-                found.add(neighbour)
-                queue.append(neighbour)
-    return found
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.op != "call_function":
-        return False
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return getattr(node.target, "__name__", "") == "getitem"
-    if node.target._schema.is_mutable:
-        return False  # its result is the overwritten value itself, which the rewriting follows
-    # operations that return a view only sometimes (reshape, contiguous ...) do not say so in their schema
-    return node.target.is_view or node.target._schema.name.split("::")[-1] in _SOMETIMES_VIEWS
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name.split("::")[-1] in _CHECKS_ONLY:
+            graph.erase_node(node)
 
 
 def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Captured:
@@ -394,10 +299,7 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
             parameters.append(short)
     aliases = _shared_names(network)
     _merge_shared(graph, values, constants, parameters, aliases)
-    for node in list(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.name.split("::")[-1] in _CHECKS_ONLY:
-            graph.erase_node(node)
+    _erase_checks(graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
     features = output.args[0][0]
     graph.eliminate_dead_code()

@@ -37,7 +37,7 @@ SCALES = {
     for scale in (
         Scale("smoke", {"table1": 200, "table3": 200}, None, {"tiny": 3}, 40, "own", splits=1, digits=True),
         # Table 1 has 51 fits through up to three convolutions, where Table 3 has three through one
-        Scale("reduced", {"table1": 2_500, "table3": 5_000}, 20_000, {"bigan": 3, "vae": 10}, 800, "own"),
+        Scale("reduced", {"table1": 2_500, "table3": 5_000}, 20_000, {"bigan": 6, "vae": 10}, 800, "own"),
         Scale("full", {}, None, {"bigan": 100, "vae": 100}, None, "paper"),
     )
 }

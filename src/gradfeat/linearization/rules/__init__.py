@@ -46,6 +46,7 @@ _CONSTANT = {
     *("detach", "sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside"),
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty", "argmax", "argmin", "floor_divide", "sym_size", "lift_fresh"),
+    "fill.Scalar",
 }
 
 
@@ -56,7 +57,10 @@ def has_derivative(node: fx.Node) -> bool:
     if not any(isinstance(output, Tensor) and output.dtype.is_floating_point for output in outputs):
         return False
     schema = getattr(node.target, "_schema", None)
-    return schema is None or schema.name.split("::")[-1] not in _CONSTANT
+    if schema is None:
+        return True
+    name = schema.name.split("::")[-1]
+    return name not in _CONSTANT and f"{name}.{schema.overload_name}" not in _CONSTANT
 
 
 from gradfeat.linearization.rules import (  # noqa: E402  (they register themselves)
