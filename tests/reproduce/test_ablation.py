@@ -17,7 +17,7 @@ from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import batch_logits, fit_mode, new_model
 from gradfeat.losses import CrossEntropy
 from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.reproduce.ablation import ablation_problem, mixed_encoder, random_probe, top_layers
+from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import PAPER
 
@@ -38,7 +38,7 @@ def parts():
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.3)
-    b = mixed_encoder(a, DEPTH, theta1="random", theta2="pre-trained", images=x, seed=1)
+    b = mixed_network(a, top_layers(a, DEPTH), theta1="random", theta2="pre-trained", images=x, seed=1)
     return x, y, a, b
 
 
@@ -173,7 +173,7 @@ def test_what_an_ablation_cannot_be_is_refused(parts):
     with pytest.raises(ConfigurationError, match="1 to 3"):
         top_layers(b, 4)
     with pytest.raises(ConfigurationError, match="not 'trained'"):
-        mixed_encoder(a, 1, theta1="trained", theta2="random", images=x, seed=0)
+        mixed_network(a, top_layers(a, 1), theta1="trained", theta2="random", images=x, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -188,22 +188,22 @@ def test_what_an_ablation_cannot_be_is_refused(parts):
 def test_only_the_named_layers_are_random(parts, theta1, theta2, anew):
     x, _, a, _ = parts
     before = {name: value.clone() for name, value in a.state_dict().items()}
-    mixed = mixed_encoder(a, DEPTH, theta1=theta1, theta2=theta2, images=x, seed=0)
+    mixed = mixed_network(a, top_layers(a, DEPTH), theta1=theta1, theta2=theta2, images=x, seed=0)
     for i, block in enumerate(mixed.blocks):
         for name, value in block.state_dict().items():
             if "num_batches" not in name:
                 assert torch.equal(value, before[f"blocks.{i}.{name}"]) == (i not in anew), (i, name)
     assert all(torch.equal(value, before[name]) for name, value in a.state_dict().items())
     assert not any(module.training for module in mixed.modules())
-    again = mixed_encoder(a, DEPTH, theta1=theta1, theta2=theta2, images=x, seed=0)
-    other = mixed_encoder(a, DEPTH, theta1=theta1, theta2=theta2, images=x, seed=1)
+    again = mixed_network(a, top_layers(a, DEPTH), theta1=theta1, theta2=theta2, images=x, seed=0)
+    other = mixed_network(a, top_layers(a, DEPTH), theta1=theta1, theta2=theta2, images=x, seed=1)
     same = [torch.equal(features(mixed, x), features(network, x)) for network in (again, other)]
     assert same == [True, not anew]
 
 
 def test_statistics_of_random_layers_are_those_of_the_images(parts):
     x, _, a, _ = parts
-    mixed = mixed_encoder(a, DEPTH, theta1="random", theta2="random", images=x, seed=0)
+    mixed = mixed_network(a, top_layers(a, DEPTH), theta1="random", theta2="random", images=x, seed=0)
     z = x.batch(range(N))
     with torch.no_grad():
         for conv, norm, act in mixed.blocks:

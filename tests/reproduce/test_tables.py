@@ -135,7 +135,7 @@ def test_the_cells_of_table1_are_the_papers(first):
         def cell(self, seed, mode, gradients):
             return (mode, gradients.depth, gradients.theta1, gradients.theta2, gradients.omega, seed)
 
-    cells = table1.cells(Names(), [0])
+    cells = table1.TABLE.cells(Names(), [0])
     assert len(cells) == len(set(cells)) == 1 + 8 * 3 * 2 + 3
     assert [cell for cell in cells if cell[0] == "finetune"] == [
         ("finetune", depth, "pre-trained", "pre-trained", "pre-trained", 0) for depth in (1, 2, 3)

@@ -395,25 +395,30 @@ def pretrain(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="TABLE", help="table1 or table3.")],
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="table1, table2, table3 or table4.")],
     scale: Annotated[
         str,
         typer.Option(
             help="smoke (no download, a minute), reduced (fewer labels, an hour on two cores) or full (the paper's)."
         ),
     ] = "smoke",
-    data: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10, CIFAR-100 and SVHN; not for smoke.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the data sets of the table; not for smoke.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for cells and tables. [reproduced/TABLE-SCALE]")
     ] = None,
     encoder: Annotated[
-        Path | None, typer.Option(help="File of `gradfeat pretrain`, instead of pre-training in place.")
+        Path | None,
+        typer.Option(
+            help="File of `gradfeat pretrain`, instead of pre-training in place; for table2 and table4 also weights of the "
+            "network trained on ImageNet."
+        ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="own, paper, paper-voc or published-code. [full: paper; else own]")
+        str | None, typer.Option(help="own, paper, paper-voc or published-code. [full: paper or paper-voc; else own]")
     ] = None,
     labels: Annotated[
-        int | None, typer.Option(help="Labelled training images. [of the scale: 200; 2,500 or 5,000; all]")
+        int | None,
+        typer.Option(help="Labelled training images. [smoke: 200; reduced: table1 2,500, table3 5,000; else all]"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
     device: Device = "auto",

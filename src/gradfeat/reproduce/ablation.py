@@ -41,40 +41,47 @@ def top_layers(encoder: ConvEncoder, depth: int) -> list[str]:
     return [f"blocks.{i}" for i in range(blocks - depth, blocks)]
 
 
-def mixed_encoder(
-    pretrained: ConvEncoder, depth: int, *, theta1: str, theta2: str, images: Batches, seed: int
-) -> ConvEncoder:
-    """Return the encoder with its bottom or its top layers, or both, initialized anew.
+def mixed_network(
+    pretrained: nn.Module, top: Sequence[str], *, theta1: str, theta2: str, images: Batches, seed: int
+) -> nn.Module:
+    """Return the network with its bottom or its top layers, or both, initialized anew.
 
     Random layers are of the same architecture, with PyTorch's initial weights. The statistics of a fresh batch norm
     (mean 0, variance 1) are of no data, so they are estimated on `images`, in this network. Pre-trained layers keep
     their own statistics.
 
     Args:
-        pretrained: The encoder; not changed.
-        depth: How many of the topmost convolutions are θ₂; all others are θ₁.
+        pretrained: The network; not changed.
+        top: Names of the modules that are θ₂; all others are θ₁.
         theta1: "random" or "pre-trained".
         theta2: The same.
         images: What statistics are estimated on: training data.
         seed: Of the random layers.
 
     Raises:
-        ConfigurationError: A state or a depth that is not known.
+        ConfigurationError: A state that is not known, or parameters that no layer of PyTorch's own kind initializes.
     """
     for name, state in (("theta1", theta1), ("theta2", theta2)):
         if state not in STATES:
             raise ConfigurationError(f"{name} must be one of {', '.join(STATES)}, not {state!r}")
-    top = top_layers(pretrained, depth)
     network = copy.deepcopy(pretrained).eval()
+    anew = {}
     with seeded(_stream(seed, _LAYERS)):
-        fresh = ConvEncoder(**pretrained.arguments)
-    anew = []
-    for i, block in enumerate(network.blocks):
-        if (theta2 if f"blocks.{i}" in top else theta1) == "random":
-            block.load_state_dict(fresh.blocks[i].state_dict())
-            anew.append(block)
+        for name, module in copy.deepcopy(network).named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()  # all layers draw, so that a layer's weights do not depend on which others are random
+            state = theta2 if any(name == t or name.startswith(f"{t}.") for t in top) else theta1
+            if state == "pre-trained":
+                continue
+            if reset is not None:
+                anew[name] = module.state_dict()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise ConfigurationError(f"{name} ({type(module).__name__}) cannot be initialized anew")
+    for name, fresh in anew.items():
+        network.get_submodule(name).load_state_dict(fresh)
     if anew:
-        estimate_statistics(network, anew, images)
+        estimate_statistics(network, [network.get_submodule(name) for name in anew], images)
     return network
 
 

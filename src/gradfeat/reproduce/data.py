@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gradfeat.data.images import read_image
 from gradfeat.data.load import existing, official
 from gradfeat.data.svhn import SOURCE as SVHN_SOURCE
 from gradfeat.errors import DataError
+from gradfeat.losses import CrossEntropy, Loss
 from gradfeat.pretrain.images import to_arrays
 
 
@@ -60,6 +61,36 @@ KNOWN = {
 }
 
 
+class LabelledData(Protocol):
+    """What an experiment needs of a data set."""
+
+    @property
+    def name(self) -> str:
+        """For tables and files."""
+
+    @property
+    def note(self) -> str:
+        """What a reader of the numbers should know."""
+
+    @property
+    def loss(self) -> Loss:
+        """The task's."""
+
+    @property
+    def test(self) -> Any:
+        """Test images, as `Inputs` takes them."""
+
+    @property
+    def y_test(self) -> np.ndarray:
+        """(m,) or (m, c)."""
+
+    def digest(self) -> str:
+        """Return a digest of all images and labels."""
+
+    def labelled(self, n: int | None, seed: int) -> tuple[Any, np.ndarray]:
+        """Return n training images and their labels; all of them, in their order, where n is None."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """Images in memory, with labels as whole numbers from 0.
@@ -79,6 +110,7 @@ class ImageData:
     test: np.ndarray
     y_test: np.ndarray
     note: str = ""
+    loss: Loss = field(default_factory=CrossEntropy)
 
     def digest(self) -> str:
         """Return a digest of all images and labels."""

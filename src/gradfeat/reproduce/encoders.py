@@ -94,17 +94,25 @@ def read_encoder(path: Path, plan: EncoderPlan, channels: int) -> Backbone:
 
 
 def pretrained_in_place(
-    plan: EncoderPlan, images: np.ndarray, folder: Path, *, epochs: int, device: str, say: Say
+    plan: EncoderPlan,
+    images: np.ndarray,
+    folder: Path,
+    *,
+    epochs: int,
+    device: str,
+    say: Say,
+    labels: np.ndarray | None = None,
 ) -> Backbone:
     """Pre-train an encoder, or go on where a run in this folder stopped, and return it as its file says.
 
     Args:
         plan: Which.
-        images: uint8 (n, h, w, c), without labels.
+        images: uint8 (n, h, w, c).
         folder: Gets the state, the losses, pictures and ``encoder.safetensors``.
         epochs: Passes over the images.
         device: By name.
         say: Takes a line after each epoch.
+        labels: (n,), for a task that learns from labels.
 
     Raises:
         ConfigurationError: The folder has a run of other images or another length.
@@ -113,6 +121,7 @@ def pretrained_in_place(
         network = ConvEncoder(images.shape[-1], **plan.arguments)
     encoder = pretrain_encoder(
         images,
+        labels,
         task=plan.task,
         network=network,
         epochs=epochs,

@@ -16,8 +16,30 @@ PUBLISHED = "published"  # header of a column of the paper's numbers
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a table shows of a cell's result.
+
+    Attributes:
+        key: In the result; a share, 0 to 1.
+        title: For people.
+        unit: For an axis.
+    """
+
+    key: str
+    title: str
+    unit: str
+
+
+ACCURACY = Metric("accuracy", "accuracy in %", "accuracy %")
+MAP = (
+    Metric("map_11point", "mean average precision in %, 11-point as of VOC 2007", "mAP % (11-point)"),
+    Metric("map_area", "mean average precision in %, area under the curve", "mAP % (area)"),
+)
+
+
+@dataclass(frozen=True)
 class Number:
-    """An accuracy in percent over seeds.
+    """A share in percent over seeds: an accuracy, or a mean average precision.
 
     Attributes:
         values: One for each seed that is there.
@@ -26,9 +48,9 @@ class Number:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, results: Mapping[str, Result], names: Sequence[str]) -> Number:
+    def of(cls, results: Mapping[str, Result], names: Sequence[str], metric: str = "accuracy") -> Number:
         """Read the cells of some names, one for each seed; those that are not there are left out."""
-        return cls(tuple(100 * float(results[name]["accuracy"]) for name in names if name in results))
+        return cls(tuple(100 * float(results[name][metric]) for name in names if name in results))
 
     @property
     def mean(self) -> float | None:
@@ -55,18 +77,25 @@ class Table:
         header: Names of the columns.
         rows: As many cells each.
         remarks: Below it.
+        more: The same by another metric, for its own place in the text: (metric, rows).
     """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     remarks: list[str]
+    more: tuple[str, list[list[str]]] | None = None
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [f"# {self.title}", "", "| " + " | ".join(self.header) + " |", "|" + "---|" * len(self.header)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        lines = [f"# {self.title}", "", *self._grid(self.rows)]
+        if self.more is not None:
+            lines += ["", f"{self.more[0]}:", "", *self._grid(self.more[1])]
         return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks)]) + "\n"
+
+    def _grid(self, rows: list[list[str]]) -> list[str]:
+        lines = ["| " + " | ".join(self.header) + " |", "|" + "---|" * len(self.header)]
+        return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
     def narrow(self) -> tuple[list[str], list[list[str]]]:
         """Return header and rows for a terminal: without the published numbers, and "trained" for "pre-trained"."""
@@ -86,6 +115,7 @@ class Panel:
         published: As `points`, the paper's.
         label: What the rows are.
         apart: Distance of the points of one row, in rows.
+        unit: Of the points.
     """
 
     title: str
@@ -95,6 +125,7 @@ class Panel:
     published: Mapping[str, Sequence[float | None]]
     label: str = ""
     apart: float = 0.0
+    unit: str = ACCURACY.unit
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Path:
@@ -133,7 +164,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
         axes.set_title(panel.title, fontsize=10)
         axes.set_yticks(list(places), list(panel.rows), fontsize=8)
         axes.set_ylim(len(panel.rows) - 0.5, -0.5)
-        axes.set_xlabel("accuracy %")
+        axes.set_xlabel(panel.unit)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     axes_of[0].set_ylabel(panels[0].label)

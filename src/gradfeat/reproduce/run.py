@@ -9,37 +9,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from gradfeat._version import __version__
-from gradfeat.backbones import Backbone
-from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.fitting import check_device
-from gradfeat.pretrain.encoder_file import read_architecture, write_whole
-from gradfeat.reproduce import table1, table3
+from gradfeat.pretrain.encoder_file import write_whole
+from gradfeat.reproduce import table1, table2, table3, table4
+from gradfeat.reproduce.ablation_table import Ablation, AblationTable
 from gradfeat.reproduce.cells import Cell, Result, Say, finished_cells, run_cells
-from gradfeat.reproduce.data import KNOWN, ImageData, digits, find_data, load_data
-from gradfeat.reproduce.encoders import (
-    BIGAN_PLAN,
-    TINY_PLAN,
-    VAE_PLAN,
-    EncoderPlan,
-    plan_of,
-    pretrained_in_place,
-    read_encoder,
-)
-from gradfeat.reproduce.protocols import Protocol, protocol_named
+from gradfeat.reproduce.models_table import FourModels, ModelsTable
+from gradfeat.reproduce.plan import SCENES, Request, find, settings
+from gradfeat.reproduce.protocols import protocol_named
 from gradfeat.reproduce.report import Table, draw
-from gradfeat.reproduce.scales import Scale, scale_named
+from gradfeat.reproduce.scales import scale_named
 from gradfeat.reproduce.setting import Setting
 
-TABLES = ("table1", "table3")
+TABLES: dict[str, Ablation | FourModels] = {
+    "table1": table1.TABLE,
+    "table2": table2.TABLE,
+    "table3": table3.TABLE,
+    "table4": table4.TABLE,
+}
 _LEAST = 100  # labels: one of each class of CIFAR-100
-_DATA = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
-_PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
 
 
 @dataclass(frozen=True)
@@ -73,12 +67,14 @@ def reproduce(
     """Compute a table of the paper, or what of it is not there yet.
 
     Args:
-        name: "table1" or "table3".
+        name: "table1" to "table4".
         out: Folder of the run: its cells, encoders and tables. The same call goes on where it stopped.
         scale: "smoke", "reduced" or "full" (see `gradfeat.reproduce.scales`).
         data: Folder with the data sets; not for "smoke".
-        encoder: File of `gradfeat pretrain` instead of pre-training in place; for table3 it stands for the encoder of
-            its task, and the other one is left out.
+        encoder: File of a network. For table1 and table3, of `gradfeat pretrain` instead of pre-training in place; for
+            table3 it stands for the encoder of its task, and the other one is left out. For table2 and table4, weights
+            of the network trained on ImageNet instead of downloading them; or of `gradfeat pretrain`: in table2 in the
+            place of that network, in table4 as a row beside it.
         protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
         labels: Labelled training images; None is the scale's own number.
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
@@ -93,7 +89,8 @@ def reproduce(
     if name not in TABLES:
         raise ConfigurationError(f"unknown table {name!r}; known are {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
     size = scale_named(scale)
-    how = protocol_named(protocol or size.protocol)
+    usual = "paper-voc" if size.protocol == "paper" and name in SCENES else size.protocol
+    how = protocol_named(protocol or usual)
     if seeds < 1:
         raise ConfigurationError(f"seeds must be 1 or more, not {seeds}")
     labelled = size.labelled.get(name) if labels is None else labels
@@ -102,102 +99,47 @@ def reproduce(
     check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    found, missing = _find(name, size, data)
+    request = Request(name, out, size, how, data, encoder, labelled, device, say)
+    found, missing = find(request)
     for line in missing:
         say(line)
-    run: dict[str, Any] = {"out": out, "size": size, "device": device, "say": say, "file": encoder}
-    settings: dict[tuple[str, str], Setting] = {}
+    shown: dict[tuple[str, str], Setting] = {}
     results: dict[str, Result] = {}
-    remarks = [*_about(name, size, how, labelled, seeds), *missing]
+    remarks = [*_about(request, seeds), *missing]
     folder = out / "cells"
     cells: list[Cell] = []
     try:
-        for key, path in found.items():
-            images = digits() if path is None else load_data(key, path, extra=size.name == "full")
-            say(_describe(images, labelled))
-            if images.note:
-                remarks.append(f"{key}: {images.note}")
-            for plan, backbone in _encoders(name, images, **run):
-                prefix = "" if name == "table1" else f"{key}.{plan.name}."
-                setting = Setting(images, backbone, size, how, labelled=labelled, device=device, prefix=prefix)
-                settings[plan.name, key] = setting
-                remarks.append(_encoder_line(key, plan, backbone, size, encoder))
-                cells = (table1 if name == "table1" else table3).cells(setting, range(seeds))
-                results |= run_cells(cells, folder, setting.configuration, say=say)
+        for planned in settings(request, found):
+            setting = shown[planned.network, planned.data] = planned.setting
+            remarks += planned.remarks
+            cells = TABLES[name].cells(setting, range(seeds))
+            results |= run_cells(cells, folder, setting.configuration, say=say)
     except KeyboardInterrupt:
-        if settings:
+        if shown:
             results |= finished_cells(cells, folder, setting.configuration)
-            _write(name, out, settings, range(seeds), results, [*remarks, "interrupted: not all cells are there"])
+            _write(name, out, shown, range(seeds), results, [*remarks, "interrupted: not all cells are there"])
         say(f"interrupted: the same command goes on from what is in {folder}")
         raise
-    return _write(name, out, settings, range(seeds), results, remarks)
+    return _write(name, out, shown, range(seeds), results, remarks)
 
 
-def _find(name: str, size: Scale, folder: Path | None) -> tuple[dict[str, Path | None], list[str]]:
-    """Return where the data sets of a table are, and a line for each that is not there."""
-    if size.digits:
-        return {"digits": None}, []
-    if folder is None:
-        advice = "".join(f"\n  {KNOWN[key].title}: {KNOWN[key].advice}" for key in _DATA[name])
-        raise DataError(f"scale {size.name!r} needs real images: give their folder with --data.{advice}")
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
-    places = {key: find_data(key, folder) for key in _DATA[name]}
-    found = {key: path for key, path in places.items() if path is not None}
-    missing = [
-        f"{KNOWN[key].title}: not found in the data folder: {KNOWN[key].advice}" for key in places if key not in found
-    ]
-    if not found:
-        raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
-    return dict(found), missing
-
-
-def _encoders(name: str, images: ImageData, *, out: Path, size: Scale, device: str, say: Say, file: Path | None) -> Any:
-    """Yield the plans of a table with their encoders."""
-    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if size.digits else _PLANS[name]
-    if file is not None:
-        plan = plan_of(file, plans)
-        yield plan, read_encoder(file, plan, images.train.shape[-1])
-        return
-    for plan in plans:
-        folder = out / "encoders" / f"{images.name}.{plan.name}"
-        some = images.unlabelled(size.unlabelled)
-        epochs = size.epochs[plan.name]
-        yield plan, pretrained_in_place(plan, some, folder, epochs=epochs, device=device, say=say)
-
-
-def _encoder_line(key: str, plan: EncoderPlan, backbone: Backbone, size: Scale, file: Path | None) -> str:
-    if file is not None:
-        task = read_architecture(file)[1]["task"]
-        fingerprint = backbone.fingerprint[:16]
-        return f"{key}, encoder {plan.name}: {file.name}, pre-trained by {task}; fingerprint {fingerprint}"
-    images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
-    return f"{key}, encoder {plan.name}: {size.epochs[plan.name]} epochs of {plan.task} on {images} training images"
-
-
-def _describe(images: ImageData, labelled: int | None) -> str:
-    n = len(images.train) if labelled is None else min(labelled, len(images.train))
-    return (
-        f"{images.name}: {len(images.train):,} training images, {n:,} of them with labels; "
-        f"{len(images.test):,} test images"
-    )
-
-
-def _about(name: str, size: Scale, protocol: Protocol, labelled: int | None, seeds: int) -> list[str]:
+def _about(request: Request, seeds: int) -> list[str]:
+    size, protocol = request.size, request.how
     shortened = "" if size.iterations is None else f"; schedules of at most {size.iterations:,} minibatches"
-    number = "all" if labelled is None else f"{labelled:,}"
+    number = "all" if request.labelled is None else f"{request.labelled:,}"
     spread = " (mean ± standard deviation)" if seeds > 1 else ""
     lines = [
         f"protocol {protocol.name}: {protocol.summary}{shortened}",
         f"labelled training images: {number}; seeds: {seeds}{spread}",
         "published: Mu, Liang & Li, ICLR 2020",
     ]
-    if name == "table1":
+    if isinstance(TABLES[request.name], Ablation):
         lines.append(
             "random layers: PyTorch's initial weights, batch-norm statistics of the labelled training images; "
             "random ω: normal entries, of the Frobenius norm of the trained one"
         )
+    if request.name == "table4":
+        lines.append(f"predictions are averaged over {table4.CROPS} random crops of each test image")
     if size.digits:
         lines.append("scikit-learn's digits and a tiny encoder: this shows that all runs, not what the paper measured")
     return lines
@@ -206,29 +148,32 @@ def _about(name: str, size: Scale, protocol: Protocol, labelled: int | None, see
 def _write(
     name: str,
     out: Path,
-    settings: dict[tuple[str, str], Setting],
+    shown: dict[tuple[str, str], Setting],
     seeds: Sequence[int],
     results: dict[str, Result],
     remarks: list[str],
 ) -> Outcome:
-    setting = next(iter(settings.values()))
+    setting = next(iter(shown.values()))
     title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
-    shown: Any = table3.Table3(settings, seeds, results)
-    if name == "table1":
-        shown = table1.Table1(setting, seeds, results)
-    table = shown.table(title, remarks)
+    form = TABLES[name]
+    made: AblationTable | ModelsTable
+    if isinstance(form, Ablation):
+        made = AblationTable(form, setting, seeds, results)
+    else:
+        made = ModelsTable(form, shown, seeds, results)
+    table = made.table(title, remarks)
     content = {
         "table": name,
         "date": date.today().isoformat(),
         "machine": machine(),
         "versions": {"gradfeat": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "configurations": {" ".join(key): setting.configuration for key, setting in settings.items()},
+        "configurations": {" ".join(key): setting.configuration for key, setting in shown.items()},
         "cells": results,
     }
     files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
     write_whole(files[0], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     write_whole(files[1], table.markdown().encode())
-    draw(files[2], shown.panels(), table.title, shared=name == "table1")
+    draw(files[2], made.panels(), table.title, shared=isinstance(form, Ablation))
     return Outcome(table, results, files)
 
 

@@ -13,7 +13,7 @@ class Scale:
 
     Attributes:
         name: For the command line and the tables.
-        labelled: Labelled training images by table, drawn by class anew for each seed; none named: all.
+        labelled: Labelled training images by table, drawn anew for each seed; none named: all.
         unlabelled: Training images that an encoder is pre-trained on; None: all.
         epochs: Length of pre-training, by the encoder's name.
         iterations: Most minibatches of a schedule; None: the protocol's own.
@@ -35,9 +35,25 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("smoke", {"table1": 200, "table3": 200}, None, {"tiny": 3}, 40, "own", splits=1, digits=True),
+        Scale(
+            "smoke",
+            {f"table{i}": 200 for i in (1, 2, 3, 4)},
+            None,
+            {"tiny": 3, "jigsaw": 3, "rotation": 3, "supervised": 3},
+            40,
+            "own",
+            splits=1,
+            digits=True,
+        ),
         # Table 1 has 51 fits through up to three convolutions, where Table 3 has three through one
-        Scale("reduced", {"table1": 2_500, "table3": 5_000}, 20_000, {"bigan": 6, "vae": 10}, 800, "own"),
+        Scale(
+            "reduced",
+            {"table1": 2_500, "table3": 5_000},
+            20_000,
+            {"bigan": 6, "vae": 10, "jigsaw": 10, "rotation": 10, "supervised": 10},
+            800,
+            "own",
+        ),
         Scale("full", {}, None, {"bigan": 100, "vae": 100}, None, "paper"),
     )
 }

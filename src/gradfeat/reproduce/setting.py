@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from gradfeat.backbones import Backbone
-from gradfeat.cache import SampleStore
+from gradfeat.cache import Batches, SampleStore
 from gradfeat.data import Inputs
-from gradfeat.evaluation import metrics_of
+from gradfeat.data.crops import Crops, views_of
+from gradfeat.evaluation import mean_of_views, metrics_of
 from gradfeat.fitting import Fit, Problem, batch_logits, linearize_backbone
-from gradfeat.losses import CrossEntropy
-from gradfeat.reproduce.ablation import ablation_problem, mixed_encoder, random_probe, top_layers
+from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
+from gradfeat.losses import Loss
+from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
 from gradfeat.reproduce.cells import Cell, Result
-from gradfeat.reproduce.data import ImageData
+from gradfeat.reproduce.data import LabelledData
 from gradfeat.reproduce.protocols import Protocol, fit
 from gradfeat.reproduce.scales import Scale
 from gradfeat.solvers.probe import Probe, fit_probe
@@ -34,18 +36,18 @@ class Samples:
 
     Attributes:
         inputs: Training images, as the network takes them.
-        y: Their classes, (n,).
+        y: Their classes, (n,), or labels, (n, c).
         f: Their activations, (n, d).
-        test: Test images.
-        y_test: (m,).
-        f_test: (m, d).
+        test: Test images, or some views of each in a row.
+        y_test: (m,) or (m, c).
+        f_test: (m · views, d).
         probe: ω̄ on `f`, its penalty chosen by cross-validation.
     """
 
     inputs: Inputs
     y: Tensor
     f: Tensor
-    test: Inputs
+    test: Inputs | Crops
     y_test: np.ndarray
     f_test: Tensor
     probe: Probe
@@ -60,7 +62,7 @@ class Gradients:
     """The network that gradients are taken of, in one row of a table.
 
     Attributes:
-        depth: How many of the topmost convolutions are θ₂.
+        depth: Column of the table: how many of the topmost convolutions or blocks are θ₂.
         theta1: "pre-trained" or "random".
         theta2: The same.
         omega: The same.
@@ -82,35 +84,47 @@ class Setting:
 
     Args:
         data: The images.
-        backbone: The pre-trained encoder, a `ConvEncoder`.
+        backbone: The pre-trained network.
         scale: How long schedules may be, and how penalties are chosen.
-        labelled: Labelled training images in a draw; None: all.
         protocol: How step 3 is done.
+        columns: θ₂ of each depth, names of modules or "auto", by the name of the column; None: the topmost
+            convolutions of a `ConvEncoder`.
+        labelled: Labelled training images in a draw; None: all.
+        crops: Views of each test image whose predictions are averaged: 1 is the centre crop.
         device: Of the programs and samples.
         prefix: Of the cells' names.
     """
 
     def __init__(
         self,
-        data: ImageData,
+        data: LabelledData,
         backbone: Backbone,
         scale: Scale,
         protocol: Protocol,
         *,
+        columns: Mapping[str, str | Sequence[str]] | None = None,
+        crops: int = 1,
         labelled: int | None = None,
         device: str = "cpu",
         prefix: str = "",
     ) -> None:
         self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
         self.labelled, self.device, self.prefix = labelled, device, prefix
-        self.loss = CrossEntropy()
+        self.columns, self.crops = columns, crops
+        self.loss: Loss = data.loss
         self._samples: tuple[int, Samples] | None = None
         self._kept: tuple[Any, Problem, SampleStore] | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What the numbers depend on, beside the name of a cell."""
+        more: dict[str, Any] = {} if self.crops == 1 else {"crops": self.crops}
+        if self.columns is not None:
+            more["theta2"] = {
+                name: theta2 if isinstance(theta2, str) else list(theta2) for name, theta2 in self.columns.items()
+            }
         return {
+            **more,
             "data": f"{self.data.name} {self.data.digest()}",
             "encoder": self.backbone.fingerprint,
             "scale": self.scale.name,
@@ -137,6 +151,14 @@ class Setting:
             lambda: function(self.samples(seed), self.backbone, seed),
         )
 
+    def theta2(self, depth: int) -> str | list[str]:
+        """Return θ₂ of a column, counted from 1."""
+        if self.columns is None:
+            encoder: Any = self.backbone.network
+            return top_layers(encoder, depth)
+        theta2 = list(self.columns.values())[depth - 1]
+        return theta2 if isinstance(theta2, str) else list(theta2)
+
     def samples(self, seed: int) -> Samples:
         """Return the draw of a seed."""
         if self._samples is None or self._samples[0] != seed:
@@ -145,9 +167,10 @@ class Setting:
 
     def _draw(self, seed: int) -> Samples:
         images, labels = self.data.labelled(self.labelled, seed)
-        inputs, test = (Inputs(x, self.backbone.preprocessing) for x in (images, self.data.test))
+        inputs = Inputs(images, self.backbone.preprocessing)
+        test = views_of(Inputs(self.data.test, self.backbone.preprocessing), self.crops)
         device = torch.device(self.device)
-        f, f_test = (features_of(self.backbone.network, part, device) for part in (inputs, test))
+        f, f_test = (features_of(self.backbone, part, device) for part in (inputs, test))
         y = torch.from_numpy(labels).to(device)
         probe = fit_probe(f, y, self.loss, random_state=seed)
         return Samples(inputs, y, f, test, self.data.y_test, f_test, probe)
@@ -160,9 +183,8 @@ class Setting:
             self._kept = None
             gc.collect()  # the residuals of the network before, which may fill half of the memory
             network = self._network(seed, gradients, samples)
-            encoder: Any = network.network
             linearization = linearize_backbone(
-                network, samples.inputs.example(3), top_layers(encoder, gradients.depth), self.device
+                network, samples.inputs.example(3), self.theta2(gradients.depth), self.device
             )
             problem = ablation_problem(linearization, samples.inputs, samples.f, samples.y, self.loss, samples.probe)
             test = SampleStore(linearization, samples.test, features=samples.f_test)
@@ -175,10 +197,10 @@ class Setting:
     def _network(self, seed: int, gradients: Gradients, samples: Samples) -> Backbone:
         if gradients.theta1 == gradients.theta2 == "pre-trained":
             return self.backbone
-        encoder: Any = self.backbone.network
-        mixed = mixed_encoder(
-            encoder,
-            gradients.depth,
+        theta2 = self.theta2(gradients.depth)
+        mixed = mixed_network(
+            self.backbone.network,
+            [theta2] if isinstance(theta2, str) else theta2,
             theta1=gradients.theta1,
             theta2=gradients.theta2,
             images=samples.inputs,
@@ -202,17 +224,17 @@ class Setting:
         return {**self._judge(logits, self.samples(seed).y_test), "how": _how(found), "notes": found.notes}
 
     def _judge(self, logits: Tensor, truth: np.ndarray) -> dict[str, float]:
-        return metrics_of(self.loss, logits.double().cpu().numpy(), truth)
+        return metrics_of(self.loss, mean_of_views(logits, self.crops, self.loss).double().cpu().numpy(), truth)
 
 
-def features_of(network: Any, inputs: Inputs, device: torch.device) -> Tensor:
+def features_of(backbone: Backbone, inputs: Batches, device: torch.device) -> Tensor:
     """Return f(x) of all samples, (n, d), on a device; the network comes back to where it was."""
-    was = next(network.parameters()).device
-    network.to(device)
+    was = next(backbone.network.parameters()).device
+    extractor = FeatureExtractor(backbone.network, backbone.features).to(device)
     rows = [range(start, min(start + _BATCH, len(inputs))) for start in range(0, len(inputs), _BATCH)]
-    with torch.no_grad():
-        f = torch.cat([network(inputs.batch(part).to(device)) for part in rows])
-    network.to(was)
+    with torch.no_grad(), evaluation_mode(extractor):
+        f = torch.cat([extractor((inputs.batch(part).to(device),), {}) for part in rows])
+    extractor.to(was)
     return f
 
 

@@ -1,0 +1,114 @@
+"""The base networks of Tables 2 and 4: trained on ImageNet by others, or on small images by this project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gradfeat.backbones import Backbone, resolve
+from gradfeat.data import Preprocessing
+from gradfeat.errors import BackboneError
+from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.reproduce.cells import Say
+from gradfeat.reproduce.encoders import VAE_PLAN, EncoderPlan, pretrained_in_place
+
+Columns = Mapping[str, str | Sequence[str]]
+
+ROOM = 0.875
+"""Part of a resized image's side that a crop keeps: 224 of 256 pixels, as is usual."""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A network that others trained on ImageNet.
+
+    Attributes:
+        backbone: Its name.
+        columns: θ₂ by the name of the column: the topmost block, the two topmost.
+        image_size: Side of its input; None is its own.
+    """
+
+    backbone: str
+    columns: Columns
+    image_size: int | None = None
+
+
+MOBILENET = Supervised(
+    "timm/mobilenetv2_100?pad_type=same",
+    {"block 6": ("blocks.6", "conv_head"), "blocks 5.2-6": ("blocks.5.2", "blocks.6", "conv_head")},
+    image_size=128,
+)
+"""Two inverted residual blocks with the convolution above them, in the place of ResNet-18's residual blocks."""
+
+RESNET = Supervised("torchvision/resnet18", {"layer4.1": ("layer4.1",), "layer4.0-1": ("layer4.0", "layer4.1")})
+"""Sec. 4.1."""
+
+TASKS = ("jigsaw", "rotation", "supervised")
+"""What the small networks are pre-trained by, the same layers each time."""
+
+SMALL = VAE_PLAN.arguments
+"""Eight convolutions, padded, so that they take the tiles of a puzzle as well as whole images."""
+
+TINY = {"channels": (8, 16, 16), "strides": (1, 2, 2), "kernel_size": 3, "padded": True}
+
+
+def imagenet_network(plan: Supervised, file: Path | None) -> Backbone:
+    """Return a network with ImageNet's weights: those of a file, or those that its library downloads.
+
+    Raises:
+        BackboneError: The file is damaged or of another network, or there is no network and no file.
+    """
+    return resolve(plan.backbone, weights=file, image_size=plan.image_size, preprocessing={"crop_pct": ROOM})
+
+
+def small_network(
+    task: str,
+    arguments: Mapping[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    folder: Path,
+    *,
+    epochs: int,
+    device: str,
+    say: Say,
+) -> Backbone:
+    """Pre-train a small encoder by one of `TASKS`, or go on where that stopped, and return it."""
+    plan = EncoderPlan(task, task, dict(arguments))
+    backbone = pretrained_in_place(
+        plan, images, folder, epochs=epochs, device=device, say=say, labels=labels if task == "supervised" else None
+    )
+    return with_room(backbone)
+
+
+def own_network(file: Path) -> tuple[str, Backbone] | None:
+    """Return a network of `gradfeat pretrain` with the name of its task; None if the file is something else."""
+    try:
+        task = read_architecture(file)[1]["task"]
+    except BackboneError:
+        return None
+    return task, with_room(resolve(f"gradfeat/{file}"))
+
+
+def columns_of(network: nn.Module, depths: int) -> Columns:
+    """Return the columns of an own encoder, as many as asked; of any other network the topmost block alone."""
+    if not isinstance(network, ConvEncoder):
+        return {"topmost block": "auto"}
+    top = len(network.blocks)
+    return {
+        f"conv{top}" if depth == 1 else f"conv{top - depth + 1}-{top}": [f"blocks.{i}" for i in range(top - depth, top)]
+        for depth in range(1, depths + 1)
+    }
+
+
+def with_room(backbone: Backbone) -> Backbone:
+    """Return the network with images resized to more than it takes, so that there is room for crops."""
+    preprocessing = backbone.preprocessing
+    if not isinstance(preprocessing, Preprocessing):
+        return backbone
+    return replace(backbone, preprocessing=replace(preprocessing, crop_pct=min(ROOM, preprocessing.crop_pct)))

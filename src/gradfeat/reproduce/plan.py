@@ -1,0 +1,275 @@
+"""What a table is computed on: its data sets and base networks, one `Setting` after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradfeat.backbones import Backbone
+from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.reproduce import networks, scenes, table4
+from gradfeat.reproduce.cells import Say
+from gradfeat.reproduce.data import KNOWN, LabelledData, digits, find_data, load_data
+from gradfeat.reproduce.encoders import (
+    BIGAN_PLAN,
+    TINY_PLAN,
+    VAE_PLAN,
+    EncoderPlan,
+    plan_of,
+    pretrained_in_place,
+    read_encoder,
+)
+from gradfeat.reproduce.protocols import Protocol
+from gradfeat.reproduce.scales import Scale
+from gradfeat.reproduce.setting import Setting
+
+SMALL_IMAGES = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
+SCENES = {"table2": ("voc07",), "table4": ("voc07", "coco2014")}
+_PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        name: Of the table.
+        out: Folder of the run.
+        size: Scale.
+        how: Protocol.
+        data: Folder with the data sets, or None.
+        file: A network instead of one pre-trained in place or downloaded, or None.
+        labelled: Labelled training images, or None for all.
+        device: By name.
+        say: Takes lines of progress.
+    """
+
+    name: str
+    out: Path
+    size: Scale
+    how: Protocol
+    data: Path | None
+    file: Path | None
+    labelled: int | None
+    device: str
+    say: Say
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One setting of a table.
+
+    Attributes:
+        network: For the table's row.
+        data: The same.
+        setting: What its cells are computed from.
+        remarks: What a reader of the numbers should know.
+    """
+
+    network: str
+    data: str
+    setting: Setting
+    remarks: list[str]
+
+
+def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
+    """Return where the data sets of a table are (None: made here), and a line for each that is not there.
+
+    Raises:
+        DataError: None is there; the message says what to download and where to put it.
+    """
+    if request.size.digits:
+        return {"digits": None}, []
+    if request.name in SCENES:
+        advice = {key: scenes.ADVICE[key] for key in SCENES[request.name]}
+        look: Callable[[str, Path], Path | None] = scenes.find_scenes
+    else:
+        advice = {key: KNOWN[key].advice for key in SMALL_IMAGES[request.name]}
+        look = find_data
+    if request.data is None:
+        lines = "".join(f"\n  {_title(key)}: {text}" for key, text in advice.items())
+        raise DataError(f"scale {request.size.name!r} needs real images: give their folder with --data.{lines}")
+    folder = request.data.expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    places = {key: look(key, folder) for key in advice}
+    found = {key: path for key, path in places.items() if path is not None}
+    missing = [f"{_title(key)}: not found in the data folder: {advice[key]}" for key in places if key not in found]
+    if not found:
+        raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
+    return dict(found), missing
+
+
+def settings(request: Request, found: Mapping[str, Path | None]) -> Iterator[Planned]:
+    """Yield the settings of a table, each with its network ready.
+
+    Raises:
+        ConfigurationError: A network of another architecture.
+        DataError: Data that are damaged, or others.
+    """
+    for key, path in found.items():
+        yield from (_of_scenes if request.name in SCENES else _of_small_images)(request, key, path)
+
+
+def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[Planned]:
+    """Tables 1 and 3: encoders pre-trained on the data's own images."""
+    size = request.size
+    images = digits() if path is None else load_data(key, path, extra=size.name == "full")
+    remarks = _introduced(request, key, images)
+    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if size.digits else _PLANS[request.name]
+    if request.file is not None:
+        plans = (plan_of(request.file, plans),)
+    for plan in plans:
+        if request.file is not None:
+            backbone = read_encoder(request.file, plan, images.train.shape[-1])
+            about = _from_file(request.file, read_architecture(request.file)[1]["task"], backbone)
+        else:
+            backbone = pretrained_in_place(
+                plan,
+                images.unlabelled(size.unlabelled),
+                request.out / "encoders" / f"{images.name}.{plan.name}",
+                epochs=size.epochs[plan.name],
+                device=request.device,
+                say=request.say,
+            )
+            about = _in_place(size, plan.name, plan.task)
+        prefix = "" if request.name == "table1" else f"{key}.{plan.name}."
+        setting = Setting(
+            images,
+            backbone,
+            size,
+            request.how,
+            labelled=request.labelled,
+            device=request.device,
+            prefix=prefix,
+        )
+        yield Planned(plan.name, key, setting, [*remarks, f"{key}, encoder {plan.name}: {about}"])
+        remarks = []
+
+
+def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planned]:
+    """Tables 2 and 4: networks that have seen other images."""
+    first = None
+    if path is None:
+        data, first = scenes.digit_scenes()
+    else:
+        data = scenes.load_scenes(key, path)
+    remarks = _introduced(request, key, data)
+    crops = table4.CROPS if request.name == "table4" else 1
+    for name, backbone, columns, about in _networks_for_scenes(request, data, first):
+        setting = Setting(
+            data,
+            backbone,
+            request.size,
+            request.how,
+            columns=columns,
+            crops=crops,
+            labelled=request.labelled,
+            device=request.device,
+            prefix="" if request.name == "table2" else f"{key}.{name}.",
+        )
+        yield Planned(name, key, setting, [*remarks, f"{key}, network {name}: {about}; θ₂: {_columns(columns)}"])
+        remarks = []
+
+
+def _networks_for_scenes(
+    request: Request, data: scenes.SceneData, first: np.ndarray | None
+) -> Iterator[tuple[str, Backbone, networks.Columns, str]]:
+    """Yield (name, network, columns, where it is from) of Tables 2 and 4."""
+    depths = 2 if request.name == "table2" else 1
+    own = None if request.file is None else networks.own_network(request.file)
+    if own is not None and request.file is not None:
+        name, backbone = own
+        columns = networks.columns_of(backbone.network, depths)
+        if len(columns) < depths:
+            raise ConfigurationError(f"{request.file}: table2 takes own encoders, and weights of the ImageNet network")
+        yield name, backbone, columns, _from_file(request.file, name, backbone)
+        if request.name == "table2":
+            return
+    if request.name == "table4" and request.size.name != "full":
+        yield from _pretrained_small(request, data, first, leave_out=None if own is None else own[0])
+    elif request.size.digits:
+        folder = request.out / "encoders" / "digits.rotation"
+        assert first is not None
+        backbone = _small(request, "rotation", networks.TINY, data.train, first, folder)
+        yield "rotation", backbone, networks.columns_of(backbone.network, depths), _in_place(request.size, "rotation")
+    elif request.name == "table4" and own is None:
+        request.say("jigsaw: left out; train one with `gradfeat pretrain jigsaw`, and give its file with --encoder")
+    if not request.size.digits:
+        plan = networks.RESNET if request.size.name == "full" else networks.MOBILENET
+        backbone = networks.imagenet_network(plan, None if own is not None else request.file)
+        columns = dict(list(plan.columns.items())[:depths])
+        source = "weights of its library" if own is not None or request.file is None else request.file.name
+        yield "ImageNet", backbone, columns, f"{plan.backbone}, {source}"
+
+
+def _pretrained_small(
+    request: Request, data: scenes.SceneData, first: np.ndarray | None, *, leave_out: str | None
+) -> Iterator[tuple[str, Backbone, networks.Columns, str]]:
+    """Yield small networks of the same layers, pre-trained on other images (CIFAR-10), or on the scenes of digits."""
+    if first is not None:
+        images, labels, arguments, name = data.train, first, networks.TINY, "digits"
+    else:
+        assert request.data is not None
+        place = find_data("cifar10", request.data.expanduser())
+        if place is None:
+            request.say(
+                f"{', '.join(networks.TASKS)}: left out, for they are pre-trained on CIFAR-10, which is not there: "
+                f"{KNOWN['cifar10'].advice}"
+            )
+            return
+        cifar = load_data("cifar10", place)
+        images, labels = cifar.labelled(request.size.unlabelled, 0)
+        arguments, name = networks.SMALL, "cifar10"
+    for task in networks.TASKS:
+        if task == leave_out:
+            continue
+        backbone = _small(request, task, arguments, images, labels, request.out / "encoders" / f"{name}.{task}")
+        yield task, backbone, networks.columns_of(backbone.network, 1), f"{_in_place(request.size, task)} of {name}"
+
+
+def _small(
+    request: Request, task: str, arguments: Mapping[str, object], images: np.ndarray, labels: np.ndarray, folder: Path
+) -> Backbone:
+    return networks.small_network(
+        task,
+        arguments,
+        images,
+        labels,
+        folder,
+        epochs=request.size.epochs[task],
+        device=request.device,
+        say=request.say,
+    )
+
+
+def _introduced(request: Request, key: str, data: LabelledData) -> list[str]:
+    """Say what the data are; return what a reader should know of them."""
+    everything = len(data.labelled(None, 0)[1])
+    n = everything if request.labelled is None else min(request.labelled, everything)
+    request.say(
+        f"{data.name}: {everything:,} training images, {n:,} of them with labels; {len(data.test):,} test images"
+    )
+    return [f"{key}: {data.note}"] if data.note else []
+
+
+def _from_file(file: Path, task: str, backbone: Backbone) -> str:
+    return f"{file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint[:16]}"
+
+
+def _in_place(size: Scale, plan: str, task: str | None = None) -> str:
+    images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
+    return f"{size.epochs[plan]} epochs of {task or plan} on {images} training images"
+
+
+def _columns(columns: networks.Columns) -> str:
+    shown = {name: theta2 if isinstance(theta2, str) else " ".join(theta2) for name, theta2 in columns.items()}
+    return " | ".join(f"{name} ({theta2})" if theta2 != name else name for name, theta2 in shown.items())
+
+
+def _title(key: str) -> str:
+    return KNOWN[key].title if key in KNOWN else {"voc07": "VOC 2007", "coco2014": "COCO 2014"}[key]

@@ -1,0 +1,23 @@
+"""Table 2: the same question for a network trained on ImageNet, on VOC07 with one centre crop (Sec. 4.2)."""
+
+from __future__ import annotations
+
+from gradfeat.reproduce import published
+from gradfeat.reproduce.ablation_table import Ablation
+from gradfeat.reproduce.report import MAP
+from gradfeat.reproduce.setting import Setting
+
+
+def _columns_of(setting: Setting) -> list[str]:
+    return list(setting.columns or ())
+
+
+TABLE = Ablation(
+    tuple(published.TABLE2),
+    (1, 2),
+    MAP,
+    published.TABLE2,
+    published.TABLE2_ACTIVATION,
+    published.TABLE2_FINETUNE,
+    _columns_of,
+)
