@@ -409,8 +409,8 @@ def reproduce(
     encoder: Annotated[
         Path | None,
         typer.Option(
-            help="File of `gradfeat pretrain`, instead of pre-training in place; for table2 and table4 also weights of the "
-            "network trained on ImageNet."
+            help="File of `gradfeat pretrain`, instead of pre-training in place; for table2 and table4 also weights of "
+            "the network trained on ImageNet."
         ),
     ] = None,
     protocol: Annotated[
