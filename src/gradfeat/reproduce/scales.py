@@ -50,7 +50,7 @@ SCALES = {
             "reduced",
             {"table1": 2_500, "table3": 5_000},
             20_000,
-            {"bigan": 6, "vae": 10, "jigsaw": 10, "rotation": 10, "supervised": 10},
+            {"bigan": 6, "vae": 10, "jigsaw": 5, "rotation": 5, "supervised": 5},
             800,
             "own",
         ),
