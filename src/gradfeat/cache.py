@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.lengths import LengthGroups, Split
@@ -110,7 +111,7 @@ class SampleStore:
         self.linearization = linearization
         self.inputs = inputs
         n = len(inputs)
-        parts = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        parts = in_parts(n, batch_size)
         size = linearization.bytes_per_sample
         self._group: Tensor | None = None  # of each sample, where texts are in groups of their lengths
         if isinstance(linearization, LengthGroups):

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradfeat.backbones import resolve
 from gradfeat.baselines.layer_features import PER_LAYER, LayerFeatures
 from gradfeat.data import Inputs
+from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.fitting import check_device
 from gradfeat.losses import CrossEntropy
@@ -156,8 +157,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         network.to(target)
         rows = []
         try:
-            for start in range(0, len(inputs), self.batch_size):
-                x = inputs.batch(range(start, min(start + self.batch_size, len(inputs)))).to(target)
+            for part in in_parts(len(inputs), self.batch_size):
+                x = inputs.batch(part).to(target)
                 rows.append(self._layers(x.to(dtype) if x.is_floating_point() else x).cpu())
         finally:
             network.to(device)

@@ -117,6 +117,16 @@ class Inputs:
         return rest
 
 
+def in_parts(n: int, size: int) -> list[range]:
+    """Return the places 0 to n - 1 in parts of a size; the last may be smaller.
+
+    Example:
+        >>> in_parts(5, 2)
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 class Mirrored:
     """Images and their mirror images: sample n + i is sample i of n with left and right exchanged.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.cache import Batches, SampleStore
+from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import Problem
 from gradfeat.linearization import Linearization
@@ -147,8 +148,7 @@ def ablation_problem(
 
 def _batches(n: int) -> Sequence[range]:
     """Return batches of all samples; a last one too small to have a variance is left out."""
-    parts = [range(start, min(start + _STATISTICS_BATCH, n)) for start in range(0, n, _STATISTICS_BATCH)]
-    return [part for part in parts if len(part) >= min(n, 16)]
+    return [part for part in in_parts(n, _STATISTICS_BATCH) if len(part) >= min(n, 16)]
 
 
 def _stream(seed: int, stream: int) -> int:

@@ -16,6 +16,7 @@ from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops, views_of
+from gradfeat.data.inputs import in_parts
 from gradfeat.evaluation import mean_of_views, metrics_of
 from gradfeat.fitting import Fit, Problem, batch_logits, linearize_backbone
 from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
@@ -231,9 +232,8 @@ def features_of(backbone: Backbone, inputs: Batches, device: torch.device) -> Te
     """Return f(x) of all samples, (n, d), on a device; the network comes back to where it was."""
     was = next(backbone.network.parameters()).device
     extractor = FeatureExtractor(backbone.network, backbone.features).to(device)
-    rows = [range(start, min(start + _BATCH, len(inputs))) for start in range(0, len(inputs), _BATCH)]
     with torch.no_grad(), evaluation_mode(extractor):
-        f = torch.cat([extractor((inputs.batch(part).to(device),), {}) for part in rows])
+        f = torch.cat([extractor((inputs.batch(part).to(device),), {}) for part in in_parts(len(inputs), _BATCH)])
     extractor.to(was)
     return f
 
