@@ -2,6 +2,9 @@
 
     python -m benchmarks.low_shot DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--out FOLDER]
 
+Of data with several labels each sample, k positive and (c - 1) k negative labels of each class are drawn, as for the
+VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean average precision, 11-point.
+
 Models: the probe, `gradient`, `full`, `full` with rounds, and fine-tuning of the same layers, optimizer and learning
 rate chosen from six on held-out training data. Penalties and rounds are chosen on the draw alone. Mean and standard
 error over draws, on the whole test part, and the mean time of a fit. Writes a table, a JSON file and a picture.
@@ -22,6 +25,7 @@ import torch
 
 from benchmarks.time_to_accuracy import Judge, data_parser, prepared
 from gradfeat.convex import fit_convex
+from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, fit_mode, new_model
 from gradfeat.solvers.probe import fit_probe
@@ -31,11 +35,15 @@ SHOTS = (1, 5, 10, 25, 50, 100)
 WAYS = ("probe", "gradient", "full", "rounds", "finetune")
 
 
-def draw(y: torch.Tensor, k: int, seed: int) -> torch.Tensor:
-    """Return k samples of each class, fewer where a class has fewer."""
+def draw(y: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return k samples of each class, fewer where a class has fewer, and their labels."""
+    if y.ndim == 2:
+        samples, labels = draw_labels(y.numpy(), k, seed)
+        return torch.from_numpy(samples), torch.from_numpy(labels).to(y)
     rng = np.random.default_rng(seed)
     parts = [rng.permutation(np.flatnonzero(y.numpy() == label))[:k] for label in range(int(y.max()) + 1)]
-    return torch.from_numpy(np.sort(np.concatenate(parts)))
+    samples = torch.from_numpy(np.sort(np.concatenate(parts)))
+    return samples, y[samples]
 
 
 def fit(problem: Problem, way: str, epochs: int) -> Fit:
@@ -50,14 +58,13 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
-    """Return (accuracy, log loss, seconds) of each draw, by way and number of labels."""
+    """Return (main metric, log loss, seconds) of each draw, by way and number of labels."""
     whole, judge = prepared(arguments)
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {way: {} for way in arguments.ways}
     for k in arguments.shots:
         for seed in range(arguments.draws):
-            samples = draw(whole.y[: whole.n], k, seed)
-            rows = whole.all_views(samples)
-            store, y = whole.store.rows(rows), whole.y[rows]
+            samples, labels = draw(whole.y[: whole.n], k, seed)
+            store, y = whole.store.rows(whole.all_views(samples)), torch.cat([labels] * whole.views)
             begun = time.perf_counter()
             probe = fit_probe(store.features, y, whole.loss, random_state=0)
             seconds = {"probe": time.perf_counter() - begun}
@@ -76,11 +83,12 @@ def _judged(problem: Problem, way: str, judge: Judge, epochs: int) -> tuple[floa
         print(f"{way}: {error}")
         return float("nan"), float("nan"), float("nan")
     metrics = judge(fitted.model)
-    return metrics["accuracy"], metrics["log_loss"], fitted.seconds
+    main = "accuracy" if "accuracy" in metrics else "map_11point"
+    return metrics[main], metrics["log_loss"], fitted.seconds
 
 
 def table(found: dict[str, dict[str, list[tuple[float, float, float]]]]) -> str:
-    """Return accuracy ± standard error, log loss, and seconds, by way and number of labels."""
+    """Return the main metric ± standard error, log loss, and seconds, by way and number of labels."""
     shots = list(next(iter(found.values())))
     lines = ["| model | " + " | ".join(f"{k} of each" for k in shots) + " |", "|" + "---|" * (len(shots) + 1)]
     for way, readings in found.items():
@@ -88,14 +96,14 @@ def table(found: dict[str, dict[str, list[tuple[float, float, float]]]]) -> str:
         for k in shots:
             values = np.array(readings[k])
             error = values[:, 0].std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            accuracy, loss, seconds = values.mean(0)
-            cells.append(f"{100 * accuracy:.1f} ± {100 * error:.1f} ({loss:.2f}; {seconds:.0f} s)")
+            metric, loss, seconds = values.mean(0)
+            cells.append(f"{100 * metric:.1f} ± {100 * error:.1f} ({loss:.2f}; {seconds:.0f} s)")
         lines.append("| " + " | ".join([way, *cells]) + " |")
     return "\n".join(lines)
 
 
 def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Path, title: str) -> None:
-    """Draw accuracy against the number of labels."""
+    """Draw the main metric against the number of labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -105,7 +113,10 @@ def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Pa
         errors = [100 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for v in values]
         axes.errorbar([int(k) for k in readings], [100 * v.mean() for v in values], errors, capsize=2, label=way)
     axes.set(
-        xscale="log", xlabel="labels of each class", ylabel="accuracy % (± standard error over draws)", title=title
+        xscale="log",
+        xlabel="labels of each class",
+        ylabel="accuracy or mAP % (± standard error over draws)",
+        title=title,
     )
     axes.grid(alpha=0.3)
     axes.legend()
