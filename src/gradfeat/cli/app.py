@@ -418,7 +418,7 @@ def reproduce(
     ] = None,
     labels: Annotated[
         int | None,
-        typer.Option(help="Labelled training images. [smoke: 200; reduced: table1 2,500, table3 5,000; else all]"),
+        typer.Option(help="Labelled training images. [smoke: 200; reduced: table1 1,000, table3 5,000; else all]"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
     device: Device = "auto",

@@ -48,7 +48,7 @@ SCALES = {
         # Table 1 has 51 fits through up to three convolutions, where Table 3 has three through one
         Scale(
             "reduced",
-            {"table1": 2_500, "table3": 5_000},
+            {"table1": 1_000, "table3": 5_000},
             20_000,
             {"bigan": 6, "vae": 10, "jigsaw": 5, "rotation": 5, "supervised": 5},
             800,
