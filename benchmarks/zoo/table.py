@@ -64,8 +64,8 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         named = ", ".join(f"{key} ({ratio:.1f})" for ratio, key in reversed(slow))
         lines += [
             "",
-            f"`linearize` takes {statistics.median(ratios.values()):.2f} of `torch.export`'s time in the median, and more",
-            f"than twice that time in {len(slow)} networks{': ' if slow else ''}{named}.",
+            f"`linearize` takes {statistics.median(ratios.values()):.2f} of `torch.export`'s time in the median, and",
+            f"more than twice that time in {len(slow)} networks{': ' if slow else ''}{named}.",
             "The checks need a few forward passes, and the weights are copied; both take long beside the export where",
             "images are large or there are a hundred million weights. `check=False` leaves the checks out.",
         ]
