@@ -59,13 +59,32 @@ def _view_written(y: Tensor) -> Tensor:
     return y.cos()
 
 
+def _nested(y: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = torch.tanh(y)
+        with torch.autocast("cpu", enabled=True):
+            scale = y.square() + 1.0
+    return y * scale
+
+
+def _promoted(y: Tensor) -> Tensor:
+    z = torch.zeros(6)
+    z.add_(torch.linspace(0, 1, 6, dtype=torch.float64))
+    return y * z
+
+
 def _autocast(y: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=True):
         return torch.tanh(y).float()
 
 
 REWRITTEN = {"windows": _windows, "columns": _columns, "autocast off": _no_autocast}
-LEFT = {"view read later": _later_view, "view written, base read": _view_written}
+LEFT = {
+    "view read later": _later_view,
+    "view written, base read": _view_written,
+    "region in a region": _nested,
+    "wider numbers added": _promoted,
+}
 
 
 @pytest.mark.parametrize("name", [*REWRITTEN, *LEFT])

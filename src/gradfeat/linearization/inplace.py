@@ -64,7 +64,7 @@ def _rewritten(graph: fx.Graph, node: fx.Node, position: dict[fx.Node, int]) -> 
     chain = [target]  # the written view, what it is a view of, and so on
     while chain[-1].target in _WRITTEN_BACK:
         chain.append(chain[-1].args[0])  # type: ignore[arg-type]
-    if any(link.op == "placeholder" for link in chain):
+    if any(link.op == "placeholder" for link in chain) or _promoted(node, target):
         return False
     now = position[node]
     others = {alias for alias in _aliases(target) if alias not in chain and position[alias] < now}
@@ -83,6 +83,15 @@ def _rewritten(graph: fx.Graph, node: fx.Node, position: dict[fx.Node, int]) -> 
     return True
 
 
+def _promoted(node: fx.Node, target: fx.Node) -> bool:
+    """Whether the twin would return another floating dtype than the tensor that is written to."""
+    if node.target is aten.copy_.default:
+        return False  # its twin casts
+    values = [source.meta.get("val") for source in node.all_input_nodes]
+    dtypes = {value.dtype for value in values if isinstance(value, Tensor) and value.dtype.is_floating_point}
+    return bool(dtypes - {target.meta["val"].dtype})
+
+
 def _hand_on(old: fx.Node, new: fx.Node, now: int, position: dict[fx.Node, int]) -> None:
     """Let the later users of an overwritten value use the new one."""
     for user in [user for user in old.users if position[user] > now]:
@@ -96,9 +105,9 @@ def _inlined(graph: fx.Graph, node: fx.Node) -> bool:
     _, _, enabled, _, region, *arguments = node.args
     if enabled or not isinstance(region, fx.Node):
         return False
-    if any(user.target is not operator.getitem for user in node.users):
-        return False
     inner = getattr(graph.owning_module, str(region.target)).graph
+    if any(user.target is not operator.getitem for user in node.users) or inner.find_nodes(op="get_attr"):
+        return False  # an attribute, such as a region within the region, is named in the region's own module
     copies: dict[fx.Node, Any] = dict(zip(inner.find_nodes(op="placeholder"), arguments, strict=True))
     with graph.inserting_before(node):
         result = graph.graph_copy(inner, copies)
