@@ -42,6 +42,18 @@ def top_layers(encoder: ConvEncoder, depth: int) -> list[str]:
     return [f"blocks.{i}" for i in range(blocks - depth, blocks)]
 
 
+def conv_columns(encoder: ConvEncoder, depths: int) -> dict[str, list[str]]:
+    """Return θ₂ of the columns of a table, the topmost convolution first, by their names.
+
+    Example:
+        >>> conv_columns(ConvEncoder(1), 2)
+        {'conv4': ['blocks.3'], 'conv3-4': ['blocks.2', 'blocks.3']}
+    """
+    top = len(encoder.blocks)
+    names = [f"conv{top}" if depth == 1 else f"conv{top - depth + 1}-{top}" for depth in range(1, depths + 1)]
+    return {name: top_layers(encoder, depth) for depth, name in enumerate(names, 1)}
+
+
 def mixed_network(
     pretrained: nn.Module, top: Sequence[str], *, theta1: str, theta2: str, images: Batches, seed: int
 ) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradfeat.reproduce.cells import Cell, Result
@@ -24,7 +24,6 @@ class Ablation:
         published: Of each row, (gradient, full) of each column.
         activation: Published.
         finetune: Published, of each column.
-        names: Of the columns, from the setting.
         baselines: Rows of other methods.
     """
 
@@ -34,7 +33,6 @@ class Ablation:
     published: Mapping[Block, Sequence[tuple[float, float]]]
     activation: float
     finetune: Sequence[float]
-    names: Callable[[Setting], Sequence[str]]
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
 
     def cells(self, setting: Setting, seeds: Sequence[int]) -> list[Cell]:
@@ -70,7 +68,7 @@ class AblationTable:
         self, ablation: Ablation, setting: Setting, seeds: Sequence[int], results: Mapping[str, Result]
     ) -> None:
         self.ablation, self.setting, self.seeds, self.results = ablation, setting, seeds, results
-        self.columns = dict(zip(ablation.depths, ablation.names(setting), strict=True))
+        self.columns = dict(zip(ablation.depths, setting.columns, strict=True))
 
     def _of(self, mode: str, gradients: Gradients, metric: Metric) -> Number:
         names = [self.setting.cell(seed, mode, gradients).name for seed in self.seeds]

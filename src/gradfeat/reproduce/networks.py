@@ -15,6 +15,7 @@ from gradfeat.data import Preprocessing
 from gradfeat.errors import BackboneError
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.reproduce.ablation import conv_columns
 from gradfeat.reproduce.cells import Say
 from gradfeat.reproduce.encoders import VAE_PLAN, EncoderPlan, pretrained_in_place
 
@@ -99,11 +100,7 @@ def columns_of(network: nn.Module, depths: int) -> Columns:
     """Return the columns of an own encoder, as many as asked; of any other network the topmost block alone."""
     if not isinstance(network, ConvEncoder):
         return {"topmost block": "auto"}
-    top = len(network.blocks)
-    return {
-        f"conv{top}" if depth == 1 else f"conv{top - depth + 1}-{top}": [f"blocks.{i}" for i in range(top - depth, top)]
-        for depth in range(1, depths + 1)
-    }
+    return dict(conv_columns(network, depths))
 
 
 def with_room(backbone: Backbone) -> Backbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gradfeat.backbones import Backbone
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.reproduce import networks, scenes, table4
+from gradfeat.reproduce.ablation import conv_columns
 from gradfeat.reproduce.cells import Say
 from gradfeat.reproduce.data import KNOWN, LabelledData, digits, find_data, load_data
 from gradfeat.reproduce.encoders import (
@@ -138,11 +140,13 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
             )
             about = _in_place(size, plan.name, plan.task)
         prefix = "" if request.name == "table1" else f"{key}.{plan.name}."
+        encoder: Any = backbone.network
         setting = Setting(
             images,
             backbone,
             size,
             request.how,
+            columns=conv_columns(encoder, 3 if request.name == "table1" else 1),
             labelled=request.labelled,
             device=request.device,
             prefix=prefix,
@@ -190,13 +194,11 @@ def _networks_for_scenes(
         yield name, backbone, columns, _from_file(request.file, name, backbone)
         if request.name == "table2":
             return
-    if request.name == "table4" and request.size.name != "full":
-        yield from _pretrained_small(request, data, first, leave_out=None if own is None else own[0])
-    elif request.size.digits:
-        folder = request.out / "encoders" / "digits.rotation"
-        assert first is not None
-        backbone = _small(request, "rotation", networks.TINY, data.train, first, folder)
-        yield "rotation", backbone, networks.columns_of(backbone.network, depths), _in_place(request.size, "rotation")
+    if request.size.digits or (request.name == "table4" and request.size.name != "full"):
+        tasks = networks.TASKS if request.name == "table4" else ("rotation",)
+        yield from _pretrained_small(
+            request, data, first, [task for task in tasks if own is None or task != own[0]], depths
+        )
     elif request.name == "table4" and own is None:
         request.say("jigsaw: left out; train one with `gradfeat pretrain jigsaw`, and give its file with --encoder")
     if not request.size.digits:
@@ -208,43 +210,34 @@ def _networks_for_scenes(
 
 
 def _pretrained_small(
-    request: Request, data: scenes.SceneData, first: np.ndarray | None, *, leave_out: str | None
+    request: Request, data: scenes.SceneData, first: np.ndarray | None, tasks: Sequence[str], depths: int
 ) -> Iterator[tuple[str, Backbone, networks.Columns, str]]:
     """Yield small networks of the same layers, pre-trained on other images (CIFAR-10), or on the scenes of digits."""
     if first is not None:
-        images, labels, arguments, name = data.train, first, networks.TINY, "digits"
+        name, images, labels, arguments = "digits", data.train, first, networks.TINY
     else:
-        assert request.data is not None
-        place = find_data("cifar10", request.data.expanduser())
+        place = None if request.data is None else find_data("cifar10", request.data.expanduser())
         if place is None:
             request.say(
-                f"{', '.join(networks.TASKS)}: left out, for they are pre-trained on CIFAR-10, which is not there: "
+                f"{', '.join(tasks)}: left out, for they are pre-trained on CIFAR-10, which is not there: "
                 f"{KNOWN['cifar10'].advice}"
             )
             return
-        cifar = load_data("cifar10", place)
-        images, labels = cifar.labelled(request.size.unlabelled, 0)
-        arguments, name = networks.SMALL, "cifar10"
-    for task in networks.TASKS:
-        if task == leave_out:
-            continue
-        backbone = _small(request, task, arguments, images, labels, request.out / "encoders" / f"{name}.{task}")
-        yield task, backbone, networks.columns_of(backbone.network, 1), f"{_in_place(request.size, task)} of {name}"
-
-
-def _small(
-    request: Request, task: str, arguments: Mapping[str, object], images: np.ndarray, labels: np.ndarray, folder: Path
-) -> Backbone:
-    return networks.small_network(
-        task,
-        arguments,
-        images,
-        labels,
-        folder,
-        epochs=request.size.epochs[task],
-        device=request.device,
-        say=request.say,
-    )
+        images, labels = load_data("cifar10", place).labelled(request.size.unlabelled, 0)
+        name, arguments = "cifar10", networks.SMALL
+    for task in tasks:
+        backbone = networks.small_network(
+            task,
+            arguments,
+            images,
+            labels,
+            request.out / "encoders" / f"{name}.{task}",
+            epochs=request.size.epochs[task],
+            device=request.device,
+            say=request.say,
+        )
+        columns = networks.columns_of(backbone.network, depths)
+        yield task, backbone, columns, f"{_in_place(request.size, task)} of {name}"
 
 
 def _introduced(request: Request, key: str, data: LabelledData) -> list[str]:

@@ -21,7 +21,7 @@ from gradfeat.evaluation import mean_of_views, metrics_of
 from gradfeat.fitting import Fit, Problem, batch_logits, linearize_backbone
 from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
 from gradfeat.losses import Loss
-from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
+from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe
 from gradfeat.reproduce.cells import Cell, Result
 from gradfeat.reproduce.data import LabelledData
 from gradfeat.reproduce.protocols import Protocol, fit
@@ -88,8 +88,7 @@ class Setting:
         backbone: The pre-trained network.
         scale: How long schedules may be, and how penalties are chosen.
         protocol: How step 3 is done.
-        columns: θ₂ of each depth, names of modules or "auto", by the name of the column; None: the topmost
-            convolutions of a `ConvEncoder`.
+        columns: θ₂ of each depth, names of modules or "auto", by the name of the column.
         labelled: Labelled training images in a draw; None: all.
         crops: Views of each test image whose predictions are averaged: 1 is the centre crop.
         device: Of the programs and samples.
@@ -103,7 +102,7 @@ class Setting:
         scale: Scale,
         protocol: Protocol,
         *,
-        columns: Mapping[str, str | Sequence[str]] | None = None,
+        columns: Mapping[str, str | Sequence[str]],
         crops: int = 1,
         labelled: int | None = None,
         device: str = "cpu",
@@ -119,13 +118,9 @@ class Setting:
     @property
     def configuration(self) -> dict[str, Any]:
         """What the numbers depend on, beside the name of a cell."""
-        more: dict[str, Any] = {} if self.crops == 1 else {"crops": self.crops}
-        if self.columns is not None:
-            more["theta2"] = {
-                name: theta2 if isinstance(theta2, str) else list(theta2) for name, theta2 in self.columns.items()
-            }
         return {
-            **more,
+            "theta2": {name: part if isinstance(part, str) else list(part) for name, part in self.columns.items()},
+            "crops": self.crops,
             "data": f"{self.data.name} {self.data.digest()}",
             "encoder": self.backbone.fingerprint,
             "scale": self.scale.name,
@@ -154,9 +149,6 @@ class Setting:
 
     def theta2(self, depth: int) -> str | list[str]:
         """Return θ₂ of a column, counted from 1."""
-        if self.columns is None:
-            encoder: Any = self.backbone.network
-            return top_layers(encoder, depth)
         theta2 = list(self.columns.values())[depth - 1]
         return theta2 if isinstance(theta2, str) else list(theta2)
 
@@ -171,7 +163,7 @@ class Setting:
         inputs = Inputs(images, self.backbone.preprocessing)
         test = views_of(Inputs(self.data.test, self.backbone.preprocessing), self.crops)
         device = torch.device(self.device)
-        f, f_test = (features_of(self.backbone, part, device) for part in (inputs, test))
+        f, f_test = (activations_of(self.backbone, part, device) for part in (inputs, test))
         y = torch.from_numpy(labels).to(device)
         probe = fit_probe(f, y, self.loss, random_state=seed)
         return Samples(inputs, y, f, test, self.data.y_test, f_test, probe)
@@ -228,7 +220,7 @@ class Setting:
         return metrics_of(self.loss, mean_of_views(logits, self.crops, self.loss).double().cpu().numpy(), truth)
 
 
-def features_of(backbone: Backbone, inputs: Batches, device: torch.device) -> Tensor:
+def activations_of(backbone: Backbone, inputs: Batches, device: torch.device) -> Tensor:
     """Return f(x) of all samples, (n, d), on a device; the network comes back to where it was."""
     was = next(backbone.network.parameters()).device
     extractor = FeatureExtractor(backbone.network, backbone.features).to(device)

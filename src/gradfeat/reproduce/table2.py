@@ -5,12 +5,6 @@ from __future__ import annotations
 from gradfeat.reproduce import published
 from gradfeat.reproduce.ablation_table import Ablation
 from gradfeat.reproduce.report import MAP
-from gradfeat.reproduce.setting import Setting
-
-
-def _columns_of(setting: Setting) -> list[str]:
-    return list(setting.columns or ())
-
 
 TABLE = Ablation(
     tuple(published.TABLE2),
@@ -19,5 +13,4 @@ TABLE = Ablation(
     published.TABLE2,
     published.TABLE2_ACTIVATION,
     published.TABLE2_FINETUNE,
-    _columns_of,
 )
