@@ -30,6 +30,7 @@ from gradfeat.selection import (
     choose_penalties,
     fit_probes,
     make_subspace,
+    of_omegas,
 )
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.subspace import Penalties, Solution
@@ -126,9 +127,10 @@ def choose(
     random_state: int | None = None,
     progress: Progress | None = None,
     stages: int = len(STAGES),
+    omegas: Sequence[int] | None = None,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "omegas": omegas}
     splits, generator = _splits(problem, random_state), _generator(random_state)
     return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)
 
@@ -141,6 +143,7 @@ def _choose(
     stages: int,
     *,
     generator: torch.Generator,
+    omegas: Sequence[int] | None = None,
     **shared: Any,
 ) -> Choice | None:
     if not splits:
@@ -148,7 +151,7 @@ def _choose(
     checkpoint = problem.checkpoint
     return resumed(
         checkpoint,
-        f"{mode}-penalties-{stages}",
+        f"{of_omegas(mode, omegas)}-penalties-{stages}",
         lambda: choose_penalties(
             problem.store,
             problem.y,
@@ -162,6 +165,7 @@ def _choose(
             stages=stages,
             checkpoint=checkpoint,
             head=problem.head,
+            omegas=omegas,
             **shared,
         ),
         lambda choice: Part(asdict(choice)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -146,10 +147,30 @@ class _Count:
     macs = 0
 
     def __enter__(self) -> _Count:
-        self._mode = FlopCounterMode(display=False)
+        own = {torch.ops.aten.convolution_backward: _convolution_backward}
+        self._mode = FlopCounterMode(display=False, custom_mapping=own)
         self._mode.__enter__()
         return self
 
     def __exit__(self, *args: object) -> None:
         self._mode.__exit__(*args)
         self.macs = self._mode.get_total_flops() // 2
+
+
+def _convolution_backward(
+    slope: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Count floating-point operations from shapes; torch's own count overlooks groups in a weight's gradient."""
+    places = x if transposed else slope
+    return 2 * sum(wanted[:2]) * math.prod(weight) * places[0] * math.prod(places[2:])

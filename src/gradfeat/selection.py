@@ -100,6 +100,13 @@ class Choice:
         return self.w2 < float("inf")
 
 
+def place_of_omega(choice: Choice, probe: Probe) -> int:
+    """Return the place in `HEAVIER` of the ω̄ whose gradient term had the least held-out loss."""
+    least = min((tried for tried in choice.path if tried.w2 < float("inf")), key=lambda tried: tried.loss)
+    ratio = least.omega / max(probe.penalty, 1e-12)
+    return min(range(len(HEAVIER)), key=lambda i: abs(HEAVIER[i] - ratio))
+
+
 def as_pair(penalty: float | Sequence[float]) -> tuple[float, float]:
     """Return λ of w₁ and of w₂ from one number for both, or a pair."""
     w1, w2 = penalty if isinstance(penalty, Sequence) else (penalty, penalty)
@@ -187,6 +194,7 @@ def choose_penalties(
     metric: str = "plain",
     checkpoint: Checkpoint | None = None,
     head: Probe | None = None,
+    omegas: Sequence[int] | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -205,13 +213,15 @@ def choose_penalties(
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
+        omegas: Places in `HEAVIER` of the penalties of ω̄ to try; None tries all.
     """
     light = max(probe.penalty, 1e-12)
+    tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    found: list[np.ndarray] = []
+    found: dict[int, np.ndarray] = {}
     best: list[Subspace] = []
     passes, steps = 0.0, 0
-    total = len(splits) * (len(HEAVIER) * COMMON + len(STAGES) - COMMON)
+    total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
     with progress.step("penalties") as done:
 
         def losses_after(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
@@ -257,10 +267,10 @@ def choose_penalties(
                 losses = losses_after(subspaces, stage)
             return losses, subspaces
 
-        states = []  # of the random numbers before each ω̄, for one whose subspaces are not in memory
-        for i in range(len(HEAVIER) if head is None else 1):
-            states.append(generator.get_state())
-            name, before = f"{mode}-omega-{i}", passes
+        states = {}  # of the random numbers before each ω̄, for one whose subspaces are not in memory
+        for i in tries:
+            states[i] = generator.get_state()
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
                 losses, subspaces = common(i)
@@ -269,11 +279,12 @@ def choose_penalties(
             else:
                 losses, subspaces = kept.tensors["losses"].numpy(), []
                 passes += kept.values["passes"]
-            found.append(losses)
-            if i and found[-1].min() >= found[-2].min():
+            worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
+            found[i] = losses
+            if worse:
                 break
             best = subspaces
-        chosen = min(range(len(found)), key=lambda i: found[i].min())
+        chosen = min(found, key=lambda i: float(found[i].min()))
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
@@ -289,7 +300,7 @@ def choose_penalties(
                 break
     path = [
         Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
-        for i, losses in enumerate(found)
+        for i, losses in found.items()
         for j, k in np.ndindex(*losses.shape)
     ]
     if mode == "full":
@@ -304,6 +315,11 @@ def choose_penalties(
         path = [*without, *path]  # among equals the probe
     least = min(path, key=lambda tried: tried.loss)
     return Choice(least.omega, least.w1, least.w2, path, passes)
+
+
+def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
+    """Return the first part of a checkpoint's names: a choice among some ω̄ draws other random numbers than all."""
+    return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:

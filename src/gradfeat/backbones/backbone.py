@@ -17,7 +17,8 @@ from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_weights, read_weights
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import BackboneError, ConfigurationError
+from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
 from gradfeat.pretrain.loop import seeded
 
@@ -81,6 +82,7 @@ def resolve(
             - "hf/<folder or id>" or "sentence-transformers/<folder or id>", a transformer of texts or images, with the
               option "?pooling=cls" (or mean, last; for images pooler); heads are left out;
             - "gradfeat/<file>", or the path of an encoder that `gradfeat.pretrain` wrote;
+            - "gradfeat/resnet20" (32, 56, ...), the ResNet for images of 32 × 32, with weights from a file;
             - a callable that takes the shape of X and returns a module whose output is f(x).
         weights: For a name. None loads the library's own (and downloads them when they are not on this machine); a file
             (.safetensors, .pth, .pt, .bin) loads that; "random" leaves random initial weights.
@@ -159,16 +161,19 @@ def _from_callable(
 
 def _from_name(text: str, weights: str | Path | None) -> _Draft:
     name = parse_name(text)
-    if name.library == "gradfeat":
+    if name.library == "gradfeat" and not name.architecture:
         return _from_encoder(name, weights)
     if name.library in ("hf", "sentence-transformers"):
         return _from_transformers(name, weights)
     random = weights == "random"
     transforms: Any = None
-    if name.library == "timm":
+    fields: dict[str, Any] | None
+    if name.architecture:
+        network, head_keys, fields = _build_resnet(name, weights), {"linear.weight", "linear.bias"}, None
+    elif name.library == "timm":
         network, head_keys = build_timm(name, pretrained=weights is None)
         in_channels = name.options.get("in_chans")
-        fields: dict[str, Any] | None = scaling.from_timm(network, int(in_channels) if in_channels else None)
+        fields = scaling.from_timm(network, int(in_channels) if in_channels else None)
     else:
         network, head_keys, transforms = build_torchvision(name, pretrained=weights is None, random=random)
         fields = None if transforms is None else scaling.from_torchvision(transforms)
@@ -185,6 +190,19 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
             draft.fields = {**(fields or {}), **stated}
             draft.notes.append(f"The preprocessing's {', '.join(stated)} come from the weights file.")
     return draft
+
+
+def _build_resnet(name: Name, weights: str | Path | None) -> nn.Module:
+    if weights is None:
+        raise BackboneError(
+            f"gradfeat/{name.model} is an architecture without weights of its own: give a file (weights=..., --weights "
+            'FILE; of the common public ones), or weights="random".'
+        )
+    options: dict[str, Any] = dict(name.options)
+    try:
+        return CifarResNet(depth=int(name.model.removeprefix("resnet")), **options)
+    except TypeError as error:
+        raise ConfigurationError(f"gradfeat/{name.model} takes the option in_channels, not {options}") from error
 
 
 def _from_transformers(name: Name, weights: str | Path | None) -> _Draft:

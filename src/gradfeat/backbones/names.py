@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -21,13 +22,19 @@ class Name:
 
     Args:
         library: One of `LIBRARIES`.
-        model: The model's name in that library, a folder, or the file of a gradfeat encoder.
+        model: The model's name in that library, a folder, or the file of a gradfeat encoder ("gradfeat/resnet20" is an
+            architecture, unless there is a file of that name).
         options: Arguments for the library's constructor.
     """
 
     library: str
     model: str
     options: dict[str, Option] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> bool:
+        """Whether it is a network of gradfeat that takes weights from a file, rather than an encoder's own file."""
+        return self.library == "gradfeat" and _is_architecture(self.model)
 
 
 def parse_name(name: str) -> Name:
@@ -53,7 +60,7 @@ def parse_name(name: str) -> Name:
             f"Unknown library {library!r} in the backbone's name {name!r}. Known: {_known()}."
             + did_you_mean(library, LIBRARIES)
         )
-    if library == "gradfeat":
+    if library == "gradfeat" and not _is_architecture(rest.partition("?")[0]):
         return Name(library, rest)
     model, _, query = rest.partition("?")
     if not model:
@@ -61,8 +68,12 @@ def parse_name(name: str) -> Name:
     return Name(library, model, _parse_options(query, name))
 
 
+def _is_architecture(model: str) -> bool:
+    return re.fullmatch(r"resnet\d+", model) is not None and not Path(model).is_file()
+
+
 def _known() -> str:
-    takes = {"gradfeat": "file", "hf": "folder or id", "sentence-transformers": "folder or id"}
+    takes = {"gradfeat": "file or resnet20", "hf": "folder or id", "sentence-transformers": "folder or id"}
     return ", ".join(f"{library}/<{takes.get(library, 'model')}>" for library in LIBRARIES)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from gradfeat._version import __version__
 from gradfeat.errors import BackboneError
 from gradfeat.files import write_whole
+from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.encoder import ConvEncoder
 
 FORMAT = "gradfeat.encoder"
 FORMAT_VERSION = 1
-_ARCHITECTURES = {"ConvEncoder": ConvEncoder}
+_ARCHITECTURES: dict[str, Any] = {"ConvEncoder": ConvEncoder, "CifarResNet": CifarResNet}
 _LIBRARIES = ("timm/", "torchvision/")  # built by name, by `gradfeat.backbones`
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.bigan import BiGAN
 from gradfeat.pretrain.checkpoint import Checkpoint
+from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.colorization import Colorization
 from gradfeat.pretrain.context import Context
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
@@ -34,7 +36,12 @@ TASKS: dict[str, Any] = {  # name -> class of the task; its keywords are its opt
     "context": Context,
     "supervised": Supervised,
 }
-NETWORKS: dict[str, dict[str, Any]] = {"small": {}, "bigan": BIGAN}
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {  # name -> the network for images of so many channels
+    "small": ConvEncoder,
+    "bigan": partial(ConvEncoder, **BIGAN),
+    "resnet20": partial(CifarResNet, depth=20),
+    "resnet56": partial(CifarResNet, depth=56),
+}
 _SHOWN = 8  # pictures in a row
 
 
@@ -75,7 +82,7 @@ def pretrain_encoder(
         step: Called after every batch with (batches done, batches of the whole run).
 
     Returns:
-        The encoder in evaluation mode, on the CPU, a `ConvEncoder` or the given module; its input is scaled as
+        The encoder in evaluation mode, on the CPU, one of `NETWORKS` or the given module; its input is scaled as
         `input_scaling` says.
 
     Raises:
@@ -126,7 +133,7 @@ def pretrain_encoder(
         checkpoint = Checkpoint(folder, configuration, restart=not resume)
     with seeded(random_state):
         shape: Any = tuple(x.shape[1:])
-        encoder = ConvEncoder(shape[0], **NETWORKS[network]) if isinstance(network, str) else network
+        encoder = NETWORKS[network](shape[0]) if isinstance(network, str) else network
         objective = cls(encoder, shape, **options)
         objective.look_at(x)
         train(
