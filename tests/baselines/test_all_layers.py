@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -207,3 +208,23 @@ def test_bad_input(y: list, settings: dict, error: type, message: str) -> None:
 def test_not_fitted() -> None:
     with pytest.raises(GradfeatError, match="not fitted"):
         AllLayersProbe(blind_network()).predict(np.eye(6, dtype=np.float32))
+
+
+def test_several_labels_are_a_logistic_probe_on_what_is_kept() -> None:
+    """All features are kept, so the model is that of scikit-learn's logistic regression for each label."""
+    x = torch.randn(80, 2, 8, 8)
+    network = Residual().eval()
+    f = LayerFeatures(network)(x)
+    y = np.stack([f[:, 0].numpy() > 0, f[:, -1].numpy() + np.random.default_rng(0).normal(size=80) > 0.5], 1) * 1.0
+    y[0, 1] = np.nan
+    model = AllLayersProbe(network, fractions=[1.0], random_state=0).fit(x, y)
+    f = model._layers(x)
+    scaled = ((f - model._mean) * model._scale).double().numpy()
+    for label in range(2):
+        known = ~np.isnan(y[:, label])
+        # the loss is the mean over samples and the two labels; what does not count adds nothing
+        reference = LogisticRegression(C=1 / (2 * model.probe_.penalty * len(y)), tol=1e-8, max_iter=10_000)
+        reference.fit(scaled[known], y[known, label])
+        expected = reference.predict_proba(scaled)[:, 1]
+        np.testing.assert_allclose(model.predict_proba(x)[:, label], expected, atol=5e-3)
+    np.testing.assert_array_equal(model.predict(x), model.predict_proba(x) > 0.5)

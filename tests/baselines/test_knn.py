@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from gradfeat.baselines import NearestNeighbours
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError
+from gradfeat.metrics import average_precision
 
 
 def data(n: int = 60, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +65,38 @@ def test_labels_of_any_kind_and_the_size_of_an_activation_does_not_count() -> No
     assert model.predict(torch.tensor(f).bfloat16()).tolist() == ["b", "b", "a", "a"]
 
 
+def several(n: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    f, y = data(n, seed=seed)
+    return f, np.stack([y == 0, y > 0, f[:, 3] > 0], 1).astype(float)
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_several_labels_are_those_of_scikit_learn(k: int) -> None:
+    (f, y), (f_test, _) = several(60), several(40, seed=1)
+    expected = KNeighborsClassifier(k, metric="cosine", weights="uniform").fit(f, y)
+    found = NearestNeighbours(k, temperature=math.inf).fit(f, y)
+    share = np.stack([column[:, 1] for column in expected.predict_proba(f_test)], 1)
+    np.testing.assert_allclose(found.predict_proba(f_test), share)
+    np.testing.assert_array_equal(found.predict(f_test), expected.predict(f_test))
+
+
+def test_k_for_several_labels_is_chosen_by_average_precision_without_the_labels_that_do_not_count() -> None:
+    f, y = several(45)
+    y[::5, 1] = np.nan
+    model = NearestNeighbours().fit(f, y)
+    for k, judged in model.path_:
+        scores = np.zeros_like(y)
+        for i in range(len(y)):
+            others = np.arange(len(y)) != i
+            scores[i] = NearestNeighbours(k).fit(f[others], y[others]).predict_proba(f[[i]])
+        known = ~np.isnan(y)
+        each = [average_precision(scores[known[:, c], c], y[known[:, c], c]) for c in range(3)]
+        assert judged == pytest.approx(np.mean(each))
+    assert model.k_ == max(model.path_, key=lambda tried: tried[1])[0]
+    unknown = np.array([[np.nan, 1.0], [0.0, 1.0]])
+    assert NearestNeighbours(1).fit(np.eye(2), unknown).predict_proba(np.eye(2)).tolist() == [[0.5, 1.0], [0.0, 1.0]]
+
+
 @pytest.mark.parametrize("f", [np.eye(2), np.ones((2, 3)), np.zeros((2, 3)), np.repeat(np.eye(2), 40, 0)])
 def test_few_equal_and_empty_activations(f: np.ndarray) -> None:
     y = np.arange(len(f)) * 2 // len(f)
@@ -80,6 +113,7 @@ def test_few_equal_and_empty_activations(f: np.ndarray) -> None:
         (np.array([["a"], ["b"]]), [0, 1], {}, DataError, "of numbers"),
         (np.array([[np.nan], [1.0]]), [0, 1], {}, DataError, "NaN"),
         (np.eye(2), [0.5, 1.5], {}, DataError, "continuous"),
+        (np.eye(2), [[0, 2], [1, 0]], {}, DataError, "values besides 0 and 1"),
         (np.eye(2), [0, 1], {"k": 3}, ConfigurationError, "the 2 training samples, not 3"),
         (np.eye(2), [0, 1], {"k": "best"}, ConfigurationError, "'auto'"),
         (np.eye(2), [0, 1], {"temperature": 0.0}, ConfigurationError, "above zero"),

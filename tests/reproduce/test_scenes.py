@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
+from gradfeat.baselines import AllLayersProbe, NearestNeighbours
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.metrics import mean_average_precision
@@ -22,6 +23,7 @@ from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.reproduce import networks, published, reproduce, table2, table4
 from gradfeat.reproduce.ablation import mixed_network
+from gradfeat.reproduce.baselines import LABEL_ROWS
 from gradfeat.reproduce.protocols import protocol_named
 from gradfeat.reproduce.scales import SCALES
 from gradfeat.reproduce.scenes import SceneData, digit_scenes, find_scenes, load_scenes
@@ -52,7 +54,7 @@ def test_the_labels_of_a_scene_are_the_digits_in_it() -> None:
 
 def test_table2_has_every_row_and_both_precisions(tmp_path: Path, quick: dict[str, object]) -> None:
     outcome = reproduce("table2", out=tmp_path, **quick)
-    assert len(outcome.results) == 1 + 2 * (3 * 2 + 1)
+    assert len(outcome.results) == 1 + 2 + 2 * (3 * 2 + 1)
     assert [tuple(row[:3]) for row in outcome.table.rows[:3]] == list(published.TABLE2)
     assert outcome.table.header[3:] == ["conv3", "published", "conv2-3", "published"]
     result = outcome.results["seed0.depth2.pre-trained.pre-trained.pre-trained.full"]
@@ -60,7 +62,7 @@ def test_table2_has_every_row_and_both_precisions(tmp_path: Path, quick: dict[st
     assert outcome.table.more is not None
     assert outcome.table.more[1][0][5].endswith(f"/ {100 * result['map_area']:.2f}")
     assert [row[4] for row in outcome.table.rows] == [
-        "83.05 / 83.50", "80.74 / 83.15", "15.63 / 82.84", "82.65", "82.97",
+        "83.05 / 83.50", "80.74 / 83.15", "15.63 / 82.84", "82.65", "82.97", "", "",
     ]  # fmt: skip
     text = (tmp_path / "table2.md").read_text()
     assert "area under the curve" in text
@@ -73,7 +75,7 @@ def test_table2_has_every_row_and_both_precisions(tmp_path: Path, quick: dict[st
 def test_table4_averages_crops_of_three_networks(tmp_path: Path, quick: dict[str, object]) -> None:
     outcome = reproduce("table4", out=tmp_path, **quick)
     assert [row[:2] for row in outcome.table.rows] == [[task, "digits"] for task in networks.TASKS]
-    assert len(outcome.results) == 3 * 4
+    assert len(outcome.results) == 3 * (4 + 2)
     content = json.loads((tmp_path / "table4.json").read_text())
     assert content["configurations"]["jigsaw digits"]["crops"] == 10
     assert content["configurations"]["jigsaw digits"]["theta2"] == {"conv3": ["blocks.2"]}
@@ -102,6 +104,14 @@ def test_the_mean_over_crops_is_of_probabilities(tmp_path: Path) -> None:
     mean = logits.double().sigmoid().unflatten(0, (12, 5)).mean(1).numpy()
     expected = mean_average_precision(mean, y[:12], method="11point")
     assert setting.activation(0).compute()["map_11point"] == pytest.approx(expected)
+    # other methods' probabilities are averaged over the same crops
+    share = NearestNeighbours().fit(samples.f.numpy(), y).predict_proba(samples.f_test.numpy())
+    expected = mean_average_precision(share.reshape(12, 5, 3).mean(1), y[:12], method="area")
+    assert LABEL_ROWS["k-NN"](samples, backbone, 0)["map_area"] == pytest.approx(expected)
+    probe = AllLayersProbe(network, random_state=0, features_per_layer=128).fit(samples.inputs, y)
+    each = np.stack([probe.predict_proba(samples.test.batch(range(i, 60, 5))) for i in range(5)])
+    expected = mean_average_precision(each.mean(0), y[:12], method="area")
+    assert LABEL_ROWS["all layers"](samples, backbone, 0)["map_area"] == pytest.approx(expected)
 
 
 def _no_encoder(folder: Path) -> Path:

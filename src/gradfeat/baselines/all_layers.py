@@ -14,12 +14,13 @@ from torch import Tensor
 from gradfeat.backbones import resolve
 from gradfeat.baselines.layer_features import PER_LAYER, LayerFeatures
 from gradfeat.data import Inputs
+from gradfeat.data.crops import Crops
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.fitting import check_device
-from gradfeat.losses import CrossEntropy
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
 from gradfeat.solvers.probe import Probe, fit_probe, folds
-from gradfeat.validation import NotFittedError, check_lengths, read_classes
+from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, read_classes
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all features that are tried."""
@@ -49,7 +50,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         random_state: Seed of the held-out part and of the folds.
 
     Attributes:
-        classes_: Class labels, (c,).
+        classes_: Class labels, (c,); column numbers for several labels.
         layers_: (name, features, features kept) of each layer, from the bottom up.
         fraction_: The share that is kept.
         path_: (share, held-out loss) of each share tried; empty where there are too few samples to hold some out.
@@ -93,7 +94,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Samples, as for `GradientFeatureClassifier`.
-            y: Class labels, (n,).
+            y: Class labels, (n,); or an indicator (n, c) of several labels, 0, 1, or NaN for one that does not count.
 
         Raises:
             DataError: Labels of one class only, or samples that cannot be read.
@@ -111,9 +112,14 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             X_shape=np.shape(X) if hasattr(X, "shape") else None,
             random_state=self.random_state,
         )
-        y = read_classes(y)
+        several = is_indicator(np.asarray(y))
+        y = indicator(np.asarray(y)) if several else read_classes(y)
         check_lengths(X, y)
-        self.classes_, indices = np.unique(y, return_inverse=True)
+        self._loss: Loss = MultiLabelLogistic() if several else CrossEntropy()
+        indices = y
+        self.classes_ = np.arange(y.shape[-1])
+        if not several:
+            self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
         self._layers = LayerFeatures(self.backbone_.network, self.backbone_.features, most=int(self.features_per_layer))
@@ -121,7 +127,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         groups = torch.repeat_interleave(torch.arange(len(self._layers.sizes)), torch.tensor(self._layers.sizes))
         self._mean, self._scale = f.mean(0), _layer_scales(f, groups)
         f = (f - self._mean) * self._scale
-        targets = torch.from_numpy(indices.astype(np.int64))
+        targets = torch.from_numpy(indices if several else indices.astype(np.int64))
         self.path_ = self._try_fractions(f, targets, fractions)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         self._kept = best_features(self._fit_probe(f, targets), self.fraction_)
@@ -132,7 +138,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
 
     def _try_fractions(self, f: Tensor, y: Tensor, fractions: Sequence[float]) -> list[tuple[float, float]]:
         """Return (share, held-out loss), the scores and the probe being those of the rest."""
-        splits, _ = folds(y, CrossEntropy(), 5, self.random_state)
+        splits, _ = folds(y, self._loss, 5, self.random_state)
         if not splits or len(fractions) == 1:
             return []
         seen, held = splits[0]
@@ -145,11 +151,11 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         return path
 
     def _fit_probe(self, f: Tensor, y: Tensor, cv: Any = 5) -> Probe:
-        return fit_probe(f, y, CrossEntropy(), cv=cv, random_state=self.random_state, outputs=len(self.classes_))
+        return fit_probe(f, y, self._loss, cv=cv, random_state=self.random_state, outputs=len(self.classes_))
 
     def _features(self, X: Any) -> Tensor:
         """Return the features of all layers of all samples, (n, D), on the CPU."""
-        inputs = X if isinstance(X, Inputs) else Inputs(X, self.backbone_.preprocessing)
+        inputs = X if isinstance(X, (Inputs, Crops)) else Inputs(X, self.backbone_.preprocessing)
         network = self.backbone_.network
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in network.parameters() if p.dtype.is_floating_point), torch.float32)
@@ -167,15 +173,19 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Return logits, (n, c); for two classes the difference of the two, (n,)."""
         logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        two = logits.shape[1] == 2 and self._loss.task == "multiclass"
+        return logits[:, 1] - logits[:, 0] if two else logits
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class, (n, c)."""
-        return torch.from_numpy(self._logits(X)).softmax(1).numpy()
+        """Return the probability of each class or label, (n, c)."""
+        logits = torch.from_numpy(self._logits(X))
+        return self._loss.predict_proba(logits).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable class of each sample, (n,)."""
+        """Return the most probable class of each sample, (n,); of several labels the probable ones, (n, c)."""
         logits = self._logits(X)
+        if self._loss.task == "multilabel":
+            return (logits > 0).astype(int)
         return self.classes_[logits.argmax(1)]
 
     def _logits(self, X: Any) -> np.ndarray:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
+import sklearn.neighbors
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.neighbors import KNeighborsClassifier
 
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.metrics import accuracy
-from gradfeat.validation import NotFittedError, check_lengths, read_classes
+from gradfeat.metrics import accuracy, mean_average_precision
+from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, read_classes
 
 GRID = (1, 5, 10, 20, 50, 200)
 """Numbers of neighbours that are tried."""
@@ -22,16 +21,17 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
     """A vote of the k training samples whose activations have the highest cosine similarity.
 
     A neighbour of similarity s has the weight ``exp(s / τ)``. k is chosen by leave-one-out accuracy on the training
-    data, each sample judged by the others; the fewest neighbours where several are equal.
+    data (several labels: mean average precision), each sample judged by the others; the fewest neighbours where several
+    are equal.
 
     Args:
         k: "auto": one of `GRID`; or a number.
         temperature: τ; `inf` is a vote of equals.
 
     Attributes:
-        classes_: Class labels, (c,).
+        classes_: Class labels, (c,); column numbers for several labels.
         k_: The number of neighbours.
-        path_: (k, leave-one-out accuracy) of each k tried; empty if it was given.
+        path_: (k, leave-one-out accuracy or mean average precision) of each k tried; empty if it was given.
 
     Example:
         >>> f = np.array([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.3, 1.0]])
@@ -50,15 +50,17 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Activations, (n, d).
-            y: Class labels, (n,).
+            y: Class labels, (n,); or an indicator (n, c) of several labels, 0, 1, or NaN for one that does not count.
 
         Raises:
             DataError: Activations that are no finite matrix, or labels of one class only.
             ConfigurationError: A k or temperature that cannot be meant, or more neighbours than samples.
         """
-        f, y = _matrix(X), read_classes(y)
+        f = _matrix(X)
+        self._several = is_indicator(np.asarray(y))
+        y = indicator(np.asarray(y)) if self._several else read_classes(y)
         check_lengths(f, y)
-        self.classes_ = np.unique(y)
+        self.classes_ = np.arange(y.shape[1]) if self._several else np.unique(y)
         if len(self.classes_) < 2:
             raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
         if not self.temperature > 0:
@@ -68,53 +70,60 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
             raise ConfigurationError(f"k must be 'auto' or a number of neighbours, not {self.k!r}")
         if not automatic and not 1 <= int(self.k) <= len(f):
             raise ConfigurationError(f"k must be from 1 to the {len(f)} training samples, not {self.k}")
-        weights = functools.partial(_weights, temperature=self.temperature)
-        self._vote = KNeighborsClassifier(1, metric="cosine", algorithm="brute", weights=weights).fit(f, y)
-        self.path_ = self._leave_one_out(y) if automatic else []
+        self._labels = y if self._several else (y[:, None] == self.classes_).astype(float)
+        self._index = sklearn.neighbors.NearestNeighbors(metric="cosine", algorithm="brute").fit(f)
+        self.path_ = self._leave_one_out() if automatic else []
         self.k_ = max(self.path_, key=lambda tried: tried[1])[0] if automatic else int(self.k)
-        self._vote.set_params(n_neighbors=self.k_)
         self.n_features_in_ = f.shape[1]
         return self
 
-    def _leave_one_out(self, y: np.ndarray) -> list[tuple[int, float]]:
-        """Return (k, accuracy) with every sample judged by the others."""
-        grid = [k for k in GRID if k < len(y)]
-        distance, neighbours = self._vote.kneighbors(n_neighbors=grid[-1])  # without the samples themselves
-        weight = self._vote.weights(distance)
-        true = np.searchsorted(self.classes_, y)
-        votes = np.zeros((len(y), len(self.classes_)))
+    def _leave_one_out(self) -> list[tuple[int, float]]:
+        """Return (k, what it is judged by) with every sample judged by the others."""
+        grid = [k for k in GRID if k < len(self._labels)]
+        distance, neighbours = self._index.kneighbors(n_neighbors=grid[-1])  # without the samples themselves
         path: list[tuple[int, float]] = []
-        everyone = np.arange(len(y))
-        for i in range(grid[-1]):
-            votes[everyone, true[neighbours[:, i]]] += weight[:, i]
-            if i + 1 in grid:
-                path.append((i + 1, accuracy(true, votes.argmax(1))))
+        for k in grid:
+            share = self._share(distance[:, :k], neighbours[:, :k])
+            if self._several:
+                ignore = np.isnan(self._labels)
+                judged = mean_average_precision(share, np.nan_to_num(self._labels), ignore=ignore)
+            else:
+                judged = accuracy(self._labels.argmax(1), share.argmax(1))
+            path.append((k, judged))
         return path
+
+    def _share(self, distance: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+        """Return each class's share of the vote, (m, c), of neighbours (m, k), the nearest first.
+
+        A neighbour's weight is ``exp(s / τ)`` up to a factor of each row, as the distance is 1 - s. Neighbours whose
+        label does not count are left out; where that leaves none, the share is one half.
+        """
+        weight = np.exp((distance[:, :1] - distance) / self.temperature)
+        labels = self._labels[neighbours]
+        known = np.einsum("mk,mkc->mc", weight, ~np.isnan(labels))
+        votes = np.einsum("mk,mkc->mc", weight, np.nan_to_num(labels))
+        return np.divide(votes, known, out=np.full_like(votes, 0.5), where=known > 0)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return each class's share of the vote, (n, c)."""
-        return self._fitted().predict_proba(self._like_fitted(X))
+        index = self._fitted()
+        return self._share(*index.kneighbors(self._like_fitted(X), n_neighbors=self.k_))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the class with the largest share of the vote, (n,)."""
+        """Return the class with the largest share of the vote, (n,); of several labels those with half, (n, c)."""
         share = self.predict_proba(X)
-        return self.classes_[share.argmax(1)]
+        return (share >= 0.5).astype(int) if self._several else self.classes_[share.argmax(1)]
 
     def _fitted(self) -> Any:
-        if not hasattr(self, "_vote"):
+        if not hasattr(self, "_index"):
             raise NotFittedError("This NearestNeighbours instance is not fitted yet: call fit first.")
-        return self._vote
+        return self._index
 
     def _like_fitted(self, X: Any) -> np.ndarray:
         f = _matrix(X)
         if f.shape[1] != self.n_features_in_:
             raise DataError(f"X has {f.shape[1]} features; the model was fitted to {self.n_features_in_}")
         return f
-
-
-def _weights(distance: np.ndarray, temperature: float) -> np.ndarray:
-    """Return ``exp(s / τ)`` up to a factor of each row: distance is 1 - s, and the nearest neighbour comes first."""
-    return np.exp((distance[:, :1] - distance) / temperature)
 
 
 def _matrix(X: Any) -> np.ndarray:

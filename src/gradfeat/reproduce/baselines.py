@@ -1,8 +1,9 @@
 """Rows of other methods below a table, on the same samples and the same encoder.
 
 A row is a name and a function (see `gradfeat.reproduce.setting.Baseline`) of the samples, the encoder and a seed, which
-returns numbers, "accuracy" (0 to 1) among them. Whatever it chooses, it chooses on training data. A new row is one line
-of `ROWS`; every table then has it, with a cell of its own for each seed.
+returns numbers (0 to 1): "accuracy", or "map_11point" and "map_area". Whatever it chooses, it chooses on training data.
+A new row is one line of `LABEL_ROWS` (all tables) or `ROWS` (one class for each sample: Tables 1 and 3); every table
+then has it, with a cell of its own for each seed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from gradfeat.backbones import Backbone
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours, lqf
+from gradfeat.metrics import mean_average_precision
 from gradfeat.reproduce.cells import Result
 from gradfeat.reproduce.setting import Baseline, Samples
 
@@ -18,24 +20,35 @@ FEATURES_PER_LAYER = 128
 
 
 def nearest_neighbours(samples: Samples, encoder: Backbone, seed: int) -> Result:
-    """Return the accuracy of nearest neighbours on the activations."""
+    """Return how right nearest neighbours on the activations are."""
     vote = NearestNeighbours().fit(samples.f.cpu().numpy(), samples.y.cpu().numpy())
-    predicted = vote.predict(samples.f_test.cpu().numpy())
-    return {"accuracy": float(np.mean(predicted == samples.y_test)), "k": vote.k_}
+    return {**_judge(vote.predict_proba(samples.f_test.cpu().numpy()), samples.y_test), "k": vote.k_}
 
 
 def all_layers(samples: Samples, encoder: Backbone, seed: int) -> Result:
     """A probe on the activations of all layers, with a selection among them."""
     probe = AllLayersProbe(encoder.network, features_per_layer=FEATURES_PER_LAYER, random_state=seed)
     probe.fit(samples.inputs, samples.y.cpu().numpy())
-    predicted = probe.predict(samples.test)
-    return {"accuracy": float(np.mean(predicted == samples.y_test)), "fraction": float(probe.fraction_)}
+    return {**_judge(probe.predict_proba(samples.test), samples.y_test), "fraction": float(probe.fraction_)}
 
 
 def lqf_top(samples: Samples, encoder: Backbone, seed: int) -> Result:
     """LQF with the topmost convolution as θ₂, as in the tables' first column."""
     model = lqf(encoder.network, theta2="auto", random_state=seed).fit(samples.inputs, samples.y.cpu().numpy())
-    return {"accuracy": float(np.mean(model.predict(samples.test) == samples.y_test))}
+    return _judge(model.predict_proba(samples.test), samples.y_test)
 
 
-ROWS: dict[str, Baseline] = {"k-NN": nearest_neighbours, "all layers": all_layers, "LQF": lqf_top}
+def _judge(probability: np.ndarray, truth: np.ndarray) -> Result:
+    """Return the accuracy, or the mean average precision of several labels, of the mean over a sample's views."""
+    probability = probability.reshape(len(truth), -1, probability.shape[1]).mean(1)
+    if truth.ndim == 1:
+        return {"accuracy": float(np.mean(probability.argmax(1) == truth))}
+    ignore, labels = np.isnan(truth), np.nan_to_num(truth)
+    return {
+        f"map_{method}": mean_average_precision(probability, labels, ignore=ignore, method=method)
+        for method in ("11point", "area")
+    }
+
+
+LABEL_ROWS: dict[str, Baseline] = {"k-NN": nearest_neighbours, "all layers": all_layers}
+ROWS: dict[str, Baseline] = {**LABEL_ROWS, "LQF": lqf_top}  # whose squared loss is of one class for each sample

@@ -55,7 +55,7 @@ class Samples:
 
 
 Baseline = Callable[[Samples, Backbone, int], Result]
-"""A row under a table: from the samples, the encoder and a seed to numbers, "accuracy" (0 to 1) among them."""
+"""A row under a table: from the samples, the encoder and a seed to numbers, those of the table's metrics among them."""
 
 
 @dataclass(frozen=True)

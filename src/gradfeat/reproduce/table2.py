@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradfeat.reproduce import published
 from gradfeat.reproduce.ablation_table import Ablation
+from gradfeat.reproduce.baselines import LABEL_ROWS
 from gradfeat.reproduce.report import MAP
 
 TABLE = Ablation(
@@ -13,4 +14,5 @@ TABLE = Ablation(
     published.TABLE2,
     published.TABLE2_ACTIVATION,
     published.TABLE2_FINETUNE,
+    LABEL_ROWS,
 )
