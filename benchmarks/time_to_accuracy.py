@@ -1,6 +1,7 @@
 """How long each way of fitting takes to which accuracy, on the user's data: one linearization and one probe for all.
 
-    python -m benchmarks.time_to_accuracy DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--out FOLDER]
+    python -m benchmarks.time_to_accuracy DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--labelled N]
+        [--out FOLDER]
 
 Compared on the test part, from the same kept z₀ and the same probe:
 
@@ -13,7 +14,8 @@ Compared on the test part, from the same kept z₀ and the same probe:
 - lora: the same with a change of rank 8 to each weight of these layers (`benchmarks/lora.py`), for as many epochs.
 
 Adam and SGD are judged after every few epochs, and the time of judging is left out. The search of fine-tuning and of
-LoRA counts, as the choice of penalties does. Test data chooses nothing. Writes a table, a JSON file and a picture.
+LoRA counts, as the choice of penalties does. A pass is a forward and a backward one over all training samples. Test
+data chooses nothing. Writes a table, a JSON file and a picture.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import train_test_split
 
 from benchmarks.lora import fit_lora
 from gradfeat import GradientFeatureClassifier
@@ -39,7 +42,7 @@ from gradfeat.comparison import TITLES as METRICS
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.evaluation import metrics_of
-from gradfeat.fitting import Problem, batch_logits, fit_mode, new_model, store_of
+from gradfeat.fitting import TRIAL_LENGTH, Problem, batch_logits, fit_mode, new_model, store_of
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.first_order import History, train
@@ -53,9 +56,10 @@ POINTS = 20
 
 @dataclass(frozen=True)
 class Reading:
-    """A model on the way: seconds of fitting so far, and its metrics on the test data."""
+    """A model on the way: seconds of fitting and passes so far, and its metrics on the test data."""
 
     seconds: float
+    passes: float
     metrics: dict[str, float]
 
 
@@ -85,7 +89,7 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     schedule = paper_schedule(solver, n, batch_size=batch_size, epochs=epochs)
     model = new_model(problem, "full", "standard")
     generator = torch.Generator().manual_seed(0)
-    readings, paused = [Reading(0.0, judge(model))], 0.0
+    readings, paused = [Reading(0.0, 0.0, judge(model))], 0.0
     every = max(1, schedule.n_epochs(n) // POINTS)
 
     def step_loss(batch: torch.Tensor) -> torch.Tensor:
@@ -96,7 +100,7 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
         nonlocal paused
         if epoch % every == 0 or epoch == schedule.n_epochs(n):
             begun = time.perf_counter()
-            readings.append(Reading(history.seconds - paused, judge(model)))
+            readings.append(Reading(history.seconds - paused, history.passes, judge(model)))
             paused += time.perf_counter() - begun
 
     train(model.trained(), step_loss, n, schedule, generator=generator, on_epoch=on_epoch)
@@ -112,6 +116,8 @@ def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentPa
     if theta2:
         parser.add_argument("--theta2", action="append")
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--max-length", type=int, help="tokens of a text")
+    parser.add_argument("--labelled", type=int, help="training samples, drawn by class; all if not given")
     parser.add_argument("--augment", choices=["mirror"])
     return parser
 
@@ -124,10 +130,16 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
         weights=arguments.weights,
         theta2=arguments.theta2 or "auto",
         image_size=arguments.image_size,
+        preprocessing=None if arguments.max_length is None else {"max_length": arguments.max_length},
         augment=arguments.augment,
         random_state=0,
     )
-    X, targets, loss, weight = face._read(data.X, data.y, None)
+    samples, labels = data.X, data.y
+    if arguments.labelled is not None:
+        samples, _, labels, _ = train_test_split(
+            samples, labels, train_size=arguments.labelled, stratify=labels, random_state=0
+        )
+    X, targets, loss, weight = face._read(samples, labels, None)
     problem = face._prepare(X, targets, loss, weight)
     store = SampleStore(problem.linearization, Inputs(test.X, face.backbone_.preprocessing))
     return problem, Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
@@ -136,7 +148,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
 def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
     """Fit in every way; return the readings of each."""
     problem, judge = prepared(arguments)
-    probe = Reading(0.0, judge(new_model(problem, "activation", "standard")))
+    probe = Reading(0.0, 0.0, judge(new_model(problem, "activation", "standard")))
     found: dict[str, list[Reading]] = {"probe": [probe]}
     for name in arguments.ways:
         if name in ("adam", "sgd"):
@@ -148,10 +160,13 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
                 if name == "lora"
                 else fit_mode(problem, "finetune", schedule, random_state=0)
             )
-            found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
+            trials = 0.8 * TRIAL_LENGTH * len(fit.selection.scores) if fit.selection is not None else 0.0
+            passes = (1 + trials) * fit.history.passes if fit.history is not None else 0.0
+            found[name] = [probe, Reading(fit.seconds, passes, judge(fit.model))]
         else:
             fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
-            found[name] = [probe, Reading(fit.seconds, judge(fit.model))]
+            passes = fit.solution.passes if fit.solution is not None else fit.choice.passes if fit.choice else 0.0
+            found[name] = [probe, Reading(fit.seconds, passes, judge(fit.model))]
         print(f"{name}: {found[name][-1]}", flush=True)
     return found
 
@@ -164,39 +179,50 @@ def shown(metrics: dict[str, float]) -> list[str]:
 def table(found: dict[str, list[Reading]]) -> str:
     """Return the last reading of each way, and when it first was as good as Adam ended."""
     names = list(found["probe"][0].metrics)
-    lines = ["| way | " + " | ".join(TITLES[name] for name in names) + " | time | time to Adam's last accuracy |"]
-    lines.append("|" + "---|" * (len(names) + 3))
+    titles = [TITLES[name] for name in names]
+    lines = ["| way | " + " | ".join(titles) + " | passes | time | time to Adam's last accuracy |"]
+    lines.append("|" + "---|" * (len(names) + 4))
     goal = found["adam"][-1].metrics[names[0]] if "adam" in found else float("nan")
     for way, readings in found.items():
         last = readings[-1]
         reached = next((f"{r.seconds:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
-        lines.append("| " + " | ".join([way, *shown(last.metrics), f"{last.seconds:.1f} s", reached]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([way, *shown(last.metrics), f"{last.passes:.0f}", f"{last.seconds:.1f} s", reached])
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
-    """Draw the main metric against time."""
+    """Draw the main metric against time and against passes."""
     from matplotlib.figure import Figure
 
     name = next(iter(found["probe"][0].metrics))
     factor = 100 if name in PERCENT else 1
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for way, readings in found.items():
-        if way == "probe":
-            axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
-            continue
-        many = len(readings) > 2
-        later = readings[1:]
-        axes.plot(
-            [r.seconds for r in later],
-            [factor * r.metrics[name] for r in later],
-            "-" if many else "o",
-            label=way,
-        )
-    axes.set(xscale="log", xlabel="seconds of fitting, after activations and probe", ylabel=TITLES[name], title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    about = (
+        ("seconds", "seconds of fitting, after activations and probe"),
+        ("passes", "passes over the training data"),
+    )
+    for axes, (key, label) in zip(panels, about, strict=True):
+        for way, readings in found.items():
+            if way == "probe":
+                axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
+                continue
+            later = readings[1:]
+            axes.plot(
+                [getattr(reading, key) for reading in later],
+                [factor * reading.metrics[name] for reading in later],
+                "-" if len(readings) > 2 else "o",
+                label=way,
+            )
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=TITLES[name])
+    panels[1].legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=130)
 
 
@@ -214,6 +240,8 @@ def main() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
     about: dict[str, Any] = {
         "data": arguments.data.name,
+        "labelled": arguments.labelled,
+        "backbone": arguments.backbone,
         "theta2": arguments.theta2,
         "machine": f"{platform.machine()}, {threads} threads",
         "date": date.today().isoformat(),
