@@ -336,7 +336,11 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the encoder and all else.")] = Path("pretrained"),
     network: Annotated[
         str | None,
-        typer.Option("--network", "-n", help='small, bigan, "timm/<name>" or "torchvision/<name>". [the task\'s own]'),
+        typer.Option(
+            "--network",
+            "-n",
+            help='small, bigan, resnet20, resnet56, "timm/<name>" or "torchvision/<name>". [the task\'s own]',
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 40,
     batch_size: Annotated[int, typer.Option(help="Images in a minibatch.")] = 64,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.show import layers_of, note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.dataset import WHOLE
@@ -162,7 +162,7 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
         return
     rows = [
         ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
-        ["θ₂", ", ".join(estimator.w2_)],
+        ["θ₂", layers_of(list(estimator.w2_))],
         *(["tried", depth] for depth in result["depths"]),
         ["trained parameters", f"{parameters:,}"],
         ["probe penalty", f"{estimator.probe_.penalty:.3g}"],

@@ -10,7 +10,7 @@ import torch
 from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.show import layers_of, note, print_json, table
 from gradfeat.data import TextPreprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
@@ -84,7 +84,7 @@ def _show_model(path: Path, json: bool) -> None:
         ["backbone", f"{backbone['name'] or 'a module'}, {network['class']}, {network['n_parameters']:,} parameters"],
         ["fingerprint", backbone["fingerprint"]],
         ["features", "the network's output" if backbone["features"] is None else backbone["features"]],
-        ["θ₂", ", ".join(about["theta2_names"])],
+        ["θ₂", layers_of(about["theta2_names"])],
         ["parametrization", about["settings"]["parametrization"]],
         ["probe penalty", f"{about['probe']['penalty']:.3g}"],
         ["preprocessing", json_module.dumps(about["preprocessing"])],
