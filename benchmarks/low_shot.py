@@ -5,9 +5,10 @@
 Of data with several labels each sample, k positive and (c - 1) k negative labels of each class are drawn, as for the
 VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean average precision, 11-point.
 
-Models: the probe, `gradient`, `full`, `full` with rounds, and fine-tuning of the same layers, optimizer and learning
-rate chosen from six on held-out training data. Penalties and rounds are chosen on the draw alone. Mean and standard
-error over draws, on the whole test part, and the mean time of a fit. Writes a table, a JSON file and a picture.
+Models: the probe, `gradient`, `full`, the network with `full`'s w₂ merged into it, `full` with rounds, and fine-tuning of
+the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are chosen
+on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit. Writes a
+table, a JSON file and a picture.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 
 SHOTS = (1, 5, 10, 25, 50, 100)
-WAYS = ("probe", "gradient", "full", "rounds", "finetune")
+WAYS = ("probe", "gradient", "full", "merged", "rounds", "finetune")
 
 
 def draw(y: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,6 +58,14 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
     return fit_convex(problem, mode, rounds="auto" if way == "rounds" else 1, random_state=0)
 
 
+def merged(problem: Problem, full: Fit) -> Fit:
+    """Return the network itself at θ̄₂ + w₂, with the head w₁, as a model."""
+    model = new_model(problem, "finetune", "standard")
+    with torch.no_grad():
+        model.set_weights(w1=full.model.w1, b=full.model.b, w2=full.model.w2)
+    return replace(full, model=model)
+
+
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
     """Return (main metric, log loss, seconds) of each draw, by way and number of labels."""
     whole, judge = prepared(arguments)
@@ -69,19 +78,25 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, 
             probe = fit_probe(store.features, y, whole.loss, random_state=0)
             seconds = {"probe": time.perf_counter() - begun}
             problem = replace(whole, store=store, y=y, probe=probe, seconds=seconds)
+            full: Fit | None = None
             for way in arguments.ways:
-                found[way].setdefault(str(k), []).append(_judged(problem, way, judge, arguments.epochs))
+                try:
+                    if way == "merged":
+                        fitted = merged(problem, full or fit(problem, "full", arguments.epochs))
+                    else:
+                        fitted = fit(problem, way, arguments.epochs)
+                    full = fitted if way == "full" else full
+                    reading = _judged(fitted, judge)
+                except ConvergenceError as error:
+                    print(f"{way}: {error}")
+                    reading = float("nan"), float("nan"), float("nan")
+                found[way].setdefault(str(k), []).append(reading)
         line = ", ".join(f"{way} {100 * np.mean(found[way][str(k)], 0)[0]:.1f}" for way in arguments.ways)
         print(f"{k} of each class: {line}", flush=True)
     return found
 
 
-def _judged(problem: Problem, way: str, judge: Judge, epochs: int) -> tuple[float, float, float]:
-    try:
-        fitted = fit(problem, way, epochs)
-    except ConvergenceError as error:
-        print(f"{way}: {error}")
-        return float("nan"), float("nan"), float("nan")
+def _judged(fitted: Fit, judge: Judge) -> tuple[float, float, float]:
     metrics = judge(fitted.model)
     main = "accuracy" if "accuracy" in metrics else "map_11point"
     return metrics[main], metrics["log_loss"], fitted.seconds
