@@ -10,13 +10,11 @@ Writes a table and a JSON file.
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from benchmarks.low_shot import fit
-from benchmarks.time_to_accuracy import TITLES, data_parser, prepared, shown
+from benchmarks.time_to_accuracy import TITLES, data_parser, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.fitting import backbone_candidates, linearize_backbone
@@ -71,11 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/depths"))
     arguments = parser.parse_args()
     rows = run(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    about = {"data": arguments.data.name, "date": date.today().isoformat(), "rows": rows}
-    (arguments.out / "depths.json").write_text(json.dumps(about, indent=1) + "\n")
-    (arguments.out / "depths.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    write("depths", arguments, table(rows), {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,26 +5,23 @@
 Of data with several labels each sample, k positive and (c - 1) k negative labels of each class are drawn, as for the
 VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean average precision, 11-point.
 
-Models: the probe, `gradient`, `full`, the network with `full`'s w₂ merged into it, `full` with rounds, and fine-tuning of
-the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are chosen
-on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit. Writes a
-table, a JSON file and a picture.
+Models: the probe, `gradient`, `full`, the network with `full`'s w₂ merged into it, `full` with rounds, and fine-tuning
+of the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are
+chosen on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit. Writes
+a table, a JSON file and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.time_to_accuracy import Judge, data_parser, prepared
+from benchmarks.time_to_accuracy import Judge, data_parser, prepared, title_of, write
 from gradfeat.convex import fit_convex
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
@@ -148,15 +145,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/low_shot"))
     arguments = parser.parse_args()
     found = run(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"data": arguments.data.name, "theta2": arguments.theta2, "date": date.today().isoformat()}
-    (arguments.out / "low_shot.json").write_text(json.dumps({**about, "readings": found}, indent=1) + "\n")
-    shown = table(found)
-    (arguments.out / "low_shot.md").write_text(shown + "\n")
-    plot(
-        found, arguments.out / "low_shot.png", f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
-    )
-    print(shown)
+    write("low_shot", arguments, table(found), {"draws": arguments.draws, "readings": found})
+    plot(found, arguments.out / "low_shot.png", title_of(arguments))
 
 
 if __name__ == "__main__":

@@ -226,6 +226,28 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def title_of(arguments: argparse.Namespace) -> str:
+    """Return what a picture is of."""
+    return f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
+
+
+def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
+    """Print a table, and write it and its numbers, with what they are of, into the folder of the results."""
+    threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
+    about = {
+        "data": arguments.data.name,
+        "labelled": arguments.labelled,
+        "backbone": arguments.backbone,
+        "theta2": getattr(arguments, "theta2", None),
+        "machine": f"{platform.machine()}, {threads} threads",
+        "date": date.today().isoformat(),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{name}.json").write_text(json.dumps({**about, **content}, indent=1) + "\n")
+    (arguments.out / f"{name}.md").write_text(text + "\n")
+    print(text)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = data_parser(__doc__.splitlines()[0])
@@ -235,26 +257,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
     found = run(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = table(found)
-    threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
-    about: dict[str, Any] = {
-        "data": arguments.data.name,
-        "labelled": arguments.labelled,
-        "backbone": arguments.backbone,
-        "theta2": arguments.theta2,
-        "machine": f"{platform.machine()}, {threads} threads",
-        "date": date.today().isoformat(),
-        "readings": {way: [asdict(reading) for reading in readings] for way, readings in found.items()},
-    }
-    (arguments.out / "time_to_accuracy.json").write_text(json.dumps(about, indent=1) + "\n")
-    (arguments.out / "time_to_accuracy.md").write_text(text + "\n")
-    plot(
-        found,
-        arguments.out / "time_to_accuracy.png",
-        f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}",
-    )
-    print(text)
+    readings = {way: [asdict(reading) for reading in readings] for way, readings in found.items()}
+    write("time_to_accuracy", arguments, table(found), {"readings": readings})
+    plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))
 
 
 if __name__ == "__main__":
