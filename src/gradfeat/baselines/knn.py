@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,7 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
         grid = [k for k in GRID if k < len(self._labels)]
         distance, neighbours = self._index.kneighbors(n_neighbors=grid[-1])  # without the samples themselves
         path: list[tuple[int, float]] = []
-        for k in grid:
-            share = self._share(distance[:, :k], neighbours[:, :k])
+        for k, share in zip(grid, self._shares(distance, neighbours, grid), strict=True):
             if self._several:
                 ignore = np.isnan(self._labels)
                 judged = mean_average_precision(share, np.nan_to_num(self._labels), ignore=ignore)
@@ -92,22 +92,26 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
             path.append((k, judged))
         return path
 
-    def _share(self, distance: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-        """Return each class's share of the vote, (m, c), of neighbours (m, k), the nearest first.
+    def _shares(self, distance: np.ndarray, neighbours: np.ndarray, counts: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield each class's share of the vote, (m, c), of so many of the neighbours, (m, k), the nearest first.
 
         A neighbour's weight is ``exp(s / τ)`` up to a factor of each row, as the distance is 1 - s. Neighbours whose
         label does not count are left out; where that leaves none, the share is one half.
         """
         weight = np.exp((distance[:, :1] - distance) / self.temperature)
-        labels = self._labels[neighbours]
-        known = np.einsum("mk,mkc->mc", weight, ~np.isnan(labels))
-        votes = np.einsum("mk,mkc->mc", weight, np.nan_to_num(labels))
-        return np.divide(votes, known, out=np.full_like(votes, 0.5), where=known > 0)
+        votes = np.zeros((len(distance), self._labels.shape[1]))
+        known = np.zeros_like(votes)
+        for i in range(max(counts)):
+            labels = self._labels[neighbours[:, i]]
+            votes += weight[:, i, None] * np.nan_to_num(labels)
+            known += weight[:, i, None] * ~np.isnan(labels)
+            if i + 1 in counts:
+                yield np.divide(votes, known, out=np.full_like(votes, 0.5), where=known > 0)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return each class's share of the vote, (n, c)."""
         index = self._fitted()
-        return self._share(*index.kneighbors(self._like_fitted(X), n_neighbors=self.k_))
+        return next(self._shares(*index.kneighbors(self._like_fitted(X), n_neighbors=self.k_), [self.k_]))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the largest share of the vote, (n,); of several labels those with half, (n, c)."""
