@@ -50,8 +50,9 @@ def choose_depth(
     """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the held-out loss falls.
 
     A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by more than a negligible share. All
-    penalties of ω̄ are tried for the topmost block, where that is cheap, and the best of them alone for the others: about
-    three passes for each. All depths together cost less than one fine-tuning run of 20 epochs through the last of them.
+    penalties of ω̄ are tried for the topmost block, where that is cheap, and the best of them alone for the others:
+    about three passes for each. All depths together cost less than one fine-tuning run of 20 epochs through the last of
+    them.
 
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).

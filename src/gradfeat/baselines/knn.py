@@ -111,7 +111,8 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return each class's share of the vote, (n, c)."""
         index = self._fitted()
-        return next(self._shares(*index.kneighbors(self._like_fitted(X), n_neighbors=self.k_), [self.k_]))
+        distance, neighbours = index.kneighbors(self._like_fitted(X), n_neighbors=self.k_)
+        return next(self._shares(distance, neighbours, [self.k_]))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the largest share of the vote, (n,); of several labels those with half, (n, c)."""
