@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from gradfeat.cache import SampleStore
 from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
-from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.gradient_features import GradientFeatures, Weights
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import Probe, fit_probe
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Penalties, Subspace, share
 
 HEAVIER = (1.0, 10.0, 100.0, 1000.0)
 """Penalties of ω̄, in units of the best probe's; heavier ones only while the held-out loss still falls."""
@@ -39,6 +39,9 @@ STAGES = ((2, 1), (4, 2), (6, 2), (8, 2))
 stages, the best one the others, while the held-out loss still falls."""
 
 COMMON = 2
+
+SHARED = ((2, 2), (3, 4), (1, 4), (0, 4))
+"""Instead of the common stages, where all ω̄ share their directions of w₂: which ω̄ finds the next, at which place."""
 
 NEGLIGIBLE = 1e-3
 """A fall of the held-out loss by a smaller share is none."""
@@ -76,6 +79,8 @@ class Choice:
         w2: λ₂ in units of the gradient features (see `GRID`); infinite for no gradient term.
         path: All that was tried.
         passes: Work.
+        starts: w₂ of each split under these penalties, where the variables are those of all samples too: directions for
+            the fit to all.
     """
 
     omega: float
@@ -83,6 +88,7 @@ class Choice:
     w2: float
     path: list[Tried]
     passes: float
+    starts: tuple[Weights, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         if not self.gradients:
@@ -98,13 +104,6 @@ class Choice:
     def gradients(self) -> bool:
         """Whether the gradient term is in it."""
         return self.w2 < float("inf")
-
-
-def place_of_omega(choice: Choice, probe: Probe) -> int:
-    """Return the place in `HEAVIER` of the ω̄ whose gradient term had the least held-out loss."""
-    least = min((tried for tried in choice.path if tried.w2 < float("inf")), key=lambda tried: tried.loss)
-    ratio = least.omega / max(probe.penalty, 1e-12)
-    return min(range(len(HEAVIER)), key=lambda i: abs(HEAVIER[i] - ratio))
 
 
 def as_pair(penalty: float | Sequence[float]) -> tuple[float, float]:
@@ -194,7 +193,6 @@ def choose_penalties(
     metric: str = "plain",
     checkpoint: Checkpoint | None = None,
     head: Probe | None = None,
-    omegas: Sequence[int] | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -213,28 +211,34 @@ def choose_penalties(
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
-        omegas: Places in `HEAVIER` of the penalties of ω̄ to try; None tries all.
     """
     light = max(probe.penalty, 1e-12)
-    tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
+    tries = range(len(HEAVIER) if head is None else 1)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
     found: dict[int, np.ndarray] = {}
-    best: list[Subspace] = []
+    best: dict[int, list[Subspace]] = {}
     passes, steps = 0.0, 0
     total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
     with progress.step("penalties") as done:
 
-        def losses_after(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
+        def work(subspaces: Sequence[Subspace]) -> float:
+            return sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
+
+        def grown(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> None:
             nonlocal passes, steps
-            losses = np.zeros((len(heads), len(GRID)))
-            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
-                before = subspace.features.passes
-                own = None if weight is None else weight[held]
-                places = len(seen) + torch.arange(len(held))
-                losses += held_out(subspace, loss, y[held], places, own, heads, *stage) / len(splits)
-                passes += (subspace.features.passes - before) * (len(seen) + len(held)) / len(store)
+            for subspace in subspaces:
+                before = work([subspace])
+                grow(subspace, heads[len(heads) // 2], *stage)
+                passes += work([subspace]) - before
                 steps += 1
                 done(steps, total)
+
+        def losses_of(subspaces: Sequence[Subspace]) -> np.ndarray:
+            losses = np.zeros((len(heads), len(GRID)))
+            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
+                own = None if weight is None else weight[held]
+                places = len(seen) + torch.arange(len(held))
+                losses += held_losses(subspace, loss, y[held], places, own, heads) / len(splits)
             return losses
 
         joined = [torch.cat(split) for split in splits]
@@ -259,67 +263,88 @@ def choose_penalties(
                 for rows, (_, held), own in zip(joined, splits, probes, strict=True)
             ]
 
-        def common(i: int) -> tuple[np.ndarray, list[Subspace]]:
+        def common(group: Sequence[int]) -> dict[int, list[Subspace]]:
             nonlocal passes
-            subspaces = subspaces_of(i)
-            passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
-            for stage in STAGES[:COMMON]:
-                losses = losses_after(subspaces, stage)
-            return losses, subspaces
+            problems = {i: subspaces_of(i) for i in group}
+            for of_split in zip(*problems.values(), strict=True):
+                share(of_split)
+            passes += sum(map(work, problems.values()))
+            if len(group) > 1:
+                for i, place in SHARED:
+                    grown(problems[i], (place, 1))
+            else:
+                for stage in STAGES[:COMMON]:
+                    grown(problems[group[0]], stage)
+            return problems
 
-        states = {}  # of the random numbers before each ω̄, for one whose subspaces are not in memory
-        for i in tries:
-            states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", passes
+        def again(i: int) -> list[Subspace]:
+            """Grow problems as they were before they went into a checkpoint; that has been counted."""
+            nonlocal passes
+            state, group = states[i]
+            after, before = generator.get_state(), passes
+            generator.set_state(state)
+            problems = [subspace.alone() for subspace in common(group)[i]]
+            generator.set_state(after)
+            passes = before
+            return problems
+
+        # the whitened metric is another one for each ω̄, and so are the variables
+        groups = [tries] if metric == "plain" else [[i] for i in tries]
+        states = {}  # of the random numbers before each group, for one whose subspaces are not in memory
+        for group in groups:
+            state = generator.get_state()
+            name, before = f"{mode}-omega-{group[0]}", passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
-                losses, subspaces = common(i)
+                problems = common(group)
+                losses = np.stack([losses_of(problems[i]) for i in group])
                 part = Part({"passes": passes - before}, {"losses": torch.from_numpy(losses)})
                 keep_part(checkpoint, name, part, generator)
             else:
-                losses, subspaces = kept.tensors["losses"].numpy(), []
+                losses, problems = kept.tensors["losses"].numpy(), {}
                 passes += kept.values["passes"]
             worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
-            found[i] = losses
+            for i, own in zip(group, losses, strict=True):
+                found[i], states[i] = own, (state, group)
             if worse:
                 break
-            best = subspaces
+            best = problems
         chosen = min(found, key=lambda i: float(found[i].min()))
+        subspaces: list[Subspace] = []
+        if best:
+            subspaces = [subspace.alone() for subspace in best[chosen]]
+            best = {}
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
-            if not best:  # from a checkpoint: grown again as it was
-                after, before = generator.get_state(), passes
-                generator.set_state(states[chosen])
-                best = common(chosen)[1]
-                generator.set_state(after)
-                passes = before
-            found[chosen] = losses_after(best, stage)
+            subspaces = subspaces or again(chosen)
+            grown(subspaces, stage)
+            found[chosen] = losses_of(subspaces)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
-    path = [
-        Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
-        for i, losses in found.items()
-        for j, k in np.ndindex(*losses.shape)
-    ]
-    if mode == "full":
-        without = []
-        for i, factor in enumerate(HEAVIER):
-            plain = 0.0
-            for (_, held), own in zip(splits, probes, strict=True):
-                logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
-                held_weight = None if weight is None else weight[held]
-                plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
-            without.append(Tried(light * factor, light * factor, float("inf"), plain))
-        path = [*without, *path]  # among equals the probe
-    least = min(path, key=lambda tried: tried.loss)
-    return Choice(least.omega, least.w1, least.w2, path, passes)
-
-
-def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
-    """Return the first part of a checkpoint's names: a choice among some ω̄ draws other random numbers than all."""
-    return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
+        path = [
+            Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
+            for i, losses in found.items()
+            for j, k in np.ndindex(*losses.shape)
+        ]
+        if mode == "full":
+            without = []
+            for i, factor in enumerate(HEAVIER):
+                plain = 0.0
+                for (_, held), own in zip(splits, probes, strict=True):
+                    logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
+                    held_weight = None if weight is None else weight[held]
+                    plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
+                without.append(Tried(light * factor, light * factor, float("inf"), plain))
+            path = [*without, *path]  # among equals the probe
+        least = min(path, key=lambda tried: tried.loss)
+        starts: list[Weights] = []
+        if metric == "plain" and least.omega == light * HEAVIER[chosen] and least.w2 < float("inf"):
+            for subspace in subspaces or again(chosen):
+                point = subspace.minimum(Penalties(least.w1, least.w2 * subspace.unit))
+                starts.append(subspace.direction(point))
+    return Choice(least.omega, least.w1, least.w2, path, passes, tuple(starts))
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:
@@ -346,6 +371,13 @@ def held_out(
 ) -> np.ndarray:
     """Grow a subspace at a place of the grid; return the loss of held-out samples for all of it, (λ₁, λ₂)."""
     grow(subspace, heads[len(heads) // 2], place, iterations)
+    return held_losses(subspace, loss, y, held, weight, heads)
+
+
+def held_losses(
+    subspace: Subspace, loss: Loss, y: Tensor, held: Tensor, weight: Tensor | None, heads: Sequence[float]
+) -> np.ndarray:
+    """Return the loss of held-out samples at the minimum over the span, for each λ₁ and each λ₂ of the grid."""
     losses = np.full((len(heads), len(GRID)), np.inf)
     start: Combination | None = None
     for j, head in enumerate(heads):

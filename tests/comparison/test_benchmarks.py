@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import depths, time_to_accuracy
+from benchmarks import depths, low_shot, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
 from gradfeat.fitting import Problem, loss_at, new_model
@@ -33,8 +33,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
     scaling = {"size": [8, 8], "mean": [0.5], "std": [0.5], "resize": "squash", "channels": 1}
     encoder = ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval()
     path = save_encoder(encoder, folder / "encoder.safetensors", task="vae", preprocessing=scaling)
-    names: dict[str, Any] = {"weights": None, "theta2": None, "image_size": None, "augment": None}
-    return argparse.Namespace(data=folder / "shades.npz", backbone=f"gradfeat/{path}", **names)
+    return time_to_accuracy.data_parser("").parse_args([str(folder / "shades.npz"), "-b", f"gradfeat/{path}"])
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +70,23 @@ def test_judge_tells_the_calibration_error(arguments: argparse.Namespace) -> Non
     assert found == pytest.approx(expected_calibration_error(judge.truth, probability.detach().numpy()), abs=1e-5)
 
 
+def test_merged_is_the_network_at_the_moved_weights(problem: Problem) -> None:
+    full = low_shot.fit(problem, "full", 1)
+    merged = low_shot.merged(problem, full)
+    moved = {name: value + full.model.w2[name] for name, value in problem.linearization.theta2.items()}
+    f = problem.linearization.network(moved, problem.store.z0(torch.arange(problem.n)))
+    found = merged.model.finetuned(problem.store.z0(torch.arange(problem.n)))
+    torch.testing.assert_close(found, f @ full.model.w1 + full.model.b, rtol=1e-5, atol=1e-5)
+    assert any(value.any() for value in full.model.w2.values())
+
+
 def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace, tmp_path: Path) -> None:
     ways = argparse.Namespace(**vars(arguments), ways=["subspace", "lora"], finetune_epochs=1, epochs=1)
     text = time_to_accuracy.table(time_to_accuracy.run(ways))
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| probe", "| subspace", "| lora"]
-    assert "| accuracy % | log loss | calibration error |" in text
+    assert "| accuracy % | log loss | calibration error | passes |" in text
+    half = argparse.Namespace(**{**vars(arguments), "labelled": 20})
+    assert time_to_accuracy.prepared(half)[0].y.bincount().tolist() == [10, 10]
     own = argparse.Namespace(**vars(arguments), ways=["probe", "full"], epochs=1)
     rows = depths.run(own)
     assert [(row["depth"], row["model"]) for row in rows][:2] == [("topmost layer", "probe"), ("topmost layer", "full")]

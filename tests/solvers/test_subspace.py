@@ -14,7 +14,7 @@ from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
 from gradfeat.solvers.kronecker import estimate_factors
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Penalties, Subspace, share
 
 N, C, D = 40, 3, 5
 PENALTIES = Penalties(0.05, 0.02)
@@ -317,3 +317,39 @@ def test_a_full_memory_joins_directions_and_still_converges(monkeypatch: pytest.
     optimum = reference(dense(store, omega), store.features, CrossEntropy(), share, labels(CrossEntropy()))
     assert solution.converged
     assert point.objective == pytest.approx(optimum, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), Squared()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("size", [1e-6, 1e4])
+def test_the_size_of_omega_makes_no_difference(size: float, loss: Loss) -> None:
+    """Features s times as large under a penalty s² times as heavy are the same problem, with w₂ / s as its solution."""
+    store, omega = problem()
+    point, solution = make(store, omega, loss).solve(PENALTIES, tolerance=1e-6, iterations=200)
+    scaled = make(store, size * omega, loss)
+    other, found = scaled.solve(Penalties(PENALTIES.w1, size**2 * PENALTIES.w2), tolerance=1e-6, iterations=200)
+    assert solution.converged
+    assert found.converged
+    assert other.objective == pytest.approx(point.objective, rel=1e-5)
+
+
+def test_problems_of_several_omegas_share_directions() -> None:
+    store, omega = problem()
+    omegas = [omega, 0.1 * omega + torch.randn(D, C, dtype=torch.float64)]
+    shared, apart = ([make(store, value, CrossEntropy()) for value in omegas] for _ in range(2))
+    share(shared)
+    for one in (0, 1, 0):
+        shared[one].solve(PENALTIES, tolerance=0, iterations=1)
+    assert shared[0].features.passes + shared[1].features.passes == pytest.approx(3 + 1, abs=0.5)  # 1: the factors
+    for subspace, value in zip(shared, omegas, strict=True):
+        point = subspace.minimum(PENALTIES)
+        w1, b, w2 = subspace.weights(point)
+        assert w1 is not None
+        logits = store.features @ w1 + b + GradientFeatures(store, value).forward(w2, torch.arange(N))
+        torch.testing.assert_close(subspace.logits(point, torch.arange(N)), logits)
+    # three directions of w₂ each, where a problem apart has its own alone
+    apart[1].solve(PENALTIES, tolerance=0, iterations=1)
+    assert shared[1].minimum(PENALTIES).objective < apart[1].minimum(PENALTIES).objective
+    alone = shared[0].alone()
+    before = len(shared[1].minimum(PENALTIES).coefficients)
+    alone.solve(PENALTIES, tolerance=0, iterations=1)
+    assert len(shared[1].minimum(PENALTIES).coefficients) == before

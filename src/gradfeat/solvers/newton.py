@@ -92,9 +92,12 @@ def minimise(
             bent = loss.curvature_product(logits[rows].float(), y[rows], joined) * share[rows, None, None].float()
             hessian += (joined.reshape(-1, k + c).T @ bent.reshape(-1, k + c)).double()
         hessian.diagonal()[:k].add_(ridge)
-        hessian.diagonal().add_(1e-9 * hessian.diagonal().mean().clamp_min(1e-30))
+        # directions may be of very different sizes: those of a small ω̄ are
+        size = hessian.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+        hessian /= size[:, None] * size
+        hessian.diagonal().add_(1e-9)
         # on the CPU, whose driver takes matrices of any rank
-        step = -torch.linalg.lstsq(hessian.cpu(), gradient.cpu(), driver="gelsd").solution.to(device)
+        step = -torch.linalg.lstsq(hessian.cpu(), (gradient / size).cpu(), driver="gelsd").solution.to(device) / size
         decrement = float(-gradient @ step)
         if not decrement > tolerance * abs(best):
             break

@@ -6,13 +6,15 @@ Each iteration adds two directions, the preconditioned gradients in w₁ and in 
 span of all directions so far is a problem in a few dozen unknowns, solved by Newton's method at no cost in passes (a
 preconditioned conjugate gradient method that forgets nothing; Narkiss & Zibulevsky 2005 for the idea). The logits of a
 direction do not depend on the penalties. So one span serves the whole penalty path, and every further direction
-improves all of it.
+improves all of it. J(x) w₂ does not depend on ω̄ either: problems that differ in ω̄ alone share their directions of w₂,
+each found by one of them, at the passes of one problem (`share`).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -130,6 +132,7 @@ class Subspace:
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
+        self._sharing: list[Subspace] = [self]
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
@@ -157,8 +160,20 @@ class Subspace:
         parts, _, _ = _orthonormal([direction[name] for name in names], known)
         if parts:
             new = dict(zip(names, parts, strict=True))
-            self._w2.append(new)
-            self._logits2.append(self.features.forward(new, self._everything))
+            omegas = torch.cat([other.features.omega for other in self._sharing], 1)
+            logits = self.features.forward(new, self._everything, omegas).split(self._outputs, 1)
+            for other, own in zip(self._sharing, logits, strict=True):
+                other._w2.append(new)
+                other._logits2.append(own.contiguous())
+
+    def alone(self) -> Subspace:
+        """Keep the directions that were shared, and share no more."""
+        self._sharing = [self]
+        return self
+
+    def direction(self, point: Combination) -> Weights:
+        """Return w₂ of a point, in the variables of the problem: a direction for another one, on other samples."""
+        return self._combined(point)
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
@@ -307,6 +322,16 @@ class Subspace:
                     rest.add_(other, alpha=-product)
                 self._w2.append(dict(zip(names, parts, strict=True)))
                 self._logits2.append(rest / length)
+
+
+def share(subspaces: Sequence[Subspace]) -> None:
+    """Let new problems share every direction of w₂ from now on.
+
+    Args:
+        subspaces: Of the same samples and variables, without directions of w₂; they differ in ω̄.
+    """
+    for subspace in subspaces:
+        subspace._sharing = list(subspaces)
 
 
 def _orthonormal(vector: list[Tensor], basis: list[list[Tensor]]) -> tuple[list[Tensor], float, list[float]]:
