@@ -22,7 +22,7 @@ from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, fit_probes
+from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, probes_of
 from gradfeat.solvers.dual import Dual, DualPath, DualPoint
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
@@ -161,7 +161,7 @@ class Samples:
     def probes(self, places: Tensor, light: float) -> list[Probe]:
         """Return the ω̄ of some samples, with penalties from the best probe's upwards."""
         problem = self.problem
-        return fit_probes(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
+        return probes_of(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
 
     def model(self, probe: Probe, point: DualPoint) -> GradientFeatureModel:
         """Return the model of a solution.

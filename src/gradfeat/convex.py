@@ -28,8 +28,8 @@ from gradfeat.selection import (
     Tried,
     as_pair,
     choose_penalties,
-    fit_probes,
     make_subspace,
+    probes_of,
 )
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.subspace import Penalties, Solution
@@ -91,7 +91,7 @@ def fit_convex(
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        probes = fit_probes(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
+        probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
         penalty_of_omega = choice.omega
         omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - penalty_of_omega))
     heads = [probe.omega for probe in probes] if mode == "full" else []

@@ -22,7 +22,7 @@ from gradfeat.losses import Loss
 from gradfeat.progress import Progress
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights
 from gradfeat.solvers.newton import Combination
-from gradfeat.solvers.probe import Probe, fit_probe
+from gradfeat.solvers.probe import Probe, fit_probes
 from gradfeat.solvers.subspace import Penalties, Subspace, share
 
 HEAVIER = (1.0, 10.0, 100.0, 1000.0)
@@ -126,6 +126,7 @@ def make_subspace(
     parametrization: str,
     generator: torch.Generator,
     metric: str = "plain",
+    like: Subspace | None = None,
 ) -> Subspace:
     """Return the problem of `full` or `gradient` on some samples.
 
@@ -142,6 +143,7 @@ def make_subspace(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
+        like: A problem with another ω̄ on the same samples.
     """
     f = store.features.to(omega)
     subspace = Subspace(
@@ -154,27 +156,24 @@ def make_subspace(
         start=f @ omega + bias,
         generator=generator,
         metric=metric,
+        like=like,
     )
     for head in heads:
         subspace.add_w1(head)
     return subspace
 
 
-def fit_probes(f: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, seen: Tensor, penalty: float) -> list[Probe]:
+def probes_of(f: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, seen: Tensor, penalty: float) -> list[Probe]:
     """Fit probes to some samples, with penalties from the best probe's upwards."""
-    own = None if weight is None else weight[seen]
-    return [
-        fit_probe(
-            f[seen],
-            y[seen],
-            loss,
-            sample_weight=own,
-            penalty=penalty * factor,
-            tolerance=1e-3,
-            outputs=loss.n_outputs(y),
-        )
-        for factor in HEAVIER
-    ]
+    return fit_probes(
+        f[seen],
+        y[seen],
+        loss,
+        [penalty * factor for factor in HEAVIER],
+        sample_weight=None if weight is None else weight[seen],
+        tolerance=1e-3,
+        outputs=loss.n_outputs(y),
+    )
 
 
 def choose_penalties(
@@ -242,9 +241,9 @@ def choose_penalties(
             return losses
 
         joined = [torch.cat(split) for split in splits]
-        probes = [fit_probes(store.features, y, loss, weight, seen, light) for seen, _ in splits]
+        probes = [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits]
 
-        def subspaces_of(i: int) -> list[Subspace]:
+        def subspaces_of(i: int, like: Sequence[Subspace | None]) -> list[Subspace]:
             return [
                 make_subspace(
                     store.rows(rows),
@@ -259,19 +258,24 @@ def choose_penalties(
                     parametrization=parametrization,
                     generator=generator,
                     metric=metric,
+                    like=other,
                 )
-                for rows, (_, held), own in zip(joined, splits, probes, strict=True)
+                for rows, (_, held), own, other in zip(joined, splits, probes, like, strict=True)
             ]
 
         def common(group: Sequence[int]) -> dict[int, list[Subspace]]:
             nonlocal passes
-            problems = {i: subspaces_of(i) for i in group}
+            first = SHARED[0][0] if len(group) > 1 else group[0]
+            lead = subspaces_of(first, [None] * len(splits))
+            problems = {i: lead if i == first else subspaces_of(i, lead) for i in group}
             for of_split in zip(*problems.values(), strict=True):
                 share(of_split)
             passes += sum(map(work, problems.values()))
             if len(group) > 1:
                 for i, place in SHARED:
                     grown(problems[i], (place, 1))
+                    for subspace in problems[i]:
+                        subspace.forget()
             else:
                 for stage in STAGES[:COMMON]:
                     grown(problems[group[0]], stage)

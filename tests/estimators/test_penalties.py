@@ -54,7 +54,7 @@ def test_the_fit_to_all_samples_begins_where_the_choice_ended(monkeypatch: pytes
     )  # fmt: skip
     first, last = warm.solution_.objective[0], warm.solution_.objective[-1]
     assert first < cold.solution_.objective[0]
-    assert last == pytest.approx(cold.solution_.objective[-1], rel=0.02)
+    assert last == pytest.approx(cold.solution_.objective[-1], rel=0.03)  # to the solver's tolerance
     assert len(warm.solution_.objective) < len(cold.solution_.objective)
 
 
@@ -63,7 +63,7 @@ def test_all_omegas_are_tried_at_the_passes_of_one() -> None:
     choice = classifier().fit(X, y).choice_
     tried = {point.omega for point in choice.path if point.w2 < float("inf")}
     assert len(tried) == len(HEAVIER)
-    assert choice.passes < 12  # four directions, then at most six; and the factors
+    assert choice.passes < 12  # four directions, then at most four of the best; and the factors
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:

@@ -8,7 +8,7 @@ from sklearn.model_selection import KFold
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared
-from gradfeat.solvers.probe import fit_probe
+from gradfeat.solvers.probe import fit_probe, fit_probes
 
 
 def problem(n: int, d: int, k: int, *, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -269,3 +269,19 @@ def test_bad_arguments() -> None:
     f[3, 1] = float("inf")
     with pytest.raises(ConvergenceError, match="not finite"):
         fit_probe(f, y, CrossEntropy())
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), Squared()], ids=lambda loss: loss.name)
+def test_several_penalties_are_fits_one_by_one(loss: CrossEntropy | Squared) -> None:
+    torch.manual_seed(0)
+    f, weight = torch.randn(30, 7), torch.rand(30).round(decimals=1)
+    y = torch.arange(30) % 3 if isinstance(loss, CrossEntropy) else torch.randn(30, 2)
+    penalties = [1e-3, 1.0, 1e3]
+    found = fit_probes(f, y, loss, penalties, sample_weight=weight)
+    for penalty, probe in zip(penalties, found, strict=True):
+        alone = fit_probe(f, y, loss, sample_weight=weight, penalty=penalty)
+        torch.testing.assert_close(probe.omega, alone.omega, rtol=0, atol=0)
+        torch.testing.assert_close(probe.bias, alone.bias, rtol=0, atol=0)
+        assert (probe.penalty, probe.path, probe.converged) == (penalty, [], True)
+    with pytest.raises(ConfigurationError, match="penalty must be finite"):
+        fit_probes(f, y, loss, [1.0, -1.0])

@@ -78,6 +78,7 @@ def make(
     parametrization: str = "standard",
     seen: Tensor | None = None,
     metric: str = "plain",
+    like: Subspace | None = None,
 ) -> Subspace:
     return Subspace(
         GradientFeatures(store, omega, parametrization=parametrization, batch_size=16),
@@ -89,6 +90,7 @@ def make(
         start=store.features @ omega,
         generator=torch.Generator().manual_seed(0),
         metric=metric,
+        like=like,
     )
 
 
@@ -330,6 +332,19 @@ def test_the_size_of_omega_makes_no_difference(size: float, loss: Loss) -> None:
     assert solution.converged
     assert found.converged
     assert other.objective == pytest.approx(point.objective, rel=1e-5)
+
+
+def test_what_is_taken_over_and_forgotten_leads_to_the_same_optimum() -> None:
+    store, omega = problem()
+    own = make(store, omega, CrossEntropy())
+    taken = make(store, omega, CrossEntropy(), like=make(store, 2 * omega, CrossEntropy()))
+    taken.solve(PENALTIES, iterations=1)
+    unit = taken.unit
+    taken.forget()
+    points = [part.solve(PENALTIES, tolerance=1e-7, iterations=200) for part in (own, taken)]
+    assert all(solution.converged for _, solution in points)
+    assert points[1][0].objective == pytest.approx(points[0][0].objective, rel=1e-6)
+    assert taken.unit == unit
 
 
 def test_problems_of_several_omegas_share_directions() -> None:

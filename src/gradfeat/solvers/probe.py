@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,17 +109,8 @@ def fit_probe(
         tensor([[0.5000]])
     """
     _check_arguments(penalty, cv)
-    _check_data(f, y, loss, sample_weight)
-    device, dtype = f.device, f.dtype
-    if not dtype.is_floating_point or dtype.itemsize < 4:
-        dtype = torch.float32
-    features, targets = f.detach().cpu().double(), y.detach().cpu()
-    weight = None if sample_weight is None else sample_weight.detach().cpu().double()
-    outputs = loss.n_outputs(targets) if outputs is None else outputs
-    present = np.arange(len(f))
-    if weight is not None and not bool(weight.all()):
-        picked = weight.nonzero()[:, 0]
-        present, features, targets, weight = picked.numpy(), features[picked], targets[picked], weight[picked]
+    present, features, targets, weight = _read(f, y, loss, sample_weight)
+    outputs = loss.n_outputs(y.detach().cpu()) if outputs is None else outputs
     basis = _Basis(features, weight)
     path: list[tuple[float, float, float]] = []
     start: Tensor | None = None
@@ -131,19 +122,68 @@ def fit_probe(
             grid = [penalty * value for value in GRID]
             penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, parts)
     solution = basis.solve(targets, loss, outputs, float(penalty), start, tolerance, _ITERATIONS)
+    return _probe(basis, solution, float(penalty), f, path, note)
+
+
+def fit_probes(
+    f: Tensor,
+    y: Tensor,
+    loss: Loss,
+    penalties: Sequence[float],
+    *,
+    sample_weight: Tensor | None = None,
+    tolerance: float = 1e-6,
+    outputs: int | None = None,
+) -> list[Probe]:
+    """Fit probes with several penalties to the same samples, for one decomposition; arguments as of `fit_probe`."""
+    for penalty in penalties:
+        _check_arguments(penalty, 2)
+    _, features, targets, weight = _read(f, y, loss, sample_weight)
+    outputs = loss.n_outputs(y.detach().cpu()) if outputs is None else outputs
+    basis = _Basis(features, weight)
+    probes: list[Probe] = []
+    for penalty in penalties:
+        solution = basis.solve(targets, loss, outputs, float(penalty), None, tolerance, _ITERATIONS)
+        probes.append(_probe(basis, solution, float(penalty), f, [], ""))
+    return probes
+
+
+def _read(
+    f: Tensor, y: Tensor, loss: Loss, sample_weight: Tensor | None
+) -> tuple[np.ndarray, Tensor, Tensor, Tensor | None]:
+    """Return the places of samples that count, and their features, targets and weights, in float64 on the CPU."""
+    _check_data(f, y, loss, sample_weight)
+    features, targets = f.detach().cpu().double(), y.detach().cpu()
+    if sample_weight is None:
+        return np.arange(len(f)), features, targets, None
+    weight = sample_weight.detach().cpu().double()
+    picked = weight.nonzero()[:, 0]
+    return picked.numpy(), features[picked], targets[picked], weight[picked]
+
+
+def _probe(
+    basis: _Basis,
+    solution: _Solution,
+    penalty: float,
+    f: Tensor,
+    path: list[tuple[float, float, float]],
+    note: str,
+) -> Probe:
+    """Return a solution as a probe of features f, of their dtype and on their device."""
     if not solution.converged:
         unfinished = f"not converged in {solution.iterations} iterations: gradient {solution.gradient_norm:.1e}"
         note = f"{note}; {unfinished}" if note else unfinished
-    omega, bias = (part.to(device, dtype) for part in basis.weights(solution.point))
+    dtype = f.dtype if f.dtype.is_floating_point and f.dtype.itemsize >= 4 else torch.float32
+    omega, bias = (part.to(f.device, dtype) for part in basis.weights(solution.point))
     if not bool(torch.isfinite(omega).all() and torch.isfinite(bias).all()):
         raise ConvergenceError(
-            f"the probe's weights are not finite in {dtype} with penalty {float(penalty):.3g}: rescale the features, "
+            f"the probe's weights are not finite in {dtype} with penalty {penalty:.3g}: rescale the features, "
             "or give a heavier penalty"
         )
     return Probe(
         omega=omega,
         bias=bias,
-        penalty=float(penalty),
+        penalty=penalty,
         path=path,
         converged=solution.converged,
         gradient_norm=solution.gradient_norm,

@@ -84,11 +84,9 @@ class Subspace:
         weight: A weight for each sample of the store, or None.
         start: Logits where the curvature is looked at, (n, c): those of a probe.
         generator: Draws signs for the preconditioner.
+        like: Another problem of the same samples, whose decomposition of f is taken over.
         metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
             (`KroneckerFactors.whitened`).
-
-    Attributes:
-        unit: Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m.
     """
 
     def __init__(
@@ -103,6 +101,7 @@ class Subspace:
         start: Tensor,
         generator: torch.Generator,
         metric: str = "plain",
+        like: Subspace | None = None,
     ) -> None:
         self.features, self.loss, self.y, self.seen = features, loss, y, seen
         ones = torch.ones(len(seen), dtype=torch.float64, device=y.device)
@@ -113,16 +112,23 @@ class Subspace:
         curvature = loss.curvature(start[seen].double())
         self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
-        self.factors = self._factors(start[seen])
+        self._looked_at = start[seen]
+        self._factors: KroneckerFactors | None = None
+        self._unit: float | None = None
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
-            turn, self.factors = self.factors.whitened()
+            turn, self._factors = self.factors.whitened()
             self.features = features.turned(turn)
-        self.unit = max(self.factors.trace, 1e-30) / len(seen)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
         self.mean: Tensor | None = None
-        if f is not None:
+        self._centred: Tensor
+        self._variances: Tensor
+        self._axes: Tensor
+        if like is not None and like.mean is not None:
+            self.mean, self._centred = like.mean, like._centred
+            self._variances, self._axes = like._variances, like._axes
+        elif f is not None:
             self.mean = (self.share @ f[seen].double()).to(f)
             self._centred = f - self.mean
             scaled = self._centred[seen].double() * self.share.sqrt()[:, None]
@@ -133,6 +139,25 @@ class Subspace:
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
         self._sharing: list[Subspace] = [self]
+
+    @property
+    def factors(self) -> KroneckerFactors:
+        """The preconditioner, estimated where it is needed first."""
+        if self._factors is None:
+            self._factors = self._estimate(self._looked_at)
+        return self._factors
+
+    @property
+    def unit(self) -> float:
+        """Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m."""
+        if self._unit is None:
+            self._unit = max(self.factors.trace, 1e-30) / len(self.seen)
+        return self._unit
+
+    def forget(self) -> None:
+        """Keep the unit, and let go of the preconditioner, which may be the largest thing in memory."""
+        if self.unit and not self._fixed:
+            self._factors = None
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
@@ -256,7 +281,7 @@ class Subspace:
         try:
             for iteration in range(iterations):
                 if iteration and iteration % _REFRESH == 0 and not self._fixed:
-                    self.factors = self._factors(self.logits(point, self.seen))
+                    self._factors = self._estimate(self.logits(point, self.seen))
                 if len(self._w2) >= self._most:
                     self._join(point)
                     point = self.minimum(penalties)
@@ -275,7 +300,7 @@ class Subspace:
         solution.seconds = time.perf_counter() - begun
         return point, solution
 
-    def _factors(self, logits: Tensor) -> KroneckerFactors:
+    def _estimate(self, logits: Tensor) -> KroneckerFactors:
         seen = self.seen
         return estimate_factors(
             self.features, self.loss, logits.to(self.features.omega), self.y[seen], seen, self._generator
