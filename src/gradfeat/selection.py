@@ -9,8 +9,10 @@ that were held out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -212,101 +214,37 @@ def choose_penalties(
         head: The one ω of the gradients where it is fixed; None tries probes.
     """
     light = max(probe.penalty, 1e-12)
-    tries = range(len(HEAVIER) if head is None else 1)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    found: dict[int, np.ndarray] = {}
-    best: dict[int, list[Subspace]] = {}
-    passes, steps = 0.0, 0
-    total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
+    tries = range(len(HEAVIER) if head is None else 1)
+    # the whitened metric is another one for each ω̄, and so are the variables
+    groups: list[Sequence[int]] = [tries] if metric == "plain" else [[i] for i in tries]
     with progress.step("penalties") as done:
-
-        def work(subspaces: Sequence[Subspace]) -> float:
-            return sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
-
-        def grown(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> None:
-            nonlocal passes, steps
-            for subspace in subspaces:
-                before = work([subspace])
-                grow(subspace, heads[len(heads) // 2], *stage)
-                passes += work([subspace]) - before
-                steps += 1
-                done(steps, total)
-
-        def losses_of(subspaces: Sequence[Subspace]) -> np.ndarray:
-            losses = np.zeros((len(heads), len(GRID)))
-            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
-                own = None if weight is None else weight[held]
-                places = len(seen) + torch.arange(len(held))
-                losses += held_losses(subspace, loss, y[held], places, own, heads) / len(splits)
-            return losses
-
-        joined = [torch.cat(split) for split in splits]
-        probes = [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits]
-
-        def subspaces_of(i: int, like: Sequence[Subspace | None]) -> list[Subspace]:
-            return [
-                make_subspace(
-                    store.rows(rows),
-                    y[rows],
-                    loss,
-                    [probe.omega for probe in own] if mode == "full" else [],
-                    (head or own[i]).omega,
-                    (head or own[i]).bias,
-                    torch.arange(len(rows) - len(held)),
-                    mode=mode,
-                    weight=None if weight is None else weight[rows],
-                    parametrization=parametrization,
-                    generator=generator,
-                    metric=metric,
-                    like=other,
-                )
-                for rows, (_, held), own, other in zip(joined, splits, probes, like, strict=True)
-            ]
-
-        def common(group: Sequence[int]) -> dict[int, list[Subspace]]:
-            nonlocal passes
-            first = SHARED[0][0] if len(group) > 1 else group[0]
-            lead = subspaces_of(first, [None] * len(splits))
-            problems = {i: lead if i == first else subspaces_of(i, lead) for i in group}
-            for of_split in zip(*problems.values(), strict=True):
-                share(of_split)
-            passes += sum(map(work, problems.values()))
-            if len(group) > 1:
-                for i, place in SHARED:
-                    grown(problems[i], (place, 1))
-                    for subspace in problems[i]:
-                        subspace.forget()
-            else:
-                for stage in STAGES[:COMMON]:
-                    grown(problems[group[0]], stage)
-            return problems
-
-        def again(i: int) -> list[Subspace]:
-            """Grow problems as they were before they went into a checkpoint; that has been counted."""
-            nonlocal passes
-            state, group = states[i]
-            after, before = generator.get_state(), passes
-            generator.set_state(state)
-            problems = [subspace.alone() for subspace in common(group)[i]]
-            generator.set_state(after)
-            passes = before
-            return problems
-
-        # the whitened metric is another one for each ω̄, and so are the variables
-        groups = [tries] if metric == "plain" else [[i] for i in tries]
-        states = {}  # of the random numbers before each group, for one whose subspaces are not in memory
+        path = _Path(
+            store,
+            y,
+            loss,
+            weight,
+            splits,
+            [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits],
+            heads,
+            {"mode": mode, "parametrization": parametrization, "generator": generator, "metric": metric},
+            head,
+            lambda steps: done(steps, len(splits) * (len(tries) + max(stages - COMMON, 0))),
+        )
+        found: dict[int, np.ndarray] = {}
+        states: dict[int, tuple[Tensor, Sequence[int]]] = {}  # the random numbers before each ω̄'s group, to repeat it
+        best: dict[int, list[Subspace]] = {}
         for group in groups:
-            state = generator.get_state()
-            name, before = f"{mode}-omega-{group[0]}", passes
-            kept = load_part(checkpoint, name, generator)
+            state, before = generator.get_state(), path.passes
+            kept = load_part(checkpoint, f"{mode}-omega-{group[0]}", generator)
             if kept is None:
-                problems = common(group)
-                losses = np.stack([losses_of(problems[i]) for i in group])
-                part = Part({"passes": passes - before}, {"losses": torch.from_numpy(losses)})
-                keep_part(checkpoint, name, part, generator)
+                problems = path.begun(group)
+                losses = np.stack([path.losses(problems[i]) for i in group])
+                part = Part({"passes": path.passes - before}, {"losses": torch.from_numpy(losses)})
+                keep_part(checkpoint, f"{mode}-omega-{group[0]}", part, generator)
             else:
                 losses, problems = kept.tensors["losses"].numpy(), {}
-                passes += kept.values["passes"]
+                path.passes += kept.values["passes"]
             worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
             for i, own in zip(group, losses, strict=True):
                 found[i], states[i] = own, (state, group)
@@ -314,41 +252,144 @@ def choose_penalties(
                 break
             best = problems
         chosen = min(found, key=lambda i: float(found[i].min()))
-        subspaces: list[Subspace] = []
-        if best:
-            subspaces = [subspace.alone() for subspace in best[chosen]]
-            best = {}
+        subspaces = [subspace.alone() for subspace in best.get(chosen, [])]
+        best = {}  # the others go
+
+        def again() -> list[Subspace]:
+            """Grow the best ω̄'s problems as they were before they went into a checkpoint; that has been counted."""
+            after, passes = generator.get_state(), path.passes
+            state, group = states[chosen]
+            generator.set_state(state)
+            problems = path.begun(group)[chosen]
+            generator.set_state(after)
+            path.passes = passes
+            return [subspace.alone() for subspace in problems]
+
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
-            subspaces = subspaces or again(chosen)
-            grown(subspaces, stage)
-            found[chosen] = losses_of(subspaces)
+            subspaces = subspaces or again()
+            path.grown(subspaces, stage)
+            found[chosen] = path.losses(subspaces)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
-        path = [
+        tried = [
             Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
             for i, losses in found.items()
             for j, k in np.ndindex(*losses.shape)
         ]
-        if mode == "full":
-            without = []
-            for i, factor in enumerate(HEAVIER):
-                plain = 0.0
-                for (_, held), own in zip(splits, probes, strict=True):
-                    logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
-                    held_weight = None if weight is None else weight[held]
-                    plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
-                without.append(Tried(light * factor, light * factor, float("inf"), plain))
-            path = [*without, *path]  # among equals the probe
-        least = min(path, key=lambda tried: tried.loss)
+        if mode == "full":  # among equals the probe
+            tried = [
+                *(Tried(light * v, light * v, math.inf, path.probe_loss(i)) for i, v in enumerate(HEAVIER)),
+                *tried,
+            ]
+        least = min(tried, key=lambda point: point.loss)
         starts: list[Weights] = []
-        if metric == "plain" and least.omega == light * HEAVIER[chosen] and least.w2 < float("inf"):
-            for subspace in subspaces or again(chosen):
+        if metric == "plain" and least.omega == light * HEAVIER[chosen] and least.w2 < math.inf:
+            for subspace in subspaces or again():
                 point = subspace.minimum(Penalties(least.w1, least.w2 * subspace.unit))
                 starts.append(subspace.direction(point))
-    return Choice(least.omega, least.w1, least.w2, path, passes, tuple(starts))
+    return Choice(least.omega, least.w1, least.w2, tried, path.passes, tuple(starts))
+
+
+@dataclass
+class _Path:
+    """The problems of each ω̄ and split, and the work on them.
+
+    Attributes:
+        store, y, loss, weight: The samples.
+        splits: Pairs of indices (seen, held out).
+        probes: Of each split, with the penalties of `HEAVIER`.
+        heads: λ₁ that are tried.
+        settings: Of `make_subspace`.
+        head: The one ω of the gradients where it is fixed.
+        done: Told how many growths there have been.
+        passes: Work, in passes over all samples.
+        steps: Growths.
+    """
+
+    store: SampleStore
+    y: Tensor
+    loss: Loss
+    weight: Tensor | None
+    splits: Sequence[tuple[Tensor, Tensor]]
+    probes: list[list[Probe]]
+    heads: list[float]
+    settings: dict[str, Any]
+    head: Probe | None
+    done: Callable[[int], None]
+    passes: float = 0.0
+    steps: int = 0
+
+    def begun(self, group: Sequence[int]) -> dict[int, list[Subspace]]:
+        """Return the problems of some ω̄ on all splits after the stages that all see.
+
+        Those of one split share their directions; where they do, each ω̄ finds one.
+        """
+        first = SHARED[0][0] if len(group) > 1 else group[0]
+        lead = self._problems(first, [None] * len(self.splits))
+        problems = {i: lead if i == first else self._problems(i, lead) for i in group}
+        for of_split in zip(*problems.values(), strict=True):
+            share(of_split)
+        if len(group) == 1:
+            for stage in STAGES[:COMMON]:
+                self.grown(lead, stage)
+            return problems
+        for i, place in SHARED:
+            self.grown(problems[i], (place, 1))
+            for subspace in problems[i]:
+                subspace.forget()
+        return problems
+
+    def _problems(self, i: int, like: Sequence[Subspace | None]) -> list[Subspace]:
+        found = []
+        for (seen, held), probes, other in zip(self.splits, self.probes, like, strict=True):
+            rows = torch.cat([seen, held])
+            omega = self.head or probes[i]
+            subspace = make_subspace(
+                self.store.rows(rows),
+                self.y[rows],
+                self.loss,
+                [probe.omega for probe in probes] if self.settings["mode"] == "full" else [],
+                omega.omega,
+                omega.bias,
+                torch.arange(len(seen)),
+                weight=None if self.weight is None else self.weight[rows],
+                like=other,
+                **self.settings,
+            )
+            self.passes += subspace.features.passes * len(rows) / len(self.store)
+            found.append(subspace)
+        return found
+
+    def grown(self, subspaces: Sequence[Subspace], stage: tuple[int, int]) -> None:
+        """Grow one ω̄'s problems at a place of the grid for some iterations."""
+        for subspace in subspaces:
+            before = subspace.features.passes
+            grow(subspace, self.heads[len(self.heads) // 2], *stage)
+            self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
+            self.steps += 1
+            self.done(self.steps)
+
+    def losses(self, subspaces: Sequence[Subspace]) -> np.ndarray:
+        """Return the mean held-out loss of one ω̄, (λ₁, λ₂)."""
+        total = np.zeros((len(self.heads), len(GRID)))
+        for subspace, (seen, held) in zip(subspaces, self.splits, strict=True):
+            places = len(seen) + torch.arange(len(held))
+            total += held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads)
+        return total / len(self.splits)
+
+    def probe_loss(self, i: int) -> float:
+        """Return the mean held-out loss of a probe alone."""
+        total = 0.0
+        for (_, held), probes in zip(self.splits, self.probes, strict=True):
+            logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
+            total += float(self.loss.value(logits.double(), self.y[held], self._weight(held)))
+        return total / len(self.splits)
+
+    def _weight(self, rows: Tensor) -> Tensor | None:
+        return None if self.weight is None else self.weight[rows]
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:
