@@ -35,6 +35,10 @@ class Loss(ABC):
         """Return Λᵢ d for each sample's Hessian Λᵢ in its logits: `directions` is (n, k, m), or (n, k)."""
 
     @abstractmethod
+    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        """Return ``Σᵢ shareᵢ Λᵢ``, (k, k); `share` is (n,)."""
+
+    @abstractmethod
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return Rᵢ ε with ``Rᵢ Rᵢᵀ = Λᵢ``, (n, k); `signs` holds ε."""
 
@@ -88,6 +92,11 @@ class CrossEntropy(Loss):
         moved = p * directions
         return moved - p * moved.sum(1, keepdim=True)
 
+    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        """Return ``diag(Σ shareᵢ pᵢ) - Σ shareᵢ pᵢ pᵢᵀ``."""
+        p = logits.softmax(1)
+        return (share @ p).diag() - (share[:, None] * p).T @ p
+
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ``√p ∘ ε - p (√pᵀ ε)``."""
         p = logits.softmax(1)
@@ -135,6 +144,10 @@ class MultiLabelLogistic(Loss):
         """Return ``p (1 - p) / k ∘ d``, zero for labels that are ignored."""
         return _like(self.curvature(logits) * ~torch.isnan(y), directions) * directions
 
+    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        """Return a diagonal matrix."""
+        return (share @ (self.curvature(logits) * ~torch.isnan(y))).diag()
+
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ``√(p (1 - p) / k) ∘ ε``, zero for labels that are ignored."""
         return (self.curvature(logits) * ~torch.isnan(y)).sqrt() * signs
@@ -166,6 +179,10 @@ class Quadratic(Loss):
     def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
         """Return d."""
         return directions
+
+    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        """Return ``Σ shareᵢ`` times the identity."""
+        return share.sum() * torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
 
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ε."""

@@ -98,3 +98,8 @@ def test_curvature_is_the_hessian_in_the_logits(loss: Loss) -> None:
         )
         torch.testing.assert_close(root @ root.T, hessian)
     torch.testing.assert_close(loss.curvature_product(logits, y, directions[..., 0]), product[..., 0])
+    share = torch.rand(4, dtype=torch.float64, generator=generator)
+    whole = loss.curvature_product(
+        logits, y, torch.eye(logits.shape[1], dtype=logits.dtype).expand(len(logits), -1, -1)
+    )
+    torch.testing.assert_close(loss.curvature_sum(logits, y, share), (share[:, None, None] * whole).sum(0))

@@ -67,7 +67,7 @@ def minimise(
     if start is not None:
         x[: len(start.coefficients)] = start.coefficients
         x[k:] = start.bias
-    chunks = torch.arange(len(y)).split(max(1, _CHUNK // (c * (k + c))))
+    chunks = torch.arange(len(y)).split(max(1, _CHUNK // (c * max(k, 1))))
 
     def logits_at(point: Tensor) -> Tensor:
         return Combination(point[:k], point[k:], 0.0).logits(known) if known else point.expand(len(y), c).clone()
@@ -87,10 +87,14 @@ def minimise(
         gradient[k:] = slope.sum(0)
         gradient[:k] += ridge * x[:k]
         for rows in chunks:
-            ones = torch.eye(c, device=device).expand(len(rows), c, c)
-            joined = torch.cat([torch.stack([z[rows] for z in known], 2).float(), ones], 2) if known else ones
-            bent = loss.curvature_product(logits[rows].float(), y[rows], joined) * share[rows, None, None].float()
-            hessian += (joined.reshape(-1, k + c).T @ bent.reshape(-1, k + c)).double()
+            at, of, part = logits[rows].float(), y[rows], share[rows].float()
+            hessian[k:, k:] += loss.curvature_sum(at, of, part).double()
+            if known:
+                joined = torch.stack([z[rows] for z in known], 2).float()
+                bent = loss.curvature_product(at, of, joined) * part[:, None, None]
+                hessian[:k, :k] += (joined.reshape(-1, k).T @ bent.reshape(-1, k)).double()
+                hessian[:k, k:] += bent.sum(0).T.double()
+        hessian[k:, :k] = hessian[:k, k:].T
         hessian.diagonal()[:k].add_(ridge)
         # directions may be of very different sizes: those of a small ω̄ are
         size = hessian.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()

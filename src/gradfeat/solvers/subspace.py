@@ -114,7 +114,7 @@ class Subspace:
         self._generator = generator
         self._looked_at = start[seen]
         self._factors: KroneckerFactors | None = None
-        self._unit: float | None = None
+        self._unit = 0.0  # not known yet
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
             turn, self._factors = self.factors.whitened()
@@ -145,18 +145,17 @@ class Subspace:
         """The preconditioner, estimated where it is needed first."""
         if self._factors is None:
             self._factors = self._estimate(self._looked_at)
+            self._unit = self._unit or max(self._factors.trace, 1e-30) / len(self.seen)
         return self._factors
 
     @property
     def unit(self) -> float:
         """Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m."""
-        if self._unit is None:
-            self._unit = max(self.factors.trace, 1e-30) / len(self.seen)
-        return self._unit
+        return self._unit or max(self.factors.trace, 1e-30) / len(self.seen)
 
     def forget(self) -> None:
         """Keep the unit, and let go of the preconditioner, which may be the largest thing in memory."""
-        if self.unit and not self._fixed:
+        if not self._fixed:
             self._factors = None
 
     # ---- the span ---------------------------------------------------------------------------------------------------
