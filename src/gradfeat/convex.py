@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from gradfeat.selection import (
     as_pair,
     choose_penalties,
     make_subspace,
+    of_omegas,
     probes_of,
 )
 from gradfeat.solvers.first_order import History
@@ -92,8 +93,7 @@ def fit_convex(
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
         probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
-        penalty_of_omega = choice.omega
-        omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - penalty_of_omega))
+        omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(
@@ -106,17 +106,13 @@ def fit_convex(
     else:
         penalties = Penalties(*as_pair(penalty))
     with progress.step(mode):
-        for start in () if choice is None else choice.starts:
-            subspace.add_w2({name: value.to(store.features.device) for name, value in start.items()})
         combination, solution = subspace.solve(penalties)
-    solution.passes = subspace.features.passes
     w1, b, w2 = subspace.weights(combination)
     point = Point(problem.linearization.theta2, omega.omega, omega.omega if w1 is None else w1, b, w2)
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
     if choice is not None:
         solution.passes += choice.passes
-        choice = replace(choice, starts=())  # of no more use, and as large as θ₂
     if not solution.converged:
         notes.append(f"{mode}: {solution}")
     return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
@@ -131,9 +127,10 @@ def choose(
     random_state: int | None = None,
     progress: Progress | None = None,
     stages: int = len(STAGES),
+    omegas: Sequence[int] | None = None,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "omegas": omegas}
     splits, generator = _splits(problem, random_state), _generator(random_state)
     return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)
 
@@ -146,6 +143,7 @@ def _choose(
     stages: int,
     *,
     generator: torch.Generator,
+    omegas: Sequence[int] | None = None,
     **shared: Any,
 ) -> Choice | None:
     if not splits:
@@ -153,7 +151,7 @@ def _choose(
     checkpoint = problem.checkpoint
     return resumed(
         checkpoint,
-        f"{mode}-penalties-{stages}",
+        f"{of_omegas(mode, omegas)}-penalties-{stages}",
         lambda: choose_penalties(
             problem.store,
             problem.y,
@@ -167,27 +165,13 @@ def _choose(
             stages=stages,
             checkpoint=checkpoint,
             head=problem.head,
+            omegas=omegas,
             **shared,
         ),
-        _pack_choice,
-        _unpack_choice,
+        lambda choice: Part(asdict(choice)),
+        lambda part: Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]}),
         generator,
     )
-
-
-def _pack_choice(choice: Choice) -> Part:
-    values = asdict(replace(choice, starts=()))
-    del values["starts"]
-    tensors = {f"{i}/{name}": value for i, w2 in enumerate(choice.starts) for name, value in w2.items()}
-    return Part({**values, "starts": len(choice.starts)}, tensors)
-
-
-def _unpack_choice(part: Part) -> Choice:
-    starts = tuple(
-        {name.partition("/")[2]: value for name, value in part.tensors.items() if name.startswith(f"{i}/")}
-        for i in range(part.values["starts"])
-    )
-    return Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]], "starts": starts})
 
 
 def _generator(random_state: int | None) -> torch.Generator:

@@ -11,7 +11,7 @@ from gradfeat.errors import Theta2Error
 from gradfeat.fitting import Problem
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
-from gradfeat.selection import COMMON, NEGLIGIBLE
+from gradfeat.selection import COMMON, NEGLIGIBLE, place_of_omega
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ def choose_depth(
 ) -> tuple[Problem, Depth | None, list[Depth]]:
     """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the held-out loss falls.
 
-    A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by more than a negligible share. A depth
-    takes about four passes beside its activations, so that all together cost less than one fine-tuning run.
+    A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by more than a negligible share. All
+    penalties of ω̄ are tried for the topmost block, where that is cheap, and the best of them alone for the others:
+    about three passes for each. All depths together cost less than one fine-tuning run of 20 epochs through the last of
+    them.
 
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).
@@ -73,6 +75,7 @@ def choose_depth(
     best: Problem
     chosen: Depth | None = None
     tried: list[Depth] = []
+    omegas: list[int] | None = None
     for candidate in _doubling(candidates):
         begun = time.perf_counter()
         problem = build(candidate.modules)
@@ -84,9 +87,12 @@ def choose_depth(
             random_state=random_state,
             progress=progress,
             stages=COMMON,
+            omegas=omegas,
         )
         if choice is None:
             return problem, None, []
+        if omegas is None:
+            omegas = [place_of_omega(choice, problem.probe)]
         tried.append(Depth(candidate.modules, candidate.parameters, choice.loss, time.perf_counter() - begun))
         if chosen is not None and tried[-1].loss >= chosen.loss * (1 - NEGLIGIBLE):
             break

@@ -9,10 +9,8 @@ that were held out.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,10 +20,10 @@ from gradfeat.cache import SampleStore
 from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
-from gradfeat.solvers.gradient_features import GradientFeatures, Weights
+from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import Probe, fit_probes
-from gradfeat.solvers.subspace import Penalties, Subspace, share
+from gradfeat.solvers.subspace import Penalties, Subspace
 
 HEAVIER = (1.0, 10.0, 100.0, 1000.0)
 """Penalties of ω̄, in units of the best probe's; heavier ones only while the held-out loss still falls."""
@@ -41,9 +39,6 @@ STAGES = ((2, 1), (4, 2), (6, 2), (8, 2))
 stages, the best one the others, while the held-out loss still falls."""
 
 COMMON = 2
-
-SHARED = ((2, 2), (3, 4), (1, 4), (0, 4))
-"""Instead of the common stages, where all ω̄ share their directions of w₂: which ω̄ finds the next, at which place."""
 
 NEGLIGIBLE = 1e-3
 """A fall of the held-out loss by a smaller share is none."""
@@ -81,8 +76,6 @@ class Choice:
         w2: λ₂ in units of the gradient features (see `GRID`); infinite for no gradient term.
         path: All that was tried.
         passes: Work.
-        starts: w₂ of each split under these penalties, where the variables are those of all samples too: directions for
-            the fit to all.
     """
 
     omega: float
@@ -90,7 +83,6 @@ class Choice:
     w2: float
     path: list[Tried]
     passes: float
-    starts: tuple[Weights, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         if not self.gradients:
@@ -106,6 +98,13 @@ class Choice:
     def gradients(self) -> bool:
         """Whether the gradient term is in it."""
         return self.w2 < float("inf")
+
+
+def place_of_omega(choice: Choice, probe: Probe) -> int:
+    """Return the place in `HEAVIER` of the ω̄ whose gradient term had the least held-out loss."""
+    least = min((tried for tried in choice.path if tried.w2 < float("inf")), key=lambda tried: tried.loss)
+    ratio = least.omega / max(probe.penalty, 1e-12)
+    return min(range(len(HEAVIER)), key=lambda i: abs(HEAVIER[i] - ratio))
 
 
 def as_pair(penalty: float | Sequence[float]) -> tuple[float, float]:
@@ -128,7 +127,6 @@ def make_subspace(
     parametrization: str,
     generator: torch.Generator,
     metric: str = "plain",
-    like: Subspace | None = None,
 ) -> Subspace:
     """Return the problem of `full` or `gradient` on some samples.
 
@@ -145,7 +143,6 @@ def make_subspace(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
-        like: A problem with another ω̄ on the same samples.
     """
     f = store.features.to(omega)
     subspace = Subspace(
@@ -158,7 +155,6 @@ def make_subspace(
         start=f @ omega + bias,
         generator=generator,
         metric=metric,
-        like=like,
     )
     for head in heads:
         subspace.add_w1(head)
@@ -194,6 +190,7 @@ def choose_penalties(
     metric: str = "plain",
     checkpoint: Checkpoint | None = None,
     head: Probe | None = None,
+    omegas: Sequence[int] | None = None,
 ) -> Choice:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
@@ -212,184 +209,113 @@ def choose_penalties(
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
+        omegas: Places in `HEAVIER` of the penalties of ω̄ to try; None tries all.
     """
     light = max(probe.penalty, 1e-12)
+    tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    tries = range(len(HEAVIER) if head is None else 1)
-    # the whitened metric is another one for each ω̄, and so are the variables
-    groups: list[Sequence[int]] = [tries] if metric == "plain" else [[i] for i in tries]
+    found: dict[int, np.ndarray] = {}
+    best: list[Subspace] = []
+    passes, steps = 0.0, 0
+    total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
     with progress.step("penalties") as done:
-        path = _Path(
-            store,
-            y,
-            loss,
-            weight,
-            splits,
-            [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits],
-            heads,
-            {"mode": mode, "parametrization": parametrization, "generator": generator, "metric": metric},
-            head,
-            lambda steps: done(steps, len(splits) * (len(tries) + max(stages - COMMON, 0))),
-        )
-        found: dict[int, np.ndarray] = {}
-        states: dict[int, tuple[Tensor, Sequence[int]]] = {}  # the random numbers before each ω̄'s group, to repeat it
-        best: dict[int, list[Subspace]] = {}
-        for group in groups:
-            state, before = generator.get_state(), path.passes
-            kept = load_part(checkpoint, f"{mode}-omega-{group[0]}", generator)
+
+        def losses_after(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
+            nonlocal passes, steps
+            losses = np.zeros((len(heads), len(GRID)))
+            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
+                before = subspace.features.passes
+                own = None if weight is None else weight[held]
+                places = len(seen) + torch.arange(len(held))
+                losses += held_out(subspace, loss, y[held], places, own, heads, *stage) / len(splits)
+                passes += (subspace.features.passes - before) * (len(seen) + len(held)) / len(store)
+                steps += 1
+                done(steps, total)
+            return losses
+
+        joined = [torch.cat(split) for split in splits]
+        probes = [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits]
+
+        def subspaces_of(i: int) -> list[Subspace]:
+            return [
+                make_subspace(
+                    store.rows(rows),
+                    y[rows],
+                    loss,
+                    [probe.omega for probe in own] if mode == "full" else [],
+                    (head or own[i]).omega,
+                    (head or own[i]).bias,
+                    torch.arange(len(rows) - len(held)),
+                    mode=mode,
+                    weight=None if weight is None else weight[rows],
+                    parametrization=parametrization,
+                    generator=generator,
+                    metric=metric,
+                )
+                for rows, (_, held), own in zip(joined, splits, probes, strict=True)
+            ]
+
+        def common(i: int) -> tuple[np.ndarray, list[Subspace]]:
+            nonlocal passes
+            subspaces = subspaces_of(i)
+            passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
+            for stage in STAGES[:COMMON]:
+                losses = losses_after(subspaces, stage)
+            return losses, subspaces
+
+        states = {}  # of the random numbers before each ω̄, for one whose subspaces are not in memory
+        for i in tries:
+            states[i] = generator.get_state()
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", passes
+            kept = load_part(checkpoint, name, generator)
             if kept is None:
-                problems = path.begun(group)
-                losses = np.stack([path.losses(problems[i]) for i in group])
-                part = Part({"passes": path.passes - before}, {"losses": torch.from_numpy(losses)})
-                keep_part(checkpoint, f"{mode}-omega-{group[0]}", part, generator)
+                losses, subspaces = common(i)
+                part = Part({"passes": passes - before}, {"losses": torch.from_numpy(losses)})
+                keep_part(checkpoint, name, part, generator)
             else:
-                losses, problems = kept.tensors["losses"].numpy(), {}
-                path.passes += kept.values["passes"]
+                losses, subspaces = kept.tensors["losses"].numpy(), []
+                passes += kept.values["passes"]
             worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
-            for i, own in zip(group, losses, strict=True):
-                found[i], states[i] = own, (state, group)
+            found[i] = losses
             if worse:
                 break
-            best = problems
+            best = subspaces
         chosen = min(found, key=lambda i: float(found[i].min()))
-        subspaces = [subspace.alone() for subspace in best.get(chosen, [])]
-        best = {}  # the others go
-
-        def again() -> list[Subspace]:
-            """Grow the best ω̄'s problems as they were before they went into a checkpoint; that has been counted."""
-            after, passes = generator.get_state(), path.passes
-            state, group = states[chosen]
-            generator.set_state(state)
-            problems = path.begun(group)[chosen]
-            generator.set_state(after)
-            path.passes = passes
-            return [subspace.alone() for subspace in problems]
-
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
-            subspaces = subspaces or again()
-            path.grown(subspaces, stage)
-            found[chosen] = path.losses(subspaces)
+            if not best:  # from a checkpoint: grown again as it was
+                after, before = generator.get_state(), passes
+                generator.set_state(states[chosen])
+                best = common(chosen)[1]
+                generator.set_state(after)
+                passes = before
+            found[chosen] = losses_after(best, stage)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
-        tried = [
-            Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
-            for i, losses in found.items()
-            for j, k in np.ndindex(*losses.shape)
-        ]
-        if mode == "full":  # among equals the probe
-            tried = [
-                *(Tried(light * v, light * v, math.inf, path.probe_loss(i)) for i, v in enumerate(HEAVIER)),
-                *tried,
-            ]
-        least = min(tried, key=lambda point: point.loss)
-        starts: list[Weights] = []
-        if metric == "plain" and least.omega == light * HEAVIER[chosen] and least.w2 < math.inf:
-            for subspace in subspaces or again():
-                point = subspace.minimum(Penalties(least.w1, least.w2 * subspace.unit))
-                starts.append(subspace.direction(point))
-    return Choice(least.omega, least.w1, least.w2, tried, path.passes, tuple(starts))
+    path = [
+        Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
+        for i, losses in found.items()
+        for j, k in np.ndindex(*losses.shape)
+    ]
+    if mode == "full":
+        without = []
+        for i, factor in enumerate(HEAVIER):
+            plain = 0.0
+            for (_, held), own in zip(splits, probes, strict=True):
+                logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
+                held_weight = None if weight is None else weight[held]
+                plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
+            without.append(Tried(light * factor, light * factor, float("inf"), plain))
+        path = [*without, *path]  # among equals the probe
+    least = min(path, key=lambda tried: tried.loss)
+    return Choice(least.omega, least.w1, least.w2, path, passes)
 
 
-@dataclass
-class _Path:
-    """The problems of each ω̄ and split, and the work on them.
-
-    Attributes:
-        store, y, loss, weight: The samples.
-        splits: Pairs of indices (seen, held out).
-        probes: Of each split, with the penalties of `HEAVIER`.
-        heads: λ₁ that are tried.
-        settings: Of `make_subspace`.
-        head: The one ω of the gradients where it is fixed.
-        done: Told how many growths there have been.
-        passes: Work, in passes over all samples.
-        steps: Growths.
-    """
-
-    store: SampleStore
-    y: Tensor
-    loss: Loss
-    weight: Tensor | None
-    splits: Sequence[tuple[Tensor, Tensor]]
-    probes: list[list[Probe]]
-    heads: list[float]
-    settings: dict[str, Any]
-    head: Probe | None
-    done: Callable[[int], None]
-    passes: float = 0.0
-    steps: int = 0
-
-    def begun(self, group: Sequence[int]) -> dict[int, list[Subspace]]:
-        """Return the problems of some ω̄ on all splits after the stages that all see.
-
-        Those of one split share their directions; where they do, each ω̄ finds one.
-        """
-        first = SHARED[0][0] if len(group) > 1 else group[0]
-        lead = self._problems(first, [None] * len(self.splits))
-        problems = {i: lead if i == first else self._problems(i, lead) for i in group}
-        for of_split in zip(*problems.values(), strict=True):
-            share(of_split)
-        if len(group) == 1:
-            for stage in STAGES[:COMMON]:
-                self.grown(lead, stage)
-            return problems
-        for i, place in SHARED:
-            self.grown(problems[i], (place, 1))
-            for subspace in problems[i]:
-                subspace.forget()
-        return problems
-
-    def _problems(self, i: int, like: Sequence[Subspace | None]) -> list[Subspace]:
-        found = []
-        for (seen, held), probes, other in zip(self.splits, self.probes, like, strict=True):
-            rows = torch.cat([seen, held])
-            omega = self.head or probes[i]
-            subspace = make_subspace(
-                self.store.rows(rows),
-                self.y[rows],
-                self.loss,
-                [probe.omega for probe in probes] if self.settings["mode"] == "full" else [],
-                omega.omega,
-                omega.bias,
-                torch.arange(len(seen)),
-                weight=None if self.weight is None else self.weight[rows],
-                like=other,
-                **self.settings,
-            )
-            self.passes += subspace.features.passes * len(rows) / len(self.store)
-            found.append(subspace)
-        return found
-
-    def grown(self, subspaces: Sequence[Subspace], stage: tuple[int, int]) -> None:
-        """Grow one ω̄'s problems at a place of the grid for some iterations."""
-        for subspace in subspaces:
-            before = subspace.features.passes
-            grow(subspace, self.heads[len(self.heads) // 2], *stage)
-            self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
-            self.steps += 1
-            self.done(self.steps)
-
-    def losses(self, subspaces: Sequence[Subspace]) -> np.ndarray:
-        """Return the mean held-out loss of one ω̄, (λ₁, λ₂)."""
-        total = np.zeros((len(self.heads), len(GRID)))
-        for subspace, (seen, held) in zip(subspaces, self.splits, strict=True):
-            places = len(seen) + torch.arange(len(held))
-            total += held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads)
-        return total / len(self.splits)
-
-    def probe_loss(self, i: int) -> float:
-        """Return the mean held-out loss of a probe alone."""
-        total = 0.0
-        for (_, held), probes in zip(self.splits, self.probes, strict=True):
-            logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
-            total += float(self.loss.value(logits.double(), self.y[held], self._weight(held)))
-        return total / len(self.splits)
-
-    def _weight(self, rows: Tensor) -> Tensor | None:
-        return None if self.weight is None else self.weight[rows]
+def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
+    """Return the first part of a checkpoint's names: a choice among some ω̄ draws other random numbers than all."""
+    return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:
@@ -416,13 +342,6 @@ def held_out(
 ) -> np.ndarray:
     """Grow a subspace at a place of the grid; return the loss of held-out samples for all of it, (λ₁, λ₂)."""
     grow(subspace, heads[len(heads) // 2], place, iterations)
-    return held_losses(subspace, loss, y, held, weight, heads)
-
-
-def held_losses(
-    subspace: Subspace, loss: Loss, y: Tensor, held: Tensor, weight: Tensor | None, heads: Sequence[float]
-) -> np.ndarray:
-    """Return the loss of held-out samples at the minimum over the span, for each λ₁ and each λ₂ of the grid."""
     losses = np.full((len(heads), len(GRID)), np.inf)
     start: Combination | None = None
     for j, head in enumerate(heads):

@@ -17,7 +17,7 @@ from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
-from gradfeat.selection import COMMON
+from gradfeat.selection import COMMON, HEAVIER, place_of_omega
 
 
 class Block(nn.Module):
@@ -80,6 +80,15 @@ def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None
     choice = choose(problem, "full", random_state=0, stages=COMMON)
     assert choice is not None
     assert found.depths_[0].loss == choice.loss
+    # the others try the ω̄ that was best there, and only that
+    deeper = GradientFeatureClassifier(_network(), theta2=["5", "4"], random_state=0)._prepare(X, targets, loss, weight)
+    place = place_of_omega(choice, problem.probe)
+    one = choose(deeper, "full", random_state=0, stages=COMMON, omegas=[place])
+    assert one is not None
+    assert found.depths_[1].loss == one.loss
+    tried = {point.omega for point in one.path if point.w2 < float("inf")}
+    assert tried == {problem.probe.penalty * HEAVIER[place]}
+    assert one.passes < choice.passes / 2
 
 
 def test_a_search_and_the_fit_after_it_keep_apart_in_a_checkpoint(tmp_path: Path) -> None:
@@ -93,6 +102,7 @@ def test_a_search_and_the_fit_after_it_keep_apart_in_a_checkpoint(tmp_path: Path
 def test_a_negligibly_lower_loss_takes_no_deeper_theta2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     losses = iter([1.0, 0.9, 0.8999])
     monkeypatch.setattr("gradfeat.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(losses)))
+    monkeypatch.setattr("gradfeat.depth.place_of_omega", lambda choice, probe: 0)
     X, _ = _data()
     found = _fit()
     assert [depth.loss for depth in found.depths_] == [1.0, 0.9, 0.8999]

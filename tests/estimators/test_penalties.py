@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, convex
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
-from gradfeat.selection import HEAVIER
 
 
 def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -40,30 +38,6 @@ def test_full_beats_the_probe_where_gradients_help() -> None:
     best = min(tried.loss for tried in full.choice_.path)
     without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
     assert best < without
-
-
-def test_the_fit_to_all_samples_begins_where_the_choice_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = data()
-    warm = classifier().fit(X, y)
-    assert warm.choice_.starts == ()  # not kept
-    chosen = convex.choose_penalties
-    monkeypatch.setattr(convex, "choose_penalties", lambda *a, **b: dataclasses.replace(chosen(*a, **b), starts=()))
-    cold = classifier().fit(X, y)
-    assert (warm.choice_.omega, warm.choice_.w1, warm.choice_.w2) == (
-        cold.choice_.omega, cold.choice_.w1, cold.choice_.w2,
-    )  # fmt: skip
-    first, last = warm.solution_.objective[0], warm.solution_.objective[-1]
-    assert first < cold.solution_.objective[0]
-    assert last == pytest.approx(cold.solution_.objective[-1], rel=0.03)  # to the solver's tolerance
-    assert len(warm.solution_.objective) < len(cold.solution_.objective)
-
-
-def test_all_omegas_are_tried_at_the_passes_of_one() -> None:
-    X, y = data(1200)  # one split
-    choice = classifier().fit(X, y).choice_
-    tried = {point.omega for point in choice.path if point.w2 < float("inf")}
-    assert len(tried) == len(HEAVIER)
-    assert choice.passes < 12  # four directions, then at most four of the best; and the factors
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:

@@ -14,7 +14,7 @@ from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
 from gradfeat.solvers.kronecker import estimate_factors
-from gradfeat.solvers.subspace import Penalties, Subspace, share
+from gradfeat.solvers.subspace import Penalties, Subspace
 
 N, C, D = 40, 3, 5
 PENALTIES = Penalties(0.05, 0.02)
@@ -78,7 +78,6 @@ def make(
     parametrization: str = "standard",
     seen: Tensor | None = None,
     metric: str = "plain",
-    like: Subspace | None = None,
 ) -> Subspace:
     return Subspace(
         GradientFeatures(store, omega, parametrization=parametrization, batch_size=16),
@@ -90,7 +89,6 @@ def make(
         start=store.features @ omega,
         generator=torch.Generator().manual_seed(0),
         metric=metric,
-        like=like,
     )
 
 
@@ -332,39 +330,3 @@ def test_the_size_of_omega_makes_no_difference(size: float, loss: Loss) -> None:
     assert solution.converged
     assert found.converged
     assert other.objective == pytest.approx(point.objective, rel=1e-5)
-
-
-def test_what_is_taken_over_and_forgotten_leads_to_the_same_optimum() -> None:
-    store, omega = problem()
-    own = make(store, omega, CrossEntropy())
-    taken = make(store, omega, CrossEntropy(), like=make(store, 2 * omega, CrossEntropy()))
-    taken.solve(PENALTIES, iterations=1)
-    unit = taken.unit
-    taken.forget()
-    points = [part.solve(PENALTIES, tolerance=1e-7, iterations=200) for part in (own, taken)]
-    assert all(solution.converged for _, solution in points)
-    assert points[1][0].objective == pytest.approx(points[0][0].objective, rel=1e-6)
-    assert taken.unit == unit
-
-
-def test_problems_of_several_omegas_share_directions() -> None:
-    store, omega = problem()
-    omegas = [omega, 0.1 * omega + torch.randn(D, C, dtype=torch.float64)]
-    shared, apart = ([make(store, value, CrossEntropy()) for value in omegas] for _ in range(2))
-    share(shared)
-    for one in (0, 1, 0):
-        shared[one].solve(PENALTIES, tolerance=0, iterations=1)
-    assert shared[0].features.passes + shared[1].features.passes == pytest.approx(3 + 1, abs=0.5)  # 1: the factors
-    for subspace, value in zip(shared, omegas, strict=True):
-        point = subspace.minimum(PENALTIES)
-        w1, b, w2 = subspace.weights(point)
-        assert w1 is not None
-        logits = store.features @ w1 + b + GradientFeatures(store, value).forward(w2, torch.arange(N))
-        torch.testing.assert_close(subspace.logits(point, torch.arange(N)), logits)
-    # three directions of w₂ each, where a problem apart has its own alone
-    apart[1].solve(PENALTIES, tolerance=0, iterations=1)
-    assert shared[1].minimum(PENALTIES).objective < apart[1].minimum(PENALTIES).objective
-    alone = shared[0].alone()
-    before = len(shared[1].minimum(PENALTIES).coefficients)
-    alone.solve(PENALTIES, tolerance=0, iterations=1)
-    assert len(shared[1].minimum(PENALTIES).coefficients) == before

@@ -64,13 +64,13 @@ class GradientFeatures:
         for places in self.store.batches(indices, self.batch_size):
             yield places, self.store.primal(indices[places])[1]
 
-    def forward(self, w2: Mapping[str, Tensor], indices: Tensor, omega: Tensor | None = None) -> Tensor:
-        """Return Φ w₂ of some samples, (m, c); under another ω̄, (d, k), whose columns may be of several, (m, k)."""
-        w2, omega = self.natural(w2), self.omega if omega is None else omega
-        found = omega.new_empty(len(indices), omega.shape[1])
+    def forward(self, w2: Mapping[str, Tensor], indices: Tensor) -> Tensor:
+        """Return Φ w₂ of some samples, (m, c)."""
+        w2 = self.natural(w2)
+        found = self.omega.new_empty(len(indices), self.omega.shape[1])
         with torch.no_grad():
             for places, residuals in self.batches(indices):
-                found[places] = self.linearization.tangent(w2, residuals).to(omega) @ omega
+                found[places] = self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega
         self.passes += 0.5 * len(indices) / len(self.store)
         return found
 

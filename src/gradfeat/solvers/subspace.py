@@ -6,15 +6,13 @@ Each iteration adds two directions, the preconditioned gradients in w₁ and in 
 span of all directions so far is a problem in a few dozen unknowns, solved by Newton's method at no cost in passes (a
 preconditioned conjugate gradient method that forgets nothing; Narkiss & Zibulevsky 2005 for the idea). The logits of a
 direction do not depend on the penalties. So one span serves the whole penalty path, and every further direction
-improves all of it. J(x) w₂ does not depend on ω̄ either: problems that differ in ω̄ alone share their directions of w₂,
-each found by one of them, at the passes of one problem (`share`).
+improves all of it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,9 +82,11 @@ class Subspace:
         weight: A weight for each sample of the store, or None.
         start: Logits where the curvature is looked at, (n, c): those of a probe.
         generator: Draws signs for the preconditioner.
-        like: Another problem of the same samples, whose decomposition of f is taken over.
         metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
             (`KroneckerFactors.whitened`).
+
+    Attributes:
+        unit: Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m.
     """
 
     def __init__(
@@ -101,7 +101,6 @@ class Subspace:
         start: Tensor,
         generator: torch.Generator,
         metric: str = "plain",
-        like: Subspace | None = None,
     ) -> None:
         self.features, self.loss, self.y, self.seen = features, loss, y, seen
         ones = torch.ones(len(seen), dtype=torch.float64, device=y.device)
@@ -112,23 +111,16 @@ class Subspace:
         curvature = loss.curvature(start[seen].double())
         self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
-        self._looked_at = start[seen]
-        self._factors: KroneckerFactors | None = None
-        self._unit = 0.0  # not known yet
+        self.factors = self._factors(start[seen])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
-            turn, self._factors = self.factors.whitened()
+            turn, self.factors = self.factors.whitened()
             self.features = features.turned(turn)
+        self.unit = max(self.factors.trace, 1e-30) / len(seen)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
         self.mean: Tensor | None = None
-        self._centred: Tensor
-        self._variances: Tensor
-        self._axes: Tensor
-        if like is not None and like.mean is not None:
-            self.mean, self._centred = like.mean, like._centred
-            self._variances, self._axes = like._variances, like._axes
-        elif f is not None:
+        if f is not None:
             self.mean = (self.share @ f[seen].double()).to(f)
             self._centred = f - self.mean
             scaled = self._centred[seen].double() * self.share.sqrt()[:, None]
@@ -138,25 +130,6 @@ class Subspace:
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
-        self._sharing: list[Subspace] = [self]
-
-    @property
-    def factors(self) -> KroneckerFactors:
-        """The preconditioner, estimated where it is needed first."""
-        if self._factors is None:
-            self._factors = self._estimate(self._looked_at)
-            self._unit = self._unit or max(self._factors.trace, 1e-30) / len(self.seen)
-        return self._factors
-
-    @property
-    def unit(self) -> float:
-        """Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m."""
-        return self._unit or max(self.factors.trace, 1e-30) / len(self.seen)
-
-    def forget(self) -> None:
-        """Keep the unit, and let go of the preconditioner, which may be the largest thing in memory."""
-        if not self._fixed:
-            self._factors = None
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
@@ -184,20 +157,8 @@ class Subspace:
         parts, _, _ = _orthonormal([direction[name] for name in names], known)
         if parts:
             new = dict(zip(names, parts, strict=True))
-            omegas = torch.cat([other.features.omega for other in self._sharing], 1)
-            logits = self.features.forward(new, self._everything, omegas).split(self._outputs, 1)
-            for other, own in zip(self._sharing, logits, strict=True):
-                other._w2.append(new)
-                other._logits2.append(own.contiguous())
-
-    def alone(self) -> Subspace:
-        """Keep the directions that were shared, and share no more."""
-        self._sharing = [self]
-        return self
-
-    def direction(self, point: Combination) -> Weights:
-        """Return w₂ of a point, in the variables of the problem: a direction for another one, on other samples."""
-        return self._combined(point)
+            self._w2.append(new)
+            self._logits2.append(self.features.forward(new, self._everything))
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
@@ -280,7 +241,7 @@ class Subspace:
         try:
             for iteration in range(iterations):
                 if iteration and iteration % _REFRESH == 0 and not self._fixed:
-                    self._factors = self._estimate(self.logits(point, self.seen))
+                    self.factors = self._factors(self.logits(point, self.seen))
                 if len(self._w2) >= self._most:
                     self._join(point)
                     point = self.minimum(penalties)
@@ -299,7 +260,7 @@ class Subspace:
         solution.seconds = time.perf_counter() - begun
         return point, solution
 
-    def _estimate(self, logits: Tensor) -> KroneckerFactors:
+    def _factors(self, logits: Tensor) -> KroneckerFactors:
         seen = self.seen
         return estimate_factors(
             self.features, self.loss, logits.to(self.features.omega), self.y[seen], seen, self._generator
@@ -346,16 +307,6 @@ class Subspace:
                     rest.add_(other, alpha=-product)
                 self._w2.append(dict(zip(names, parts, strict=True)))
                 self._logits2.append(rest / length)
-
-
-def share(subspaces: Sequence[Subspace]) -> None:
-    """Let new problems share every direction of w₂ from now on.
-
-    Args:
-        subspaces: Of the same samples and variables, without directions of w₂; they differ in ω̄.
-    """
-    for subspace in subspaces:
-        subspace._sharing = list(subspaces)
 
 
 def _orthonormal(vector: list[Tensor], basis: list[list[Tensor]]) -> tuple[list[Tensor], float, list[float]]:
