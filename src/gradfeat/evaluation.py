@@ -25,13 +25,17 @@ def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, f
         return {"r2": r2(truth, logits), "rmse": rmse(truth, logits)}
     probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
     if loss.task == "multilabel":
-        ignore, labels = np.isnan(truth), np.nan_to_num(truth)
-        return {
-            "map_11point": mean_average_precision(logits, labels, ignore=ignore, method="11point"),
-            "map_area": mean_average_precision(logits, labels, ignore=ignore, method="area"),
-            "log_loss": log_loss(truth, probability),
-        }
+        return {**precisions_of(logits, truth), "log_loss": log_loss(truth, probability)}
     return {"accuracy": accuracy(truth, probability.argmax(1)), "log_loss": log_loss(truth, probability)}
+
+
+def precisions_of(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Return the mean average precisions of scores for several labels, (n, c); NaN in `truth` does not count."""
+    ignore, labels = np.isnan(truth), np.nan_to_num(truth)
+    return {
+        "map_11point": mean_average_precision(scores, labels, ignore=ignore, method="11point"),
+        "map_area": mean_average_precision(scores, labels, ignore=ignore, method="area"),
+    }
 
 
 def mean_of_views(logits: Tensor, views: int, loss: Loss) -> Tensor:

@@ -12,7 +12,8 @@ import numpy as np
 
 from gradfeat.backbones import Backbone
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours, lqf
-from gradfeat.metrics import mean_average_precision
+from gradfeat.evaluation import precisions_of
+from gradfeat.metrics import accuracy
 from gradfeat.reproduce.cells import Result
 from gradfeat.reproduce.setting import Baseline, Samples
 
@@ -42,12 +43,8 @@ def _judge(probability: np.ndarray, truth: np.ndarray) -> Result:
     """Return the accuracy, or the mean average precision of several labels, of the mean over a sample's views."""
     probability = probability.reshape(len(truth), -1, probability.shape[1]).mean(1)
     if truth.ndim == 1:
-        return {"accuracy": float(np.mean(probability.argmax(1) == truth))}
-    ignore, labels = np.isnan(truth), np.nan_to_num(truth)
-    return {
-        f"map_{method}": mean_average_precision(probability, labels, ignore=ignore, method=method)
-        for method in ("11point", "area")
-    }
+        return {"accuracy": accuracy(truth, probability.argmax(1))}
+    return precisions_of(probability, truth)
 
 
 LABEL_ROWS: dict[str, Baseline] = {"k-NN": nearest_neighbours, "all layers": all_layers}
