@@ -58,8 +58,7 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
 def merged(problem: Problem, full: Fit) -> Fit:
     """Return the network itself at θ̄₂ + w₂, with the head w₁, as a model."""
     model = new_model(problem, "finetune", "standard")
-    with torch.no_grad():
-        model.set_weights(w1=full.model.w1, b=full.model.b, w2=full.model.w2)
+    model.set_weights(w1=full.model.w1, b=full.model.b, w2=full.model.w2)
     return replace(full, model=model)
 
 

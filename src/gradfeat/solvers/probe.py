@@ -110,7 +110,7 @@ def fit_probe(
     """
     _check_arguments(penalty, cv)
     present, features, targets, weight = _read(f, y, loss, sample_weight)
-    outputs = loss.n_outputs(y.detach().cpu()) if outputs is None else outputs
+    outputs = loss.n_outputs(y) if outputs is None else outputs
     basis = _Basis(features, weight)
     path: list[tuple[float, float, float]] = []
     start: Tensor | None = None
@@ -139,7 +139,7 @@ def fit_probes(
     for penalty in penalties:
         _check_arguments(penalty, 2)
     _, features, targets, weight = _read(f, y, loss, sample_weight)
-    outputs = loss.n_outputs(y.detach().cpu()) if outputs is None else outputs
+    outputs = loss.n_outputs(y) if outputs is None else outputs
     basis = _Basis(features, weight)
     probes: list[Probe] = []
     for penalty in penalties:
