@@ -72,6 +72,31 @@ def test_table2_has_every_row_and_both_precisions(tmp_path: Path, quick: dict[st
     assert again.results == outcome.results
 
 
+def test_some_networks_alone_leave_their_cells_to_the_whole_table(tmp_path: Path, quick: dict[str, object]) -> None:
+    alone = reproduce("table4", out=tmp_path, only=["rotation"], **quick)
+    assert [row[0] for row in alone.table.rows] == ["rotation"]
+    assert "only rotation" in (tmp_path / "table4.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "encoders").iterdir()) == ["digits.rotation"]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    both = reproduce("table4", out=tmp_path, only=["rotation", "jigsaw"], **quick)
+    assert [row[0] for row in both.table.rows] == ["jigsaw", "rotation"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.parametrize(
+    ("table", "only", "message"),
+    [
+        ("table4", "rotations", "table4 has the networks jigsaw, rotation, supervised, not 'rotations'.*rotation"),
+        ("table2", "ImageNet", "table2 has one network"),
+        ("table3", "vae", "table3 has one network at the scale 'smoke'"),
+    ],
+)
+def test_networks_that_the_table_has_not_are_refused(tmp_path: Path, table: str, only: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        reproduce(table, out=tmp_path, only=[only], **QUIET)
+    assert not list(tmp_path.iterdir())
+
+
 def test_table4_averages_crops_of_three_networks(tmp_path: Path, quick: dict[str, object]) -> None:
     outcome = reproduce("table4", out=tmp_path, **quick)
     assert [row[:2] for row in outcome.table.rows] == [[task, "digits"] for task in networks.TASKS]

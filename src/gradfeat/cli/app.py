@@ -425,6 +425,10 @@ def reproduce(
         typer.Option(help="Labelled training images. [smoke: 200; reduced: table1 1,000, table3 5,000; else all]"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the rows of this network: bigan, vae; jigsaw, rotation, supervised, ImageNet."),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -441,5 +445,6 @@ def reproduce(
         protocol=protocol,
         labels=labels,
         seeds=seeds,
+        only=only,
         device=device,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.backbones import Backbone
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.reproduce import networks, scenes, table4
 from gradfeat.reproduce.ablation import conv_columns
@@ -32,6 +32,7 @@ from gradfeat.reproduce.setting import Setting
 SMALL_IMAGES = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
 SCENES = {"table2": ("voc07",), "table4": ("voc07", "coco2014")}
 _PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
+IMAGENET = "ImageNet"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Request:
         labelled: Labelled training images, or None for all.
         device: By name.
         say: Takes lines of progress.
+        only: Names of the networks whose rows are wanted, or None for all.
     """
 
     name: str
@@ -59,6 +61,30 @@ class Request:
     labelled: int | None
     device: str
     say: Say
+    only: Sequence[str] | None = None
+
+    def check_names(self) -> None:
+        """Refuse names of networks that the table has not.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        if self.name == "table4":
+            known = [*networks.TASKS, *([] if self.size.digits else [IMAGENET])]
+        else:
+            plans = (TINY_PLAN,) if self.size.digits else _PLANS.get(self.name, ())
+            known = [plan.name for plan in plans]
+        for name in self.only or ():
+            if len(known) < 2:
+                raise ConfigurationError(f"{self.name} has one network at the scale {self.size.name!r}: leave it out")
+            if name not in known:
+                raise ConfigurationError(
+                    f"{self.name} has the networks {', '.join(known)}, not {name!r}.{did_you_mean(name, known)}"
+                )
+
+    def wants(self, network: str) -> bool:
+        """Return whether the rows of a network are wanted."""
+        return self.only is None or network in self.only
 
 
 @dataclass(frozen=True)
@@ -126,6 +152,8 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
     if request.file is not None:
         plans = (plan_of(request.file, plans),)
     for plan in plans:
+        if not request.wants(plan.name):
+            continue
         if request.file is not None:
             backbone = read_encoder(request.file, plan, images.train.shape[-1])
             about = _from_file(request.file, read_architecture(request.file)[1]["task"], backbone)
@@ -186,7 +214,7 @@ def _networks_for_scenes(
     """Yield (name, network, columns, where it is from) of Tables 2 and 4."""
     depths = 2 if request.name == "table2" else 1
     own = None if request.file is None else networks.own_network(request.file)
-    if own is not None and request.file is not None:
+    if own is not None and request.file is not None and request.wants(own[0]):
         name, backbone = own
         columns = networks.columns_of(backbone.network, depths)
         if len(columns) < depths:
@@ -196,17 +224,16 @@ def _networks_for_scenes(
             return
     if request.size.digits or (request.name == "table4" and request.size.name != "full"):
         tasks = networks.TASKS if request.name == "table4" else ("rotation",)
-        yield from _pretrained_small(
-            request, data, first, [task for task in tasks if own is None or task != own[0]], depths
-        )
+        left = [task for task in tasks if request.wants(task) and (own is None or task != own[0])]
+        yield from _pretrained_small(request, data, first, left, depths)
     elif request.name == "table4" and own is None:
         request.say("jigsaw: left out; train one with `gradfeat pretrain jigsaw`, and give its file with --encoder")
-    if not request.size.digits:
+    if not request.size.digits and request.wants(IMAGENET):
         plan = networks.RESNET if request.size.name == "full" else networks.MOBILENET
         backbone = networks.imagenet_network(plan, None if own is not None else request.file)
         columns = dict(list(plan.columns.items())[:depths])
         source = "weights of its library" if own is not None or request.file is None else request.file.name
-        yield "ImageNet", backbone, columns, f"{plan.backbone}, {source}"
+        yield IMAGENET, backbone, columns, f"{plan.backbone}, {source}"
 
 
 def _pretrained_small(

@@ -61,6 +61,7 @@ def reproduce(
     protocol: str | None = None,
     labels: int | None = None,
     seeds: int = 1,
+    only: Sequence[str] | None = None,
     device: str = "auto",
     say: Say = print,
 ) -> Outcome:
@@ -78,6 +79,8 @@ def reproduce(
         protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
         labels: Labelled training images; None is the scale's own number.
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
+        only: Names of the networks of table3 or table4 whose rows are wanted; None is all. Processes side by side can
+            share a folder so; a last call for all of them writes the whole table.
         device: By name.
         say: Takes lines of progress.
 
@@ -99,7 +102,8 @@ def reproduce(
     check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    request = Request(name, out, size, how, data, encoder, labelled, device, say)
+    request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None)
+    request.check_names()
     found, missing = find(request)
     for line in missing:
         say(line)
@@ -114,6 +118,8 @@ def reproduce(
             remarks += planned.remarks
             cells = TABLES[name].cells(setting, range(seeds))
             results |= run_cells(cells, folder, setting.configuration, say=say)
+        if not shown:
+            raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
     except KeyboardInterrupt:
         if shown:
             results |= finished_cells(cells, folder, setting.configuration)
@@ -138,6 +144,8 @@ def _about(request: Request, seeds: int) -> list[str]:
             "random layers: PyTorch's initial weights, batch-norm statistics of the labelled training images; "
             "random ω: normal entries, of the Frobenius norm of the trained one"
         )
+    if request.only is not None:
+        lines.append(f"only {', '.join(request.only)}: the table has other networks too")
     if request.name == "table4":
         lines.append(f"predictions are averaged over {table4.CROPS} random crops of each test image")
     if size.digits:
