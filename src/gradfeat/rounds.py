@@ -21,7 +21,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, grow, held_out, make_subspace
+from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, grow, held_losses, make_subspace
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
@@ -375,7 +375,8 @@ def _choose_last(
     places = len(views) + torch.arange(len(held))
     weight = None if problem.weight is None else problem.weight[held]
     for stages, stage in enumerate(STAGES[:LAST], 1):
-        losses = held_out(subspace, problem.loss, problem.y[held], places, weight, heads, *stage)
+        grow(subspace, heads[len(heads) // 2], *stage)
+        losses = held_losses(subspace, problem.loss, problem.y[held], places, weight, heads)
         if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):
             if stages == 1:
                 continue  # one direction may be too few

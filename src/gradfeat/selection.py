@@ -23,7 +23,7 @@ from gradfeat.progress import Progress
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import Probe, fit_probes
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 HEAVIER = (1.0, 10.0, 100.0, 1000.0)
 """Penalties of ω̄, in units of the best probe's; heavier ones only while the held-out loss still falls."""
@@ -127,6 +127,7 @@ def make_subspace(
     parametrization: str,
     generator: torch.Generator,
     metric: str = "plain",
+    activations: Activations | None = None,
 ) -> Subspace:
     """Return the problem of `full` or `gradient` on some samples.
 
@@ -143,11 +144,14 @@ def make_subspace(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
+        activations: Of the same samples, from a problem of another ω̄.
     """
     f = store.features.to(omega)
+    if mode == "full" and activations is None:
+        activations = Activations(f, seen, weight)
     subspace = Subspace(
         GradientFeatures(store, omega, parametrization=parametrization),
-        f if mode == "full" else None,
+        activations if mode == "full" else None,
         y,
         loss,
         seen=seen,
@@ -220,24 +224,27 @@ def choose_penalties(
     total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
     with progress.step("penalties") as done:
 
-        def losses_after(subspaces: Sequence[Subspace], stage: tuple[int, int]) -> np.ndarray:
+        def losses_after(subspaces: Sequence[Subspace], *stages: tuple[int, int]) -> np.ndarray:
             nonlocal passes, steps
             losses = np.zeros((len(heads), len(GRID)))
             for subspace, (seen, held) in zip(subspaces, splits, strict=True):
                 before = subspace.features.passes
+                for stage in stages:
+                    grow(subspace, heads[len(heads) // 2], *stage)
+                    steps += 1
+                    done(steps, total)
                 own = None if weight is None else weight[held]
                 places = len(seen) + torch.arange(len(held))
-                losses += held_out(subspace, loss, y[held], places, own, heads, *stage) / len(splits)
+                losses += held_losses(subspace, loss, y[held], places, own, heads) / len(splits)
                 passes += (subspace.features.passes - before) * (len(seen) + len(held)) / len(store)
-                steps += 1
-                done(steps, total)
             return losses
 
         joined = [torch.cat(split) for split in splits]
         probes = [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits]
+        activations: list[Activations | None] = [None] * len(splits)
 
         def subspaces_of(i: int) -> list[Subspace]:
-            return [
+            subspaces = [
                 make_subspace(
                     store.rows(rows),
                     y[rows],
@@ -251,17 +258,18 @@ def choose_penalties(
                     parametrization=parametrization,
                     generator=generator,
                     metric=metric,
+                    activations=shared,
                 )
-                for rows, (_, held), own in zip(joined, splits, probes, strict=True)
+                for rows, (_, held), own, shared in zip(joined, splits, probes, activations, strict=True)
             ]
+            activations[:] = [subspace.f for subspace in subspaces]
+            return subspaces
 
         def common(i: int) -> tuple[np.ndarray, list[Subspace]]:
             nonlocal passes
             subspaces = subspaces_of(i)
             passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
-            for stage in STAGES[:COMMON]:
-                losses = losses_after(subspaces, stage)
-            return losses, subspaces
+            return losses_after(subspaces, *STAGES[:COMMON]), subspaces
 
         states = {}  # of the random numbers before each ω̄, for one whose subspaces are not in memory
         for i in tries:
@@ -330,18 +338,10 @@ def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolera
         raise KeyboardInterrupt
 
 
-def held_out(
-    subspace: Subspace,
-    loss: Loss,
-    y: Tensor,
-    held: Tensor,
-    weight: Tensor | None,
-    heads: Sequence[float],
-    place: int,
-    iterations: int,
+def held_losses(
+    subspace: Subspace, loss: Loss, y: Tensor, held: Tensor, weight: Tensor | None, heads: Sequence[float]
 ) -> np.ndarray:
-    """Grow a subspace at a place of the grid; return the loss of held-out samples for all of it, (λ₁, λ₂)."""
-    grow(subspace, heads[len(heads) // 2], place, iterations)
+    """Return the loss of held-out samples at the minimum over the span, for each λ₁ and each λ₂ of the grid."""
     losses = np.full((len(heads), len(GRID)), np.inf)
     start: Combination | None = None
     for j, head in enumerate(heads):

@@ -19,7 +19,7 @@ from gradfeat.linearization import Linearization, linearize
 from gradfeat.losses import Squared
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.gradient_features import GradientFeatures
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 N, C, D = 14, 3, 5
 PAIR = (0.05, 0.02)
@@ -164,7 +164,7 @@ def test_subspace_solver_reaches_the_same_objective(mode: str) -> None:
     f = store.features if mode == "full" else None
     subspace = Subspace(
         features,
-        f,
+        None if f is None else Activations(f, torch.arange(N), weight),
         y,
         Squared(),
         seen=torch.arange(N),

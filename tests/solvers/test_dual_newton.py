@@ -20,7 +20,7 @@ from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.dual_newton import NewtonPoint, curvature_unit, newton_dual
 from gradfeat.solvers.gradient_features import GradientFeatures
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 N, C, D = 14, 3, 5
 PAIR = (0.05, 0.02)
@@ -143,7 +143,7 @@ def test_subspace_solver_reaches_the_same_objective(loss: Loss, mode: str) -> No
     start = store.features @ omega
     subspace = Subspace(
         features,
-        f,
+        None if f is None else Activations(f, torch.arange(N), weight),
         y,
         loss,
         seen=torch.arange(N),

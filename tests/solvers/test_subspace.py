@@ -14,7 +14,7 @@ from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
 from gradfeat.solvers.kronecker import estimate_factors
-from gradfeat.solvers.subspace import Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 N, C, D = 40, 3, 5
 PENALTIES = Penalties(0.05, 0.02)
@@ -79,12 +79,13 @@ def make(
     seen: Tensor | None = None,
     metric: str = "plain",
 ) -> Subspace:
+    seen = torch.arange(N) if seen is None else seen
     return Subspace(
         GradientFeatures(store, omega, parametrization=parametrization, batch_size=16),
-        store.features if mode == "full" else None,
+        Activations(store.features, seen, weight) if mode == "full" else None,
         labels(loss),
         loss,
-        seen=torch.arange(N) if seen is None else seen,
+        seen=seen,
         weight=weight,
         start=store.features @ omega,
         generator=torch.Generator().manual_seed(0),

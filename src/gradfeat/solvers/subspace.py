@@ -70,12 +70,42 @@ class Solution:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
 
 
+class Activations:
+    """The activations of w₁'s term, centred, with what its preconditioner needs; problems of other ω̄ share them.
+
+    Args:
+        f: Of all samples of a store, (n, d).
+        seen: Samples to fit to, (m,).
+        weight: A weight for each sample of the store, or None.
+
+    Attributes:
+        mean: Of the samples to fit to, (d,).
+        centred: (n, d).
+        variances: Of the samples to fit to along `axes`, (d,).
+        axes: (d, d).
+    """
+
+    def __init__(self, f: Tensor, seen: Tensor, weight: Tensor | None) -> None:
+        share = _shares(seen, weight, f.device)
+        self.mean = (share @ f[seen].double()).to(f)
+        self.centred = f - self.mean
+        scaled = self.centred[seen].double() * share.sqrt()[:, None]
+        values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        self.variances, self.axes = values.clamp_min(0).to(f), vectors.to(f)
+
+    def step(self, gradient: Tensor, curvature: float, penalty: float) -> Tensor:
+        """Return a gradient in w₁, (d, c), divided by the Hessian of a loss of this curvature, with a penalty."""
+        scale = (self.variances[:, None] * curvature + penalty).clamp_min(1e-30)
+        return self.axes @ (self.axes.T @ gradient / scale)
+
+
 class Subspace:
     """The problem, and the directions found so far with their logits on all samples of the store.
 
     Args:
         features: The map Φ of ω̄.
-        f: Activations of all samples of the store, (n, d); None leaves w₁ out (mode `gradient`).
+        f: Activations of all samples of the store, of the same `seen` and `weight`; None leaves w₁ out (mode
+            `gradient`).
         y: Targets of all samples.
         loss: The task's loss.
         seen: Samples to fit to, (m,).
@@ -92,7 +122,7 @@ class Subspace:
     def __init__(
         self,
         features: GradientFeatures,
-        f: Tensor | None,
+        f: Activations | None,
         y: Tensor,
         loss: Loss,
         *,
@@ -102,10 +132,8 @@ class Subspace:
         generator: torch.Generator,
         metric: str = "plain",
     ) -> None:
-        self.features, self.loss, self.y, self.seen = features, loss, y, seen
-        ones = torch.ones(len(seen), dtype=torch.float64, device=y.device)
-        share = ones if weight is None else weight[seen].to(ones)
-        self.share = share / share.sum()
+        self.features, self.f, self.loss, self.y, self.seen = features, f, loss, y, seen
+        self.share = _shares(seen, weight, y.device)
         everything = torch.arange(len(features.store))
         self._everything = everything
         curvature = loss.curvature(start[seen].double())
@@ -119,13 +147,6 @@ class Subspace:
         self.unit = max(self.factors.trace, 1e-30) / len(seen)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
-        self.mean: Tensor | None = None
-        if f is not None:
-            self.mean = (self.share @ f[seen].double()).to(f)
-            self._centred = f - self.mean
-            scaled = self._centred[seen].double() * self.share.sqrt()[:, None]
-            values, vectors = torch.linalg.eigh(scaled.T @ scaled)
-            self._variances, self._axes = values.clamp_min(0).to(f), vectors.to(f)
         self._w1: list[Tensor] = []
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
@@ -143,12 +164,12 @@ class Subspace:
 
     def add_w1(self, direction: Tensor) -> None:
         """Add a direction of w₁, (d, c)."""
-        if self.mean is None:
+        if self.f is None:
             return
         parts, _, _ = _orthonormal([direction], [[other] for other in self._w1])
         if parts:
             self._w1.append(parts[0])
-            self._logits1.append(self._centred @ parts[0])
+            self._logits1.append(self.f.centred @ parts[0])
 
     def add_w2(self, direction: Weights) -> None:
         """Add a direction of w₂."""
@@ -188,11 +209,11 @@ class Subspace:
         k = len(self._w1)
         bias = point.bias
         w1: Tensor | None = None
-        if self.mean is not None:
-            w1 = bias.new_zeros(self._centred.shape[1], len(bias))
+        if self.f is not None:
+            w1 = bias.new_zeros(self.f.centred.shape[1], len(bias))
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 w1.add_(direction, alpha=factor)
-            bias = bias - self.mean.double() @ w1
+            bias = bias - self.f.mean.double() @ w1
         return w1, bias, self.features.natural(self._combined(point))
 
     # ---- growing it -------------------------------------------------------------------------------------------------
@@ -210,12 +231,11 @@ class Subspace:
         add_scaled(gradient2, penalties.w2, self._combined(point))
         step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace, 1e-30))
         promised = inner(gradient2, step2)
-        if self.mean is not None:
-            gradient = self._centred[self.seen].T @ slope.to(self._centred)
+        if self.f is not None:
+            gradient = self.f.centred[self.seen].T @ slope.to(self.f.centred)
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 gradient.add_(direction, alpha=penalties.w1 * factor)
-            turned = self._axes.T @ gradient
-            step = self._axes @ (turned / (self._variances[:, None] * self._curvature + penalties.w1).clamp_min(1e-30))
+            step = self.f.step(gradient, self._curvature, penalties.w1)
             promised += float((gradient * step).sum())
             self.add_w1(step)
         self.add_w2(step2)
@@ -307,6 +327,14 @@ class Subspace:
                     rest.add_(other, alpha=-product)
                 self._w2.append(dict(zip(names, parts, strict=True)))
                 self._logits2.append(rest / length)
+
+
+def _shares(seen: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:
+    """Return the share of each sample in the loss, (m,), in double precision."""
+    share = torch.ones(len(seen), dtype=torch.float64, device=device)
+    if weight is not None:
+        share = weight[seen].to(share)
+    return share / share.sum()
 
 
 def _orthonormal(vector: list[Tensor], basis: list[list[Tensor]]) -> tuple[list[Tensor], float, list[float]]:
