@@ -13,12 +13,12 @@ from gradfeat.backbones import preprocessing as scaling
 from gradfeat.backbones.fingerprint import fingerprint
 from gradfeat.backbones.head import features_of, head_of
 from gradfeat.backbones.names import Name, parse_name
+from gradfeat.backbones.own_models import build_own
 from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_weights, read_weights
-from gradfeat.errors import BackboneError, ConfigurationError
-from gradfeat.pretrain.cifar_resnet import CifarResNet
+from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
 from gradfeat.pretrain.loop import seeded
 
@@ -169,7 +169,8 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
     transforms: Any = None
     fields: dict[str, Any] | None
     if name.architecture:
-        network, head_keys, fields = _build_resnet(name, weights), {"linear.weight", "linear.bias"}, None
+        network, head_keys = build_own(name, pretrained=weights is None)
+        fields = None
     elif name.library == "timm":
         network, head_keys = build_timm(name, pretrained=weights is None)
         in_channels = name.options.get("in_chans")
@@ -190,19 +191,6 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
             draft.fields = {**(fields or {}), **stated}
             draft.notes.append(f"The preprocessing's {', '.join(stated)} come from the weights file.")
     return draft
-
-
-def _build_resnet(name: Name, weights: str | Path | None) -> nn.Module:
-    if weights is None:
-        raise BackboneError(
-            f"gradfeat/{name.model} is an architecture without weights of its own: give a file (weights=..., --weights "
-            'FILE; of the common public ones), or weights="random".'
-        )
-    options: dict[str, Any] = dict(name.options)
-    try:
-        return CifarResNet(depth=int(name.model.removeprefix("resnet")), **options)
-    except TypeError as error:
-        raise ConfigurationError(f"gradfeat/{name.model} takes the option in_channels, not {options}") from error
 
 
 def _from_transformers(name: Name, weights: str | Path | None) -> _Draft:
