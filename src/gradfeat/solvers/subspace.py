@@ -81,8 +81,8 @@ class Activations:
     Attributes:
         mean: Of the samples to fit to, (d,).
         centred: (n, d).
-        variances: Of the samples to fit to along `axes`, (d,).
-        axes: (d, d).
+        variances: Of the samples to fit to along `axes`, (r,).
+        axes: An orthonormal basis of their span, (d, r).
     """
 
     def __init__(self, f: Tensor, seen: Tensor, weight: Tensor | None) -> None:
@@ -90,11 +90,18 @@ class Activations:
         self.mean = (share @ f[seen].double()).to(f)
         self.centred = f - self.mean
         scaled = self.centred[seen].double() * share.sqrt()[:, None]
-        values, vectors = torch.linalg.eigh(scaled.T @ scaled)
-        self.variances, self.axes = values.clamp_min(0).to(f), vectors.to(f)
+        wide = len(scaled) < scaled.shape[1]
+        values, vectors = torch.linalg.eigh(scaled @ scaled.T if wide else scaled.T @ scaled)
+        keep = values > values.max().clamp_min(0) * 1e-12
+        values, vectors = values[keep], vectors[:, keep]
+        self.variances = values.to(f)
+        self.axes = (scaled.T @ vectors / values.sqrt() if wide else vectors).to(f)
 
     def step(self, gradient: Tensor, curvature: float, penalty: float) -> Tensor:
-        """Return a gradient in w₁, (d, c), divided by the Hessian of a loss of this curvature, with a penalty."""
+        """Return a gradient in w₁, (d, c), divided by the Hessian of a loss of this curvature, with a penalty.
+
+        The gradient and w₁ lie in the span of the activations; what rounding adds to them does not come through.
+        """
         scale = (self.variances[:, None] * curvature + penalty).clamp_min(1e-30)
         return self.axes @ (self.axes.T @ gradient / scale)
 
