@@ -9,8 +9,9 @@ that were held out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -218,107 +219,155 @@ def choose_penalties(
     light = max(probe.penalty, 1e-12)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    found: dict[int, np.ndarray] = {}
-    best: list[Subspace] = []
-    passes, steps = 0.0, 0
-    total = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
+    growths = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
     with progress.step("penalties") as done:
-
-        def losses_after(subspaces: Sequence[Subspace], *stages: tuple[int, int]) -> np.ndarray:
-            nonlocal passes, steps
-            losses = np.zeros((len(heads), len(GRID)))
-            for subspace, (seen, held) in zip(subspaces, splits, strict=True):
-                before = subspace.features.passes
-                for stage in stages:
-                    grow(subspace, heads[len(heads) // 2], *stage)
-                    steps += 1
-                    done(steps, total)
-                own = None if weight is None else weight[held]
-                places = len(seen) + torch.arange(len(held))
-                losses += held_losses(subspace, loss, y[held], places, own, heads) / len(splits)
-                passes += (subspace.features.passes - before) * (len(seen) + len(held)) / len(store)
-            return losses
-
-        joined = [torch.cat(split) for split in splits]
-        probes = [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits]
-        activations: list[Activations | None] = [None] * len(splits)
-
-        def subspaces_of(i: int) -> list[Subspace]:
-            subspaces = [
-                make_subspace(
-                    store.rows(rows),
-                    y[rows],
-                    loss,
-                    [probe.omega for probe in own] if mode == "full" else [],
-                    (head or own[i]).omega,
-                    (head or own[i]).bias,
-                    torch.arange(len(rows) - len(held)),
-                    mode=mode,
-                    weight=None if weight is None else weight[rows],
-                    parametrization=parametrization,
-                    generator=generator,
-                    metric=metric,
-                    activations=shared,
-                )
-                for rows, (_, held), own, shared in zip(joined, splits, probes, activations, strict=True)
-            ]
-            activations[:] = [subspace.f for subspace in subspaces]
-            return subspaces
-
-        def common(i: int) -> tuple[np.ndarray, list[Subspace]]:
-            nonlocal passes
-            subspaces = subspaces_of(i)
-            passes += sum(part.features.passes * len(part.y) for part in subspaces) / len(store)
-            return losses_after(subspaces, *STAGES[:COMMON]), subspaces
-
-        states = {}  # of the random numbers before each ω̄, for one whose subspaces are not in memory
+        path = _Path(
+            store,
+            y,
+            loss,
+            weight,
+            splits,
+            [probes_of(store.features, y, loss, weight, seen, light) for seen, _ in splits],
+            heads,
+            head,
+            {"mode": mode, "parametrization": parametrization, "generator": generator, "metric": metric},
+            lambda steps: done(steps, growths),
+        )
+        found: dict[int, np.ndarray] = {}
+        best: list[Subspace] = []
+        states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", passes
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", path.passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
-                losses, subspaces = common(i)
-                part = Part({"passes": passes - before}, {"losses": torch.from_numpy(losses)})
+                problems = path.begun(i)
+                losses = path.losses(problems)
+                part = Part({"passes": path.passes - before}, {"losses": torch.from_numpy(losses)})
                 keep_part(checkpoint, name, part, generator)
             else:
-                losses, subspaces = kept.tensors["losses"].numpy(), []
-                passes += kept.values["passes"]
+                losses, problems = kept.tensors["losses"].numpy(), []
+                path.passes += kept.values["passes"]
             worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
             found[i] = losses
             if worse:
                 break
-            best = subspaces
+            best = problems
         chosen = min(found, key=lambda i: float(found[i].min()))
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
-            if not best:  # from a checkpoint: grown again as it was
-                after, before = generator.get_state(), passes
-                generator.set_state(states[chosen])
-                best = common(chosen)[1]
-                generator.set_state(after)
-                passes = before
-            found[chosen] = losses_after(best, stage)
+            best = best or path.begun_again(chosen, states[chosen])  # from a checkpoint
+            path.grow(best, stage)
+            found[chosen] = path.losses(best)
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
-    path = [
+    tried = [
         Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
         for i, losses in found.items()
         for j, k in np.ndindex(*losses.shape)
     ]
-    if mode == "full":
-        without = []
-        for i, factor in enumerate(HEAVIER):
-            plain = 0.0
-            for (_, held), own in zip(splits, probes, strict=True):
-                logits = store.features[held].to(own[i].omega) @ own[i].omega + own[i].bias
-                held_weight = None if weight is None else weight[held]
-                plain += float(loss.value(logits.double(), y[held], held_weight)) / len(splits)
-            without.append(Tried(light * factor, light * factor, float("inf"), plain))
-        path = [*without, *path]  # among equals the probe
-    least = min(path, key=lambda tried: tried.loss)
-    return Choice(least.omega, least.w1, least.w2, path, passes)
+    if mode == "full":  # among equals the probe
+        without = [Tried(light * v, light * v, float("inf"), path.probe_loss(i)) for i, v in enumerate(HEAVIER)]
+        tried = [*without, *tried]
+    least = min(tried, key=lambda point: point.loss)
+    return Choice(least.omega, least.w1, least.w2, tried, path.passes)
+
+
+@dataclass
+class _Path:
+    """The problems of each ω̄ on every split, and the work on them.
+
+    Attributes:
+        store, y, loss, weight: The samples.
+        splits: Pairs of indices (seen, held out).
+        probes: Of each split, with the penalties of `HEAVIER`.
+        heads: λ₁ that are tried.
+        head: The one ω of the gradients where it is fixed.
+        settings: Of `make_subspace`.
+        done: Told how many growths there have been.
+        activations: Of each split, once a problem of it has been made.
+        passes: Work, in passes over all samples.
+        growths: How many.
+    """
+
+    store: SampleStore
+    y: Tensor
+    loss: Loss
+    weight: Tensor | None
+    splits: Sequence[tuple[Tensor, Tensor]]
+    probes: list[list[Probe]]
+    heads: list[float]
+    head: Probe | None
+    settings: dict[str, Any]
+    done: Callable[[int], None]
+    activations: dict[int, Activations | None] = field(default_factory=dict)
+    passes: float = 0.0
+    growths: int = 0
+
+    def begun(self, i: int) -> list[Subspace]:
+        """Return the problems of one ω̄ after the stages that all see."""
+        problems = []
+        for split, ((seen, held), probes) in enumerate(zip(self.splits, self.probes, strict=True)):
+            rows = torch.cat([seen, held])
+            omega = self.head or probes[i]
+            subspace = make_subspace(
+                self.store.rows(rows),
+                self.y[rows],
+                self.loss,
+                [probe.omega for probe in probes] if self.settings["mode"] == "full" else [],
+                omega.omega,
+                omega.bias,
+                torch.arange(len(seen)),
+                weight=self._weight(rows),
+                activations=self.activations.get(split),
+                **self.settings,
+            )
+            self.activations[split] = subspace.f
+            self.passes += subspace.features.passes * len(rows) / len(self.store)
+            problems.append(subspace)
+        self.grow(problems, *STAGES[:COMMON])
+        return problems
+
+    def begun_again(self, i: int, state: Tensor) -> list[Subspace]:
+        """Return what `begun` did when the random numbers were in some state; that work has been counted."""
+        generator: torch.Generator = self.settings["generator"]
+        after, passes = generator.get_state(), self.passes
+        generator.set_state(state)
+        problems = self.begun(i)
+        generator.set_state(after)
+        self.passes = passes
+        return problems
+
+    def grow(self, problems: Sequence[Subspace], *stages: tuple[int, int]) -> None:
+        """Grow one ω̄'s problems at places of the grid for some iterations."""
+        for subspace in problems:
+            before = subspace.features.passes
+            for stage in stages:
+                grow(subspace, self.heads[len(self.heads) // 2], *stage)
+                self.growths += 1
+                self.done(self.growths)
+            self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
+
+    def losses(self, problems: Sequence[Subspace]) -> np.ndarray:
+        """Return the mean loss of held-out samples for one ω̄, (λ₁, λ₂)."""
+        total = np.zeros((len(self.heads), len(GRID)))
+        for subspace, (seen, held) in zip(problems, self.splits, strict=True):
+            places = len(seen) + torch.arange(len(held))
+            total += held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads)
+        return total / len(self.splits)
+
+    def probe_loss(self, i: int) -> float:
+        """Return the mean loss of held-out samples for a probe alone."""
+        total = 0.0
+        for (_, held), probes in zip(self.splits, self.probes, strict=True):
+            logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
+            total += float(self.loss.value(logits.double(), self.y[held], self._weight(held)))
+        return total / len(self.splits)
+
+    def _weight(self, rows: Tensor) -> Tensor | None:
+        return None if self.weight is None else self.weight[rows]
 
 
 def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
