@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -41,6 +44,40 @@ def test_a_stopped_run_loses_one_cell_and_computes_no_other_again(tmp_path):
     assert "left)" in lines[1]
     assert run(counted(calls, "a", "bb", "ccc"), tmp_path) == (results, [])
     assert len(calls) == 3
+
+
+def test_processes_that_share_a_folder_compute_no_cell_twice(tmp_path):
+    calls, both = [], threading.Barrier(2, timeout=60)
+
+    def compute(name):
+        if name in "ab":
+            both.wait()  # one of them in each, or neither ends
+        calls.append(name)
+        return {"accuracy": 0.5}
+
+    cells = [Cell(name, lambda name=name: compute(name)) for name in "abcdef"]
+    with ThreadPoolExecutor(2) as pool:  # a lock is of an open file, so threads see each other's as processes do
+        outcomes = [future.result() for future in [pool.submit(run, cells, tmp_path) for _ in range(2)]]
+    assert sorted(calls) == list("abcdef")
+    assert [list(results) for results, _ in outcomes] == [list("abcdef")] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json" for name in "abcdef"]
+
+
+def test_a_cell_of_a_process_that_fails_is_computed_by_one_that_waits(tmp_path):
+    begun, calls = threading.Event(), []
+
+    def fails():
+        begun.set()
+        time.sleep(0.2)
+        raise OSError("killed")
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, [Cell("a", fails)], tmp_path)
+        assert begun.wait(60)
+        results, _ = run(counted(calls, "a"), tmp_path)
+        with pytest.raises(OSError, match="killed"):
+            first.result()
+    assert (calls, results["a"]["accuracy"]) == (["a"], 0.1)
 
 
 def test_results_are_in_the_order_of_the_cells_whatever_was_there_before(tmp_path):

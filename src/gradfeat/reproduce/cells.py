@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain.encoder_file import write_whole
@@ -35,7 +38,8 @@ def run_cells(
     """Compute those cells that have no file yet.
 
     A cell's file is written whole or not at all, so a kill loses the cell that was being computed and no other. A file
-    that cannot be read is computed again.
+    that cannot be read is computed again. Processes may share a folder: a cell that another one is computing is left to
+    it, and waited for at the end.
 
     Args:
         cells: In the order of their computation.
@@ -68,17 +72,54 @@ def run_cells(
     todo = [cell for cell in cells if cell.name not in results]
     if results and todo:
         say(f"{len(results)} of {len(cells)} cells are there already")
-    begun = time.perf_counter()
-    for done, cell in enumerate(todo, 1):
-        start = time.perf_counter()
-        result = cell.compute()
-        seconds = time.perf_counter() - start
-        content = {"name": cell.name, "configuration": own, "result": result, "seconds": seconds}
-        write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
-        results[cell.name] = json.loads(json.dumps(result))
-        left = (time.perf_counter() - begun) / done * (len(todo) - done)
-        say(f"{len(results)}/{len(cells)} {cell.name}: {_numbers(result)} ({seconds:.1f} s; {duration(left)} left)")
+    folder.mkdir(parents=True, exist_ok=True)
+    begun, done, others = time.perf_counter(), 0, False
+    while todo:
+        left_to_others = []
+        for cell in todo:
+            with claimed(folder / f"{cell.name}.json", wait=others) as ours:
+                if not ours:
+                    left_to_others.append(cell)
+                    continue
+                start, result = time.perf_counter(), read_cell(folder / f"{cell.name}.json", own, say)
+                if result is None:
+                    result = cell.compute()
+                    seconds = time.perf_counter() - start
+                    content = {"name": cell.name, "configuration": own, "result": result, "seconds": seconds}
+                    write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+            done, others = done + 1, False
+            results[cell.name] = json.loads(json.dumps(result))
+            left = (time.perf_counter() - begun) / done * (len(cells) - len(results))
+            took = time.perf_counter() - start
+            say(f"{len(results)}/{len(cells)} {cell.name}: {_numbers(result)} ({took:.1f} s; {duration(left)} left)")
+        others = len(left_to_others) == len(todo)  # nothing else to do: wait for the first of them
+        todo = left_to_others
     return {name: results[name] for name in names}
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Claim the making of a file against other processes of this machine; a claim ends with its process.
+
+    Args:
+        path: What is to be made; beside it there is a lock while it is.
+        wait: Whether to wait for a claim of another process to end.
+
+    Returns:
+        A context whose value is whether the claim is ours: if so, look once more whether the file is there now.
+    """
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # where an open file cannot go, the lock's stays
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[str, Any]) -> dict[str, Result]:

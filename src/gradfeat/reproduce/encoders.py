@@ -15,7 +15,7 @@ from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.pretrain.loop import seeded
-from gradfeat.reproduce.cells import Say
+from gradfeat.reproduce.cells import Say, claimed
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,19 @@ def pretrained_in_place(
     """
     with seeded(0):
         network = ConvEncoder(images.shape[-1], **plan.arguments)
-    encoder = pretrain_encoder(
-        images,
-        labels,
-        task=plan.task,
-        network=network,
-        epochs=epochs,
-        folder=folder,
-        device=device,
-        random_state=0,
-        progress=lambda epoch, of, loss: say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}"),
-    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, wait=True):
+        encoder = pretrain_encoder(
+            images,
+            labels,
+            task=plan.task,
+            network=network,
+            epochs=epochs,
+            folder=folder,
+            device=device,
+            random_state=0,
+            progress=lambda epoch, of, loss: say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}"),
+        )
     path = save_encoder(encoder, folder / "encoder.safetensors", task=plan.task, preprocessing=input_scaling(images))
     return resolve(f"gradfeat/{path}")
 
