@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rule_cases import CASES, REFERENCES
@@ -41,7 +43,7 @@ def _samples_by_name() -> dict[str, list[Any]]:
 @functools.cache
 def _calls(name: str) -> list[tuple[Any, list[Any], dict[str, Any]]]:
     """Return the ATen calls, with their arguments, that torch's samples of an operation make."""
-    torch.manual_seed(0)
+    _seed()  # of all that torch's samples draw from
     calls: list[tuple[Any, list[Any], dict[str, Any]]] = []
     for entry in _samples_by_name().get(name, []):
         if torch.float64 not in entry.dtypes:
@@ -51,6 +53,12 @@ def _calls(name: str) -> list[tuple[Any, list[Any], dict[str, Any]]]:
         for sample in samples[:: max(1, len(samples) // (2 * MOST))]:
             calls.extend(_trace(entry, sample))
     return calls
+
+
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- torch draws from it
+    random.seed(0)
 
 
 def _trace(entry: Any, sample: Any) -> Iterator[tuple[Any, list[Any], dict[str, Any]]]:
@@ -104,6 +112,7 @@ def test_rule_on_torch_samples(operation: Any) -> None:
     if not calls:
         assert operation in {case()[0] for case in CASES.values()}, "a rule that no test covers"
         pytest.skip("torch has no sample of it; it has a case in rule_cases.py")
+    _seed()  # the same directions in whatever order the tests run
     for _, args, kwargs in calls[:: max(1, len(calls) // MOST)]:
         with contextlib.suppress(
             BatchDependenceError
