@@ -225,7 +225,8 @@ def _networks_for_scenes(
     if request.size.digits or (request.name == "table4" and request.size.name != "full"):
         tasks = networks.TASKS if request.name == "table4" else ("rotation",)
         left = [task for task in tasks if request.wants(task) and (own is None or task != own[0])]
-        yield from _pretrained_small(request, data, first, left, depths)
+        if left:
+            yield from _pretrained_small(request, data, first, left, depths)
     elif request.name == "table4" and own is None:
         request.say("jigsaw: left out; train one with `gradfeat pretrain jigsaw`, and give its file with --encoder")
     if not request.size.digits and request.wants(IMAGENET):
