@@ -107,7 +107,7 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
         nonlocal paused
         if epoch % every == 0 or epoch == schedule.n_epochs(n):
             now = clocks()
-            seconds, processor = now - begun - paused
+            seconds, processor = (now - begun - paused).tolist()
             readings.append(Reading(seconds, processor, history.passes, judge(model)))
             paused = paused + clocks() - now
 
@@ -172,11 +172,11 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
             )
             trials = 0.8 * TRIAL_LENGTH * len(fit.selection.scores) if fit.selection is not None else 0.0
             passes = (1 + trials) * fit.history.passes if fit.history is not None else 0.0
-            found[name] = [probe, Reading(*(clocks() - begun), passes, judge(fit.model))]
+            found[name] = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         else:
             fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
             passes = fit.solution.passes if fit.solution is not None else fit.choice.passes if fit.choice else 0.0
-            found[name] = [probe, Reading(*(clocks() - begun), passes, judge(fit.model))]
+            found[name] = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         print(f"{name}: {found[name][-1]}", flush=True)
     return found
 
