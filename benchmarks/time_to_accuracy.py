@@ -205,6 +205,7 @@ def table(found: dict[str, list[Reading]]) -> str:
 def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
     """Draw the main metric against time and against passes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     name = next(iter(found["probe"][0].metrics))
     factor = 100 if name in PERCENT else 1
@@ -227,6 +228,9 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
                 label=way,
             )
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
         axes.grid(alpha=0.3)
     panels[0].set(ylabel=TITLES[name])
     panels[1].legend()
