@@ -145,14 +145,14 @@ def make_subspace(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         metric: What w₂ is penalized in: "plain" or "whitened" (see `Subspace`).
-        activations: Of the same samples, from a problem of another ω̄.
+        activations: Of the same samples, from a problem of another ω̄; of mode "full" alone.
     """
     f = store.features.to(omega)
     if mode == "full" and activations is None:
         activations = Activations(f, seen, weight)
     subspace = Subspace(
         GradientFeatures(store, omega, parametrization=parametrization),
-        activations if mode == "full" else None,
+        activations,
         y,
         loss,
         seen=seen,

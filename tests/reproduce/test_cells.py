@@ -74,9 +74,10 @@ def test_a_cell_of_a_process_that_fails_is_computed_by_one_that_waits(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(run, [Cell("a", fails)], tmp_path)
         assert begun.wait(60)
-        results, _ = run(counted(calls, "a"), tmp_path)
+        results, lines = run(counted(calls, "a"), tmp_path)
         with pytest.raises(OSError, match="killed"):
             first.result()
+    assert lines[0] == "waiting for another process, which makes a.json"
     assert (calls, results["a"]["accuracy"]) == (["a"], 0.1)
 
 

@@ -73,11 +73,11 @@ def run_cells(
     if results and todo:
         say(f"{len(results)} of {len(cells)} cells are there already")
     folder.mkdir(parents=True, exist_ok=True)
-    begun, done, others = time.perf_counter(), 0, False
+    begun, done, wait = time.perf_counter(), 0, None
     while todo:
         left_to_others = []
         for cell in todo:
-            with claimed(folder / f"{cell.name}.json", wait=others) as ours:
+            with claimed(folder / f"{cell.name}.json", wait=wait) as ours:
                 if not ours:
                     left_to_others.append(cell)
                     continue
@@ -87,33 +87,36 @@ def run_cells(
                     seconds = time.perf_counter() - start
                     content = {"name": cell.name, "configuration": own, "result": result, "seconds": seconds}
                     write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
-            done, others = done + 1, False
+            done, wait = done + 1, None
             results[cell.name] = json.loads(json.dumps(result))
             left = (time.perf_counter() - begun) / done * (len(cells) - len(results))
             took = time.perf_counter() - start
             say(f"{len(results)}/{len(cells)} {cell.name}: {_numbers(result)} ({took:.1f} s; {duration(left)} left)")
-        others = len(left_to_others) == len(todo)  # nothing else to do: wait for the first of them
+        wait = say if len(left_to_others) == len(todo) else None  # nothing else to do
         todo = left_to_others
     return {name: results[name] for name in names}
 
 
 @contextmanager
-def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def claimed(path: Path, *, wait: Say | None = None) -> Iterator[bool]:
     """Claim the making of a file against other processes of this machine; a claim ends with its process.
 
     Args:
         path: What is to be made; beside it there is a lock while it is.
-        wait: Whether to wait for a claim of another process to end.
+        wait: Told when a claim of another process is waited for; None waits for none.
 
     Returns:
         A context whose value is whether the claim is ours: if so, look once more whether the file is there now.
     """
     lock = FileLock(f"{path}.lock")
     try:
-        lock.acquire(blocking=wait)
+        lock.acquire(blocking=False)
     except Timeout:
-        yield False
-        return
+        if wait is None:
+            yield False
+            return
+        wait(f"waiting for another process, which makes {path.name}")
+        lock.acquire()
     try:
         yield True
     finally:

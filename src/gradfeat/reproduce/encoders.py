@@ -120,7 +120,7 @@ def pretrained_in_place(
     with seeded(0):
         network = ConvEncoder(images.shape[-1], **plan.arguments)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(folder, wait=True):
+    with claimed(folder, wait=say):
         encoder = pretrain_encoder(
             images,
             labels,
