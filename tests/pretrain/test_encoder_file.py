@@ -29,6 +29,23 @@ def test_round_trip(tmp_path, encoder):
     assert [file.name for file in path.parent.iterdir()] == ["e.safetensors"]
 
 
+def test_half_precision_rounds_the_layers_weights_and_nothing_else(tmp_path, encoder):
+    path = save_encoder(encoder, tmp_path / "e.safetensors", task="vae", preprocessing=SCALING, half=True)
+    loaded, _ = load_encoder(path)
+    state, read = encoder.state_dict(), loaded.state_dict()
+    rounded = [name for name, value in state.items() if value.ndim == 4]
+    assert len(rounded) == 2
+    for name, value in state.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value.half().float() if name in rounded else value)
+    assert safetensors.torch.load_file(path)[rounded[0]].dtype == torch.float16
+    with torch.no_grad():
+        encoder.blocks[0][0].weight[0, 0, 0, 0] = 1e6
+    with pytest.raises(BackboneError, match="half"):
+        save_encoder(encoder, path, task="vae", preprocessing=SCALING, half=True)
+    assert torch.equal(load_encoder(path)[0].state_dict()[rounded[0]], read[rounded[0]])
+
+
 def test_a_crash_while_writing_keeps_the_old_file(tmp_path, encoder, monkeypatch):
     path = save_encoder(encoder, tmp_path / "e.safetensors", task="vae", preprocessing=SCALING)
     before = path.read_bytes()

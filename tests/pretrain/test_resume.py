@@ -115,6 +115,24 @@ def test_keeping_checkpoints_changes_nothing(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_state_every_second_epoch_and_after_the_last_one(tmp_path):
+    epochs = []
+    with pytest.raises(Killed):  # in the third epoch of three
+        pretrain("vae", tmp_path, checkpoint_every=2, step=kill_at(8))
+    whole = pretrain("vae", tmp_path, checkpoint_every=2, progress=lambda epoch, of, loss: epochs.append(epoch))
+    assert epochs == [3]
+    assert len(list(csv.DictReader(io.StringIO((tmp_path / LOG).read_text())))) == 3
+    pretrain("vae", tmp_path, progress=lambda epoch, of, loss: epochs.append(epoch))  # all is there
+    assert epochs == [3]
+    with pytest.raises(Killed):  # in the second epoch: nothing is there yet
+        pretrain("vae", tmp_path / "new", checkpoint_every=2, step=kill_at(5))
+    again = pretrain("vae", tmp_path / "new", progress=lambda epoch, of, loss: epochs.append(epoch))
+    assert epochs == [3, 1, 2, 3]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    with pytest.raises(ConfigurationError, match="checkpoint_every"):
+        pretrain("vae", None, checkpoint_every=0)
+
+
 def test_the_log_has_the_losses(tmp_path):
     losses = []
     pretrain("bigan", tmp_path, progress=lambda epoch, of, loss: losses.append(loss))

@@ -367,6 +367,10 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option(help="Go on where a run of the same configuration stopped, or start again.")
     ] = True,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Epochs from one writing of the state to the next; more on a GPU, where they are short.")
+    ] = 1,
+    half: Annotated[bool, typer.Option("--half", help="Write the encoder's weights in half precision.")] = False,
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
@@ -386,6 +390,7 @@ def pretrain(
         image_size=image_size,
         split=split,
         source=Source(data_format, skip_unreadable),
+        half=half,
         json=json,
         device=device,
         epochs=epochs,
@@ -393,6 +398,7 @@ def pretrain(
         learning_rate=learning_rate,
         options={name: value for name, value in options.items() if value is not None},
         resume=resume,
+        checkpoint_every=checkpoint_every,
         random_state=seed,
     )
 
@@ -429,6 +435,9 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Only the rows of this network: bigan, vae; jigsaw, rotation, supervised, ImageNet."),
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Write the table of the cells that are there; compute no more.")
+    ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -446,5 +455,6 @@ def reproduce(
         labels=labels,
         seeds=seeds,
         only=only,
+        finished=finished,
         device=device,
     )

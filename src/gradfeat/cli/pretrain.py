@@ -35,6 +35,7 @@ def run(
     image_size: int | None,
     split: str,
     source: Source,
+    half: bool,
     json: bool,
     device: str,
     **arguments: Any,
@@ -49,6 +50,7 @@ def run(
         image_size: Side that images are brought to.
         split: Part of the data.
         source: How they are read.
+        half: Whether the encoder's file has half precision.
         json: Whether to print JSON.
         device: By name; "auto" is CUDA where there is one.
         arguments: Of `pretrain_encoder`.
@@ -91,6 +93,7 @@ def run(
         task=task,
         preprocessing=input_scaling(images),
         name=name if name.startswith(_LIBRARIES) else None,
+        half=half,
     )
     _show(task, path, out, len(losses), arguments["epochs"], time.perf_counter() - start, json)
 

@@ -105,6 +105,7 @@ class BiGAN(Task):
 
     network = "bigan"
     learning_rate = 2e-4
+    replayed = True
 
     def __init__(
         self,
@@ -166,7 +167,7 @@ class BiGAN(Task):
             code = self.encode(x)
             z = self.draw(len(x), x)
             made = self.generator(z)
-        real, fake = self.discriminator(x, code), self.discriminator(made, z)
+        real, fake = self._scores((x, code), (made, z))
         if self.objective == "wasserstein":
             return (fake - real).mean() + PENALTY * gradient_penalty(self.discriminator, (x, code), (made, z))
         return (F.softplus(-real) + F.softplus(fake)).mean()
@@ -174,10 +175,15 @@ class BiGAN(Task):
     def players_loss(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the loss of encoder and generator for images x, (n, c, h, w)."""
         z = self.draw(len(x), x)
-        real, fake = self.discriminator(x, self.encode(x)), self.discriminator(self.generator(z), z)
+        real, fake = self._scores((x, self.encode(x)), (self.generator(z), z))
         if self.objective == "wasserstein":
             return (real - fake).mean()
         return (F.softplus(real) + F.softplus(-fake)).mean()
+
+    def _scores(self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the discriminator's scores of both kinds of pairs, in one go: it treats each pair by itself."""
+        images, codes = (torch.cat(parts) for parts in zip(real, fake, strict=True))
+        return self.discriminator(images, codes).tensor_split([len(real[0])])
 
     def pictures(self, x: Tensor) -> list[Tensor]:
         """Return images, their reconstructions G(E(x)), and pictures of random codes."""

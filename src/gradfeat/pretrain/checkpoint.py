@@ -49,12 +49,16 @@ class Checkpoint:
         folder: Gets `checkpoint.safetensors` and `losses.csv`.
         configuration: What the run is: JSON-able, in one level. A run goes on only where all of it is the same.
         restart: Whether a checkpoint in the folder is to be written over.
+        every: Epochs from one writing to the next; the last epoch is always written.
     """
 
-    def __init__(self, folder: str | Path, configuration: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, configuration: Mapping[str, Any], *, restart: bool = False, every: int = 1
+    ) -> None:
         self.folder = Path(folder).expanduser()
         self.configuration = json.loads(json.dumps(dict(configuration)))  # tuples become lists, as in the file
         self.restart = restart
+        self.every = every
 
     def write(self, state: State, history: list[dict[str, float]]) -> None:
         """Write the state after an epoch, whole or not at all, and the losses as a table.
@@ -145,6 +149,10 @@ def _load(state: State, tensors: Mapping[str, Tensor], groups: list[Any], schedu
             k, _, field = name.partition("/")
             moments.setdefault(int(k), {})[field] = value
         optimizer.load_state_dict({"state": moments, "param_groups": groups[i]})
+        for parameter, content in optimizer.state.items():  # moments as their weights lie in memory
+            for field, value in content.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    content[field] = torch.empty_like(parameter).copy_(value)
     for schedule, content in zip(state.schedules, schedules, strict=True):
         if schedule is not None:
             schedule.load_state_dict(content)

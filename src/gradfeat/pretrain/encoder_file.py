@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from gradfeat._version import __version__
@@ -24,7 +25,13 @@ _LIBRARIES = ("timm/", "torchvision/")  # built by name, by `gradfeat.backbones`
 
 
 def save_encoder(
-    network: nn.Module, path: str | Path, *, task: str, preprocessing: Mapping[str, Any], name: str | None = None
+    network: nn.Module,
+    path: str | Path,
+    *,
+    task: str,
+    preprocessing: Mapping[str, Any],
+    name: str | None = None,
+    half: bool = False,
 ) -> Path:
     """Write an encoder as one safetensors file, atomically: a crash leaves no half file under the final name.
 
@@ -34,6 +41,8 @@ def save_encoder(
         task: The pre-training task, for the record.
         preprocessing: How its input is scaled, e.g. `pretrain.input_scaling(images)`; JSON-able.
         name: "timm/<model>" or "torchvision/<model>", for a network of another library.
+        half: Round the weights of layers to float16, for a file of half the size; what has one axis (biases, batch
+            norms) stays as it is. They are float32 again when the file is read.
 
     Returns:
         The path.
@@ -58,8 +67,13 @@ def save_encoder(
         "task": task,
         "gradfeat": __version__,
     }
-    content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, metadata)
-    return write_whole(path, content)
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if half:
+        wide = [name for name, value in state.items() if value.ndim > 1 and value.is_floating_point()]
+        state |= {name: state[name].half() for name in wide}
+        if not all(bool(torch.isfinite(state[name]).all()) for name in wide):
+            raise BackboneError("Weights beyond 65,504 have no half precision: leave half out.")
+    return write_whole(path, safetensors.torch.save(state, metadata))
 
 
 def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

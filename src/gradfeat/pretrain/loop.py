@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.pretrain.checkpoint import Checkpoint, State
+from gradfeat.pretrain.replay import LossAndGradients
 
 Progress = Callable[[int, int, float], None]
 Step = Callable[[int, int], None]
@@ -46,10 +47,13 @@ class Task(nn.Module):
     Attributes:
         network: Name of the encoder that the task takes by default.
         learning_rate: The default.
+        replayed: Whether the losses do the same work for every batch and draw their random numbers on the device, so
+            that on a GPU they can be recorded and replayed.
     """
 
     network = "small"
     learning_rate = 2e-3
+    replayed = False
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -98,6 +102,22 @@ def scaled(images: Tensor) -> Tensor:
     return (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1
 
 
+@contextmanager
+def _fast_convolutions(task: nn.Module, on_gpu: bool) -> Iterator[None]:
+    """On a GPU, lay weights out as its convolutions are fastest, and let cuDNN try which kernels are."""
+    if not on_gpu:
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+    task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+        task.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def train(
     task: Task,
     x: Tensor,
@@ -115,13 +135,13 @@ def train(
 
     Args:
         task: What is trained; every turn has its own optimizer.
-        x: Images, (n, c, h, w), uint8 or float in [0, 1]; they stay where they are, and batches are scaled.
+        x: Images, (n, c, h, w), uint8 or float in [0, 1]. On a GPU they are all brought there; batches are scaled.
         y: Labels, (n,), for a task that needs them.
         epochs: Passes over the images.
         batch_size: Images per step; a last batch of one image is dropped, for batch norm.
         learning_rate: Peak of the cycle, or the constant rate.
-        device: Where batches go and the task is trained.
-        checkpoint: Where the state is kept after every epoch, and where the loop goes on if something is there. On a
+        device: Where the task is trained.
+        checkpoint: Where the state is kept after an epoch, and where the loop goes on if something is there. On a
             CPU the result is, bit for bit, that of a run without interruption.
         progress: Called after every epoch with (epoch, epochs, mean of the first loss).
         step: Called after every batch with (batches done, batches of the whole run).
@@ -135,47 +155,50 @@ def train(
         OSError: The checkpoint cannot be written; the one of the epoch before is still there.
     """
     task.to(device)
+    x, y = x.to(device), None if y is None else y.to(device)
     starts = [start for start in range(0, len(x), batch_size) if len(x) - start > 1]
     steps = epochs * len(starts)
     turns = task.turns()
-    optimizers = [torch.optim.Adam(turn.parameters, learning_rate, betas=turn.betas) for turn in turns]
+    works = [LossAndGradients(turn.loss, turn.parameters, replay=task.replayed) for turn in turns]
+    optimizers = [
+        torch.optim.Adam(turn.parameters, learning_rate, betas=turn.betas, fused=x.is_cuda or None) for turn in turns
+    ]
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps)) if turn.cycle else None
         for turn, optimizer in zip(turns, optimizers, strict=True)
     ]
     state = State(task, optimizers, schedules)
-    history = [] if checkpoint is None else checkpoint.resume(state)
-    task.train()
-    for epoch in range(len(history) + 1, epochs + 1):
-        order = torch.randperm(len(x))
-        totals = [torch.zeros((), device=device) for _ in turns]
-        taken = [0] * len(turns)
-        for done, start in enumerate(starts, (epoch - 1) * len(starts) + 1):
-            chosen = order[start : start + batch_size]
-            batch = scaled(x[chosen].to(device))
-            target = None if y is None else y[chosen].to(device)
-            for i, turn in enumerate(turns):
-                if done % turn.every:
-                    continue
-                loss = turn.loss(batch, target)
-                optimizers[i].zero_grad()
-                loss.backward(inputs=turn.parameters)
-                optimizers[i].step()
-                if (schedule := schedules[i]) is not None:
-                    schedule.step()
-                totals[i] += loss.detach()
-                taken[i] += 1
-            if step is not None:
-                step(done, steps)
-        means = [float(total) / max(1, count) for total, count in zip(totals, taken, strict=True)]
-        if not all(bool(torch.isfinite(total)) for total in totals):
-            raise ConvergenceError(
-                f"Pre-training left the finite numbers in epoch {epoch}: use a smaller learning_rate."
-            )
-        history.append({turn.name: mean for turn, mean in zip(turns, means, strict=True)})
-        if checkpoint is not None:
-            checkpoint.write(state, history)
-        if progress is not None:
-            progress(epoch, epochs, means[0])
+    with _fast_convolutions(task, x.is_cuda):
+        history = [] if checkpoint is None else checkpoint.resume(state)
+        task.train()
+        for epoch in range(len(history) + 1, epochs + 1):
+            order = torch.randperm(len(x)).to(device)
+            totals = [torch.zeros((), device=device) for _ in turns]
+            taken = [0] * len(turns)
+            for done, start in enumerate(starts, (epoch - 1) * len(starts) + 1):
+                chosen = order[start : start + batch_size]
+                batch = scaled(x[chosen])
+                target = None if y is None else y[chosen]
+                for i, turn in enumerate(turns):
+                    if done % turn.every:
+                        continue
+                    loss = works[i](batch, target)
+                    optimizers[i].step()
+                    if (schedule := schedules[i]) is not None:
+                        schedule.step()
+                    totals[i] += loss
+                    taken[i] += 1
+                if step is not None:
+                    step(done, steps)
+            means = [float(total) / max(1, count) for total, count in zip(totals, taken, strict=True)]
+            if not all(bool(torch.isfinite(total)) for total in totals):
+                raise ConvergenceError(
+                    f"Pre-training left the finite numbers in epoch {epoch}: use a smaller learning_rate."
+                )
+            history.append({turn.name: mean for turn, mean in zip(turns, means, strict=True)})
+            if checkpoint is not None and (epoch % checkpoint.every == 0 or epoch == epochs):
+                checkpoint.write(state, history)
+            if progress is not None:
+                progress(epoch, epochs, means[0])
     task.eval()
     return history

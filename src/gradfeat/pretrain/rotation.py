@@ -40,6 +40,8 @@ class Rotation(Task):
         ConfigurationError: The images are not square.
     """
 
+    replayed = True
+
     def __init__(self, encoder: nn.Module, image_shape: tuple[int, int, int]) -> None:
         super().__init__(encoder)
         if image_shape[1] != image_shape[2]:

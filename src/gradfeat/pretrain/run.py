@@ -57,6 +57,7 @@ def pretrain_encoder(
     options: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
+    checkpoint_every: int = 1,
     device: str = "cpu",
     random_state: int | None = None,
     progress: Progress | None = None,
@@ -76,6 +77,7 @@ def pretrain_encoder(
         folder: Gets the state after every epoch, a table of losses, and pictures where a task makes some. A run of the
             same configuration that was interrupted goes on where it stopped.
         resume: Whether it goes on; False starts again.
+        checkpoint_every: Epochs from one writing of the state to the next: more where an epoch takes a second.
         device: "cpu", "cuda", ...
         random_state: Seed of initial weights, order and noise; None draws from PyTorch's global stream.
         progress: Called after every epoch with (epoch, epochs, mean of the first loss).
@@ -102,10 +104,10 @@ def pretrain_encoder(
     cls = TASKS[task]
     learning_rate = cls.learning_rate if learning_rate is None else learning_rate
     network = cls.network if network is None else network
-    if epochs < 1 or batch_size < 2 or not learning_rate > 0:
+    if epochs < 1 or batch_size < 2 or not learning_rate > 0 or checkpoint_every < 1:
         raise ConfigurationError(
-            "Expected epochs >= 1, batch_size >= 2 (for batch norm) and learning_rate > 0; "
-            f"got {epochs}, {batch_size} and {learning_rate}."
+            "Expected epochs >= 1, batch_size >= 2 (for batch norm), learning_rate > 0 and checkpoint_every >= 1; "
+            f"got {epochs}, {batch_size}, {learning_rate} and {checkpoint_every}."
         )
     if isinstance(network, str) and network not in NETWORKS:
         raise ConfigurationError(
@@ -130,7 +132,7 @@ def pretrain_encoder(
             "learning_rate": learning_rate,
             "random_state": random_state,
         }
-        checkpoint = Checkpoint(folder, configuration, restart=not resume)
+        checkpoint = Checkpoint(folder, configuration, restart=not resume, every=checkpoint_every)
     with seeded(random_state):
         shape: Any = tuple(x.shape[1:])
         encoder = NETWORKS[network](shape[0]) if isinstance(network, str) else network

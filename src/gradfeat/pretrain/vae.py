@@ -37,6 +37,8 @@ class VariationalAutoencoder(Task):
     Source: Mu, Liang & Li, ICLR 2020, Sec. 4.1.
     """
 
+    replayed = True
+
     def __init__(
         self,
         encoder: nn.Module,
