@@ -90,8 +90,8 @@ def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
     with torch.no_grad():
         head.weight.copy_(model.w1.T)
         head.bias.copy_(model.b)
-    some = next(iter(state.values()))
-    return MergedNetwork(network, backbone.features, head.to(some.device)).eval()
+    some = next(value for value in state.values() if value.is_floating_point())
+    return MergedNetwork(network, backbone.features, head.to(some)).eval()
 
 
 def merged_values(linearization: Linearization, w2: dict[str, Tensor]) -> dict[str, Tensor]:

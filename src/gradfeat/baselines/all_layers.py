@@ -124,10 +124,11 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
         self._layers = LayerFeatures(self.backbone_.network, self.backbone_.features, most=int(self.features_per_layer))
         f = self._features(X)
-        groups = torch.repeat_interleave(torch.arange(len(self._layers.sizes)), torch.tensor(self._layers.sizes))
+        sizes = torch.tensor(self._layers.sizes, device=f.device)
+        groups = torch.repeat_interleave(torch.arange(len(sizes), device=f.device), sizes)
         self._mean, self._scale = f.mean(0), _layer_scales(f, groups)
         f = (f - self._mean) * self._scale
-        targets = torch.from_numpy(indices if several else indices.astype(np.int64))
+        targets = torch.from_numpy(indices if several else indices.astype(np.int64)).to(f.device)
         self.path_ = self._try_fractions(f, targets, fractions)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         self._kept = best_features(self._fit_probe(f, targets), self.fraction_)
@@ -154,7 +155,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         return fit_probe(f, y, self._loss, cv=cv, random_state=self.random_state, outputs=len(self.classes_))
 
     def _features(self, X: Any) -> Tensor:
-        """Return the features of all layers of all samples, (n, D), on the CPU."""
+        """Return the features of all layers of all samples, (n, D), where they are computed."""
         inputs = X if isinstance(X, (Inputs, Crops)) else Inputs(X, self.backbone_.preprocessing)
         network = self.backbone_.network
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -165,7 +166,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         try:
             for part in in_parts(len(inputs), self.batch_size):
                 x = inputs.batch(part).to(target)
-                rows.append(self._layers(x.to(dtype) if x.is_floating_point() else x).cpu())
+                rows.append(self._layers(x.to(dtype) if x.is_floating_point() else x))
         finally:
             network.to(device)
         return torch.cat(rows)
@@ -192,7 +193,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "probe_"):
             raise NotFittedError("This AllLayersProbe instance is not fitted yet: call fit first.")
         f = ((self._features(X) - self._mean) * self._scale)[:, self._kept]
-        return (f @ self.probe_.omega + self.probe_.bias).double().numpy()
+        return (f @ self.probe_.omega + self.probe_.bias).double().cpu().numpy()
 
 
 def best_features(probe: Probe, fraction: float) -> Tensor:
@@ -205,7 +206,7 @@ def best_features(probe: Probe, fraction: float) -> Tensor:
 def _layer_scales(f: Tensor, groups: Tensor) -> Tensor:
     """Return what makes the mean variance of each layer's features one, (D,); one for a layer that is constant."""
     variances = f.double().var(0, correction=0)
-    totals = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, variances)
+    totals = variances.new_zeros(int(groups.max()) + 1).index_add_(0, groups, variances)
     mean = totals / torch.bincount(groups)
     # of a constant layer rounding is left, which must not be made a feature
     constant = mean <= 1e-12 * torch.zeros_like(totals).index_add_(0, groups, f.double().square().mean(0))

@@ -160,7 +160,9 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     args, kwargs = as_inputs(example)
-    batch = torch.export.Dim("batch")
+    # On a GPU batch norm is cuDNN's up to this size, and another's beyond; export wants one of the two. The bound goes
+    # with the other checks, and the programs have no such kernel.
+    batch = torch.export.Dim("batch", max=65_535)
     shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
     notes: list[str] = []
     if network.training:

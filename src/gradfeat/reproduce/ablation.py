@@ -55,7 +55,14 @@ def conv_columns(encoder: ConvEncoder, depths: int) -> dict[str, list[str]]:
 
 
 def mixed_network(
-    pretrained: nn.Module, top: Sequence[str], *, theta1: str, theta2: str, images: Batches, seed: int
+    pretrained: nn.Module,
+    top: Sequence[str],
+    *,
+    theta1: str,
+    theta2: str,
+    images: Batches,
+    seed: int,
+    device: str = "cpu",
 ) -> nn.Module:
     """Return the network with its bottom or its top layers, or both, initialized anew.
 
@@ -70,6 +77,7 @@ def mixed_network(
         theta2: The same.
         images: What statistics are estimated on: training data.
         seed: Of the random layers.
+        device: Where the statistics are estimated, and the network stays.
 
     Raises:
         ConfigurationError: A state that is not known, or parameters that no layer of PyTorch's own kind initializes.
@@ -94,8 +102,8 @@ def mixed_network(
     for name, fresh in anew.items():
         network.get_submodule(name).load_state_dict(fresh)
     if anew:
-        estimate_statistics(network, [network.get_submodule(name) for name in anew], images)
-    return network
+        estimate_statistics(network.to(device), [network.get_submodule(name) for name in anew], images)
+    return network.cpu()
 
 
 def estimate_statistics(network: nn.Module, layers: Iterable[nn.Module], images: Batches) -> None:
@@ -112,9 +120,10 @@ def estimate_statistics(network: nn.Module, layers: Iterable[nn.Module], images:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's way to say: the mean of all batches
         norm.train()
+    device = next(network.parameters()).device
     with torch.no_grad():
         for rows in _batches(len(images)):
-            network(images.batch(rows))
+            network(images.batch(rows).to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

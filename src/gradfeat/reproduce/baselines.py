@@ -28,7 +28,8 @@ def nearest_neighbours(samples: Samples, encoder: Backbone, seed: int) -> Result
 
 def all_layers(samples: Samples, encoder: Backbone, seed: int) -> Result:
     """A probe on the activations of all layers, with a selection among them."""
-    probe = AllLayersProbe(encoder.network, features_per_layer=FEATURES_PER_LAYER, random_state=seed)
+    device = str(samples.f.device)
+    probe = AllLayersProbe(encoder.network, features_per_layer=FEATURES_PER_LAYER, device=device, random_state=seed)
     probe.fit(samples.inputs, samples.y.cpu().numpy())
     return {**_judge(probe.predict_proba(samples.test), samples.y_test), "fraction": float(probe.fraction_)}
 

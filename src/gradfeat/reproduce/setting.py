@@ -198,6 +198,7 @@ class Setting:
             theta2=gradients.theta2,
             images=samples.inputs,
             seed=seed,
+            device=self.device,
         )
         return replace(self.backbone, network=mixed)
 

@@ -15,6 +15,10 @@ from gradfeat.linearization import Linearization, parametrization_scales
 Weights = dict[str, Tensor]
 
 
+_USUAL_BATCH, _LARGEST_BATCH = 128, 2048
+_BATCH_BYTES = 1 << 30  # of residuals at a time on a GPU
+
+
 class GradientFeatures:
     """The map Φ and its transpose, in the variables that w₂ is trained in (standard or NTK).
 
@@ -22,18 +26,18 @@ class GradientFeatures:
         store: The samples.
         omega: ω̄, (d, c).
         parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
-        batch_size: Samples at a time.
+        batch_size: Samples at a time; None: 128, and on a GPU as many as keep it busy.
 
     Attributes:
         passes: Work done, in passes over all samples of tangent and backward.
     """
 
     def __init__(
-        self, store: SampleStore, omega: Tensor, *, parametrization: str = "standard", batch_size: int = 128
+        self, store: SampleStore, omega: Tensor, *, parametrization: str = "standard", batch_size: int | None = None
     ) -> None:
         self.store = store
         self.omega = omega
-        self.batch_size = batch_size
+        self.batch_size = _usual_batch(store.linearization) if batch_size is None else batch_size
         self.passes = 0.0
         self._scales = parametrization_scales(store.linearization, parametrization)
         self._turn: Callable[[Mapping[str, Tensor]], Weights] | None = None
@@ -94,3 +98,10 @@ def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> No
     """Add ``factor · other`` to `total`, in place."""
     for name, value in other.items():
         total[name].add_(value, alpha=factor)
+
+
+def _usual_batch(linearization: Linearization) -> int:
+    if linearization.device.type != "cuda":
+        return _USUAL_BATCH
+    most = _BATCH_BYTES // max(1, linearization.bytes_per_sample["residuals"])
+    return min(max(most, _USUAL_BATCH), _LARGEST_BATCH)

@@ -151,14 +151,18 @@ def fit_probes(
 def _read(
     f: Tensor, y: Tensor, loss: Loss, sample_weight: Tensor | None
 ) -> tuple[np.ndarray, Tensor, Tensor, Tensor | None]:
-    """Return the places of samples that count, and their features, targets and weights, in float64 on the CPU."""
+    """Return the places of samples that count, and their features, targets and weights, in float64.
+
+    They are where the features are, if that is a CUDA device; not every other one knows float64.
+    """
     _check_data(f, y, loss, sample_weight)
-    features, targets = f.detach().cpu().double(), y.detach().cpu()
+    device = f.device if f.is_cuda else torch.device("cpu")
+    features, targets = f.detach().to(device, torch.float64), y.detach().to(device)
     if sample_weight is None:
         return np.arange(len(f)), features, targets, None
-    weight = sample_weight.detach().cpu().double()
+    weight = sample_weight.detach().to(device, torch.float64)
     picked = weight.nonzero()[:, 0]
-    return picked.numpy(), features[picked], targets[picked], weight[picked]
+    return picked.cpu().numpy(), features[picked], targets[picked], weight[picked]
 
 
 def _probe(
@@ -238,7 +242,7 @@ class _Basis:
     def __init__(self, f: Tensor, weight: Tensor | None) -> None:
         n, d = f.shape
         self.weight = weight
-        self.share = torch.full((n,), 1.0 / n, dtype=f.dtype) if weight is None else weight / weight.sum()
+        self.share = f.new_full((n,), 1.0 / n) if weight is None else weight / weight.sum()
         self.mean = f[0] + self.share @ (f - f[0])  # exact where a feature is constant
         centred = f - self.mean
         self.unit = float(centred.abs().max()) or 1.0
@@ -253,7 +257,7 @@ class _Basis:
 
     def project(self, f: Tensor) -> Tensor:
         """Return coordinates of features, with a column of ones for the bias, (n, r + 1)."""
-        ones = torch.ones(len(f), 1, dtype=f.dtype)
+        ones = f.new_ones(len(f), 1)
         return torch.cat([(f - self.mean) / self.unit @ self.directions, ones], dim=1)
 
     def rows(self, picked: Tensor) -> _Basis:
@@ -276,11 +280,11 @@ class _Basis:
         penalty /= self.unit**2
         if isinstance(loss, Squared):
             return self._closed_form(y.to(self.coordinates.dtype), penalty)
-        z, dtype = self.coordinates, self.coordinates.dtype
-        ridge = torch.full((z.shape[1], 1), penalty, dtype=dtype)
+        z = self.coordinates
+        ridge = z.new_full((z.shape[1], 1), penalty)
         ridge[-1] = 0
         shares = self.share[:, None]
-        point = torch.zeros(z.shape[1], outputs, dtype=dtype)
+        point = z.new_zeros(z.shape[1], outputs)
 
         def value_and_gradient(at: Tensor) -> tuple[float, Tensor]:
             # column-major, which makes autograd's product with z the faster one
@@ -290,14 +294,14 @@ class _Basis:
             return float(value.detach()), gradient
 
         # at zero the curvature of the loss is the same for all samples
-        at_zero = loss.curvature(torch.zeros(1, outputs, dtype=dtype))
-        variances = torch.cat([self.variances, torch.ones(1, dtype=dtype)])[:, None]
+        at_zero = loss.curvature(z.new_zeros(1, outputs))
+        variances = torch.cat([self.variances, z.new_ones(1)])[:, None]
         spread = (at_zero * variances + ridge).clamp_min(_LEAST_CURVATURE).rsqrt()
         # no gradient at all is rounding, not a scale
         scale = max(float((value_and_gradient(point)[1] * spread).abs().max()), 1e-6)
         squares = z.square()
         if start is not None:
-            point = start.to(dtype)
+            point = start.to(z)
         iterations, largest = 0, math.inf
         while iterations < most:
             curvature = squares.T @ (shares * loss.curvature(z @ point))
@@ -305,12 +309,12 @@ class _Basis:
             spread = (curvature.clamp_min(1e-6 * at_zero * variances) + ridge).clamp_min(_LEAST_CURVATURE).rsqrt()
 
             def objective(flat: np.ndarray, spread: Tensor = spread) -> tuple[float, np.ndarray]:
-                value, gradient = value_and_gradient(torch.from_numpy(flat).to(dtype).view_as(spread) * spread)
-                return value, (gradient * spread).double().numpy().ravel()
+                value, gradient = value_and_gradient(torch.from_numpy(flat).to(z).view_as(spread) * spread)
+                return value, (gradient * spread).double().cpu().numpy().ravel()
 
             result: Any = minimize(
                 objective,
-                (point / spread).double().numpy().ravel(),
+                (point / spread).double().cpu().numpy().ravel(),
                 jac=True,
                 method="L-BFGS-B",
                 options={
@@ -320,7 +324,7 @@ class _Basis:
                     "maxcor": 20,
                 },
             )
-            point = torch.from_numpy(result.x).to(dtype).view_as(spread) * spread
+            point = torch.from_numpy(result.x).to(z).view_as(spread) * spread
             iterations += int(result.nit)
             before, largest = largest, float(np.abs(result.jac).max()) / scale
             # without an iteration, or short of a round and no nearer, the line search is at the end of the precision
@@ -331,7 +335,7 @@ class _Basis:
     def _closed_form(self, y: Tensor, penalty: float) -> _Solution:
         z = self.coordinates
         moments = z.T @ (y * self.share[:, None])  # (r + 1, k)
-        own = torch.cat([self.variances + penalty, torch.ones(1, dtype=z.dtype)])[:, None]
+        own = torch.cat([self.variances + penalty, z.new_ones(1)])[:, None]
         return _Solution(moments / own, True, 0.0, 1)
 
 
@@ -404,14 +408,14 @@ def folds(
     present = np.arange(len(y)) if present is None else present
     if not isinstance(cv, numbers.Integral):
         if hasattr(cv, "split"):
-            return [(seen, unseen) for seen, unseen in cv.split(np.zeros(len(y)), y.numpy())], ""
+            return [(seen, unseen) for seen, unseen in cv.split(np.zeros(len(y)), y.cpu().numpy())], ""
         pairs = [(_position(seen, present), _position(unseen, present)) for seen, unseen in cv]
         if not pairs or not all(len(seen) and len(unseen) for seen, unseen in pairs):
             raise DataError("cv holds no pairs of indices, or one with an empty part (weight zero does not count)")
         return pairs, ""
     n, most = len(y), int(cv)
     if loss.task == "multiclass":
-        labels = y.numpy()
+        labels = y.cpu().numpy()
         counts = np.bincount(labels)
         often = np.flatnonzero(counts[labels] >= 2)
         alone = np.flatnonzero(counts[labels] == 1)
