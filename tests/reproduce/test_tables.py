@@ -161,9 +161,14 @@ def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatc
         reproduce("table3", out=tmp_path, **QUICK)
     row = (tmp_path / "table3.md").read_text().splitlines()[4]
     assert row.count("–") == 4  # all but activation
+    shown = reproduce("table3", out=tmp_path, finished=True, **QUICK)  # computes nothing: it would be interrupted
+    assert (tmp_path / "table3.md").read_text().splitlines()[4] == row
+    cells = len(list((tmp_path / "cells").glob("*.json")))
+    assert any(remark.endswith("cells are not there") and len(shown.results) == cells for remark in shown.table.remarks)
     monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: {"accuracy": 0.5})
     outcome = reproduce("table3", out=tmp_path, **QUICK)
     assert "–" not in "".join(outcome.table.rows[0])
+    assert not any("not there" in remark for remark in outcome.table.remarks)
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,7 @@ def reproduce(
     labels: int | None = None,
     seeds: int = 1,
     only: Sequence[str] | None = None,
+    finished: bool = False,
     device: str = "auto",
     say: Say = print,
 ) -> Outcome:
@@ -81,6 +82,7 @@ def reproduce(
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
         only: Names of the networks of table3 or table4 whose rows are wanted; None is all. Processes side by side can
             share a folder so; a last call for all of them writes the whole table.
+        finished: Write the table of the cells that are there, and compute no more.
         device: By name.
         say: Takes lines of progress.
 
@@ -112,12 +114,17 @@ def reproduce(
     remarks = [*_about(request, seeds), *missing]
     folder = out / "cells"
     cells: list[Cell] = []
+    expected = 0
     try:
         for planned in settings(request, found):
             setting = shown[planned.network, planned.data] = planned.setting
             remarks += planned.remarks
             cells = TABLES[name].cells(setting, range(seeds))
-            results |= run_cells(cells, folder, setting.configuration, say=say)
+            if finished:
+                results |= finished_cells(cells, folder, setting.configuration)
+                expected += len(cells)
+            else:
+                results |= run_cells(cells, folder, setting.configuration, say=say)
         if not shown:
             raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
     except KeyboardInterrupt:
@@ -126,6 +133,8 @@ def reproduce(
             _write(name, out, shown, range(seeds), results, [*remarks, "interrupted: not all cells are there"])
         say(f"interrupted: the same command goes on from what is in {folder}")
         raise
+    if len(results) < expected:
+        remarks.append(f"{expected - len(results)} of {expected} cells are not there")
     return _write(name, out, shown, range(seeds), results, remarks)
 
 
