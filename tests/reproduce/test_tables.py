@@ -59,8 +59,11 @@ def test_table1_has_every_row_and_column(first):
     assert len(outcome.results) == 52
     content = json.loads((folder / "table1.json").read_text())
     assert content["cells"] == outcome.results
-    assert set(content) == {"table", "date", "machine", "versions", "configurations", "cells"}
+    assert set(content) == {"table", "date", "computed_on", "versions", "configurations", "cells"}
     assert len(list((folder / "cells").glob("*.json"))) == 52
+    (place,) = content["computed_on"]
+    assert place.endswith(content["date"])
+    assert f"computed on {place}" in outcome.table.remarks
     rows = outcome.table.rows
     assert [row[:3] for row in rows[:8]] == [list(block) for block in published.TABLE1]
     assert [row[0] for row in rows[8:10]] == ["activation", "fine-tuning"]

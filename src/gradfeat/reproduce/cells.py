@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from gradfeat.errors import ConfigurationError
@@ -85,7 +89,14 @@ def run_cells(
                 if result is None:
                     result = cell.compute()
                     seconds = time.perf_counter() - start
-                    content = {"name": cell.name, "configuration": own, "result": result, "seconds": seconds}
+                    content = {
+                        "name": cell.name,
+                        "configuration": own,
+                        "result": result,
+                        "seconds": seconds,
+                        "machine": machine(),
+                        "date": date.today().isoformat(),
+                    }
                     write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
             done, wait = done + 1, None
             results[cell.name] = json.loads(json.dumps(result))
@@ -130,6 +141,22 @@ def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[s
     own = json.loads(json.dumps(dict(configuration)))
     found = {cell.name: read_cell(folder / f"{cell.name}.json", own, lambda line: None) for cell in cells}
     return {name: result for name, result in found.items() if result is not None}
+
+
+def computed_on(cells: Sequence[Cell], folder: Path) -> list[str]:
+    """Return where and when the finished cells among these were computed, each pair once, where their files say so."""
+    found = set()
+    for cell in cells:
+        with suppress(OSError, ValueError, KeyError):
+            content = json.loads((folder / f"{cell.name}.json").read_text())
+            found.add((content["date"], content["machine"]))
+    return [f"{machine}, {day}" for day, machine in sorted(found)]
+
+
+def machine() -> str:
+    """Return what numbers are computed on here, in one line."""
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{card}"
 
 
 def read_cell(path: Path, configuration: Mapping[str, Any], say: Say) -> Result | None:

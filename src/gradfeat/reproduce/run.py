@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -19,7 +17,7 @@ from gradfeat.fitting import check_device
 from gradfeat.pretrain.encoder_file import write_whole
 from gradfeat.reproduce import table1, table2, table3, table4
 from gradfeat.reproduce.ablation_table import Ablation, AblationTable
-from gradfeat.reproduce.cells import Cell, Result, Say, finished_cells, run_cells
+from gradfeat.reproduce.cells import Cell, Result, Say, computed_on, finished_cells, run_cells
 from gradfeat.reproduce.models_table import FourModels, ModelsTable
 from gradfeat.reproduce.plan import SCENES, Request, find, settings
 from gradfeat.reproduce.protocols import protocol_named
@@ -114,7 +112,7 @@ def reproduce(
     remarks = [*_about(request, seeds), *missing]
     folder = out / "cells"
     cells: list[Cell] = []
-    expected = 0
+    expected, places = 0, list[str]()
     try:
         for planned in settings(request, found):
             setting = shown[planned.network, planned.data] = planned.setting
@@ -125,17 +123,19 @@ def reproduce(
                 expected += len(cells)
             else:
                 results |= run_cells(cells, folder, setting.configuration, say=say)
+            places = list(dict.fromkeys([*places, *computed_on(cells, folder)]))
         if not shown:
             raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
     except KeyboardInterrupt:
         if shown:
             results |= finished_cells(cells, folder, setting.configuration)
-            _write(name, out, shown, range(seeds), results, [*remarks, "interrupted: not all cells are there"])
+            remarks.append("interrupted: not all cells are there")
+            _write(name, out, shown, range(seeds), results, remarks, places)
         say(f"interrupted: the same command goes on from what is in {folder}")
         raise
     if len(results) < expected:
         remarks.append(f"{expected - len(results)} of {expected} cells are not there")
-    return _write(name, out, shown, range(seeds), results, remarks)
+    return _write(name, out, shown, range(seeds), results, remarks, places)
 
 
 def _about(request: Request, seeds: int) -> list[str]:
@@ -169,8 +169,11 @@ def _write(
     seeds: Sequence[int],
     results: dict[str, Result],
     remarks: list[str],
+    places: list[str],
 ) -> Outcome:
     setting = next(iter(shown.values()))
+    if places:
+        remarks.append(f"computed on {'; '.join(places)}")
     title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
     form = TABLES[name]
     made: AblationTable | ModelsTable
@@ -182,7 +185,7 @@ def _write(
     content = {
         "table": name,
         "date": date.today().isoformat(),
-        "machine": machine(),
+        "computed_on": places,
         "versions": {"gradfeat": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "configurations": {" ".join(key): setting.configuration for key, setting in shown.items()},
         "cells": results,
@@ -192,9 +195,3 @@ def _write(
     write_whole(files[1], table.markdown().encode())
     draw(files[2], made.panels(), table.title, shared=isinstance(form, Ablation))
     return Outcome(table, results, files)
-
-
-def machine() -> str:
-    """Return what the numbers were computed on, in one line."""
-    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{card}"
