@@ -148,6 +148,10 @@ class Problem:
             return samples
         return samples + self.n * torch.randint(0, self.views, (len(samples),), generator=generator)
 
+    def weight_of(self, rows: Tensor) -> Tensor | None:
+        """Return the weights of some samples, or None where all count the same."""
+        return None if self.weight is None else self.weight[rows]
+
     @property
     def linearization(self) -> Linearization:
         """The network's programs."""
@@ -444,5 +448,5 @@ def loss_at(problem: Problem, model: GradientFeatureModel, indices: Tensor, batc
     with torch.no_grad():
         parts = torch.arange(len(store)).split(batch_size)
         logits = torch.cat([batch_logits(model, store, part) for part in parts])
-        weight = None if problem.weight is None else problem.weight[indices]
+        weight = problem.weight_of(indices)
         return float(problem.loss.value(logits, problem.y[indices], weight))

@@ -291,7 +291,7 @@ def repeat_rounds(
 
 
 def _start(problem: Problem, penalty: float, rows: Tensor) -> Point:
-    weight = None if problem.weight is None else problem.weight[rows]
+    weight = problem.weight_of(rows)
     probe = fit_probe(
         problem.store.features[rows],
         problem.y[rows],
@@ -308,7 +308,7 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
     store = problem.store.rows(rows)
     if point.theta2 is not problem.linearization.theta2:
         store = store.at(problem.linearization.at(point.theta2))
-    weight = None if problem.weight is None else problem.weight[rows]
+    weight = problem.weight_of(rows)
     return make_subspace(
         store,
         problem.y[rows],
@@ -361,7 +361,7 @@ def _network_loss(problem: Problem, point: Point, held: Tensor) -> float:
     with torch.no_grad():
         for batch in held.split(_BATCH):
             rows.append(lin.network(point.theta2, problem.store.z0(batch)).to(point.w1) @ point.w1 + point.b)
-    weight = None if problem.weight is None else problem.weight[held]
+    weight = problem.weight_of(held)
     return float(problem.loss.value(torch.cat(rows).double(), problem.y[held], weight))
 
 
@@ -373,7 +373,7 @@ def _choose_last(
     rows = torch.cat([views, held])
     subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
     places = len(views) + torch.arange(len(held))
-    weight = None if problem.weight is None else problem.weight[held]
+    weight = problem.weight_of(held)
     for stages, stage in enumerate(STAGES[:LAST], 1):
         grow(subspace, heads[len(heads) // 2], *stage)
         losses = held_losses(subspace, problem.loss, problem.y[held], places, weight, heads)

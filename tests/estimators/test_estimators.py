@@ -312,3 +312,12 @@ def test_merge_of_an_estimator(digits: tuple[np.ndarray, np.ndarray]) -> None:
     merged = model.merge()
     logits = merged(torch.from_numpy(digits[0])).detach().numpy()
     np.testing.assert_allclose(logits, model.decision_function(digits[0]), atol=1e-4)
+
+
+def test_a_merged_network_of_float64_has_a_head_of_float64() -> None:
+    X, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2
+    network = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    model = GradientFeatureClassifier(network, penalty=0.1, precision="float64", random_state=0).fit(X, y)
+    merged = model.merge(X, y)
+    assert merged(torch.from_numpy(X)).dtype == torch.float64
+    assert merged.report is not None
