@@ -35,8 +35,15 @@ class Batches(Protocol):
         """Return the samples at `indices`, as the network takes them."""
 
 
-def available_memory() -> int:
-    """Return the memory that is free for use, bytes (4 GiB where the system does not say)."""
+def available_memory(device: torch.device | None = None) -> int:
+    """Return the memory of a device that is free for use, bytes (4 GiB where the system does not say).
+
+    Args:
+        device: A CUDA device; any other is taken for the CPU.
+    """
+    if device is not None and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -44,7 +51,13 @@ def available_memory() -> int:
 
 
 def choose_level(
-    cache: str, n: int, bytes_per_sample: dict[str, int], *, random: bool, budget: int | None = None
+    cache: str,
+    n: int,
+    bytes_per_sample: dict[str, int],
+    *,
+    random: bool,
+    budget: int | None = None,
+    device: torch.device | None = None,
 ) -> str:
     """Return what to keep: the most that fits in half of the free memory, nothing of samples that change.
 
@@ -53,7 +66,8 @@ def choose_level(
         n: Number of samples.
         bytes_per_sample: Memory of "z0" and "residuals".
         random: Whether the samples may differ from pass to pass (augmentation).
-        budget: Bytes; half of the free memory if None.
+        budget: Bytes; half of the device's free memory if None.
+        device: Where it is kept; None is the CPU.
 
     Raises:
         ConfigurationError: An unknown level, or one that cannot hold samples that change.
@@ -68,7 +82,7 @@ def choose_level(
         return "none"
     if cache != "auto":
         return cache
-    budget = available_memory() // 2 if budget is None else budget
+    budget = available_memory(device) // 2 if budget is None else budget
     if n * (bytes_per_sample["residuals"] + bytes_per_sample["z0"]) <= budget:
         return "residuals"
     return "z0" if n * bytes_per_sample["z0"] <= budget else "none"
@@ -117,7 +131,7 @@ class SampleStore:
         if isinstance(linearization, LengthGroups):
             self._group = torch.cat([linearization.group_of(inputs.batch(part)) for part in parts])
             size = linearization.bytes_of(self._group)
-        self.level = choose_level(cache, n, size, random=inputs.random)
+        self.level = choose_level(cache, n, size, random=inputs.random, device=linearization.device)
         self._z0 = None if self.level == "none" else _kept(n, self._group)
         self._residuals = _kept(n, self._group) if self.level == "residuals" else None
         own: list[Tensor] = []

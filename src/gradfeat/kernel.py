@@ -88,7 +88,7 @@ def gram(features: GradientFeatures, other: GradientFeatures | None = None, *, b
     """
     right = features if other is None else other
     row = 4 * sum(value.numel() for value in features.linearization.theta2.values())
-    budget = min(_BUDGET, available_memory() // 4) if budget is None else budget
+    budget = min(_BUDGET, available_memory(features.linearization.device) // 4) if budget is None else budget
     c, c_right = features.omega.shape[1], right.omega.shape[1]
     n, m = len(features.store), len(right.store)
     most = max(1, budget // (row * c))

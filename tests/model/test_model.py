@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
-from gradfeat.cache import SampleStore, choose_level
+from gradfeat.cache import SampleStore, available_memory, choose_level
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import fit_mode, prepare
 from gradfeat.losses import CrossEntropy
@@ -167,12 +167,21 @@ def test_every_level_of_the_store_says_the_same(level: str) -> None:
     assert samples.reads.tolist() == ([1] * 7 if level != "none" else [3, 1, 1, 3, 1, 3, 1])
 
 
-def test_level_is_the_most_that_fits() -> None:
+def test_level_is_the_most_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"z0": 10, "residuals": 90}
     assert choose_level("auto", 5, size, random=False, budget=500) == "residuals"
     assert choose_level("auto", 5, size, random=False, budget=499) == "z0"
     assert choose_level("auto", 5, size, random=False, budget=49) == "none"
     assert choose_level("auto", 5, size, random=True, budget=500) == "none"
+    # of a GPU: what the driver has, and what PyTorch holds without a use for it
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    gpu = torch.device("cuda")
+    assert available_memory(gpu) == 1000
+    assert choose_level("auto", 5, size, random=False, device=gpu) == "residuals"
+    assert choose_level("auto", 6, size, random=False, device=gpu) == "z0"
+    assert available_memory() == available_memory(torch.device("cpu")) > 1000
     with pytest.raises(ConfigurationError, match="freeze"):
         choose_level("z0", 5, size, random=True)
     with pytest.raises(ConfigurationError, match="cache must be"):

@@ -153,7 +153,8 @@ class Subspace:
             self.features = features.turned(turn)
         self.unit = max(self.factors.trace, 1e-30) / len(seen)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
-        self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, available_memory() // (16 * parameters))))
+        free = available_memory(features.linearization.device)
+        self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, free // (16 * parameters))))
         self._w1: list[Tensor] = []
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
