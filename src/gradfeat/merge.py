@@ -86,12 +86,13 @@ def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
     with torch.no_grad():
         for name, value in merged_values(model.linearization, model.w2).items():
             state[name].copy_(value)
-    head = nn.Linear(*model.w1.shape)
+    some = next(value for value in state.values() if value.is_floating_point())
+    d, c = model.w1.shape
+    head = nn.Linear(d, c, device=some.device, dtype=some.dtype)
     with torch.no_grad():
         head.weight.copy_(model.w1.T)
         head.bias.copy_(model.b)
-    some = next(value for value in state.values() if value.is_floating_point())
-    return MergedNetwork(network, backbone.features, head.to(some)).eval()
+    return MergedNetwork(network, backbone.features, head).eval()
 
 
 def merged_values(linearization: Linearization, w2: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ def test_level_is_the_most_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_memory(gpu) == 1000
     assert choose_level("auto", 5, size, random=False, device=gpu) == "residuals"
     assert choose_level("auto", 6, size, random=False, device=gpu) == "z0"
-    assert available_memory() == available_memory(torch.device("cpu")) > 1000
+    assert available_memory(torch.device("cpu")) > 1000
     with pytest.raises(ConfigurationError, match="freeze"):
         choose_level("z0", 5, size, random=True)
     with pytest.raises(ConfigurationError, match="cache must be"):

@@ -59,11 +59,12 @@ def test_table1_has_every_row_and_column(first):
     assert len(outcome.results) == 52
     content = json.loads((folder / "table1.json").read_text())
     assert content["cells"] == outcome.results
-    assert set(content) == {"table", "date", "computed_on", "versions", "configurations", "cells"}
+    assert set(content) == {"table", "date", "versions", "configurations", "cells", "computed"}
     assert len(list((folder / "cells").glob("*.json"))) == 52
-    (place,) = content["computed_on"]
-    assert place.endswith(content["date"])
-    assert f"computed on {place}" in outcome.table.remarks
+    assert content["computed"].keys() == outcome.results.keys()
+    ((day, machine),) = {(origin["date"], origin["machine"]) for origin in content["computed"].values()}
+    assert day == content["date"]
+    assert f"computed on {machine}, {day}" in outcome.table.remarks
     rows = outcome.table.rows
     assert [row[:3] for row in rows[:8]] == [list(block) for block in published.TABLE1]
     assert [row[0] for row in rows[8:10]] == ["activation", "fine-tuning"]

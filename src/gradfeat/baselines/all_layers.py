@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,12 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         targets = torch.from_numpy(indices if several else indices.astype(np.int64)).to(f.device)
         self.path_ = self._try_fractions(f, targets, fractions)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
-        self._kept = best_features(self._fit_probe(f, targets), self.fraction_)
-        self.probe_ = self._fit_probe(f[:, self._kept], targets)
-        kept = torch.bincount(groups[self._kept], minlength=len(self._layers.sizes)).tolist()
+        best = best_features(self._fit_probe(f, targets), self.fraction_)
+        probe = self._fit_probe(f[:, best], targets)
+        kept = torch.bincount(groups[best], minlength=len(self._layers.sizes)).tolist()
+        # what predicts is on the CPU, wherever it was fitted
+        self._mean, self._scale, self._kept = self._mean.cpu(), self._scale.cpu(), best.cpu()
+        self.probe_ = replace(probe, omega=probe.omega.cpu(), bias=probe.bias.cpu())
         self.layers_ = list(zip(self._layers.layers, self._layers.sizes, kept, strict=True))
         return self
 
@@ -192,8 +196,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         if not hasattr(self, "probe_"):
             raise NotFittedError("This AllLayersProbe instance is not fitted yet: call fit first.")
-        f = ((self._features(X) - self._mean) * self._scale)[:, self._kept]
-        return (f @ self.probe_.omega + self.probe_.bias).double().cpu().numpy()
+        f = (self._features(X).cpu()[:, self._kept] - self._mean[self._kept]) * self._scale[self._kept]
+        return (f @ self.probe_.omega + self.probe_.bias).double().numpy()
 
 
 def best_features(probe: Probe, fraction: float) -> Tensor:

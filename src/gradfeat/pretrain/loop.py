@@ -48,7 +48,7 @@ class Task(nn.Module):
         network: Name of the encoder that the task takes by default.
         learning_rate: The default.
         replayed: Whether the losses do the same work for every batch and draw their random numbers on the device, so
-            that on a GPU they can be recorded and replayed.
+            that on a GPU they can be recorded and replayed. What networks of other libraries do is not known.
     """
 
     network = "small"
@@ -103,19 +103,23 @@ def scaled(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _fast_convolutions(task: nn.Module, on_gpu: bool) -> Iterator[None]:
-    """On a GPU, lay weights out as its convolutions are fastest, and let cuDNN try which kernels are."""
-    if not on_gpu:
+def _at_home(task: nn.Module, device: torch.device) -> Iterator[None]:
+    """On a GPU: make it the current one, lay weights out as its convolutions are fastest, let cuDNN try kernels."""
+    if device.type != "cuda":
         yield
         return
+    filters = [parameter for parameter in task.parameters() if parameter.ndim == 4]
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
-    task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for filter_ in filters:
+        filter_.data = filter_.data.contiguous(memory_format=torch.channels_last)
     try:
-        yield
+        with torch.cuda.device(device):
+            yield
     finally:
         torch.backends.cudnn.benchmark = before
-        task.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for filter_ in filters:
+            filter_.data = filter_.data.contiguous()
 
 
 def train(
@@ -168,7 +172,7 @@ def train(
         for turn, optimizer in zip(turns, optimizers, strict=True)
     ]
     state = State(task, optimizers, schedules)
-    with _fast_convolutions(task, x.is_cuda):
+    with _at_home(task, x.device):
         history = [] if checkpoint is None else checkpoint.resume(state)
         task.train()
         for epoch in range(len(history) + 1, epochs + 1):

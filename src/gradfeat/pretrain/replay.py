@@ -23,7 +23,7 @@ class LossAndGradients:
         parameters: Whose gradients are wanted; no other parameter gets one.
         replay: Whether to record, on a CUDA device, the work on batches of the first size that comes. Batches of other
             sizes are computed as usual. The loss must do the same work each time, and draw its random numbers on the
-            device.
+            device, which must be the current one.
     """
 
     def __init__(self, loss: Loss, parameters: Sequence[torch.nn.Parameter], *, replay: bool) -> None:
@@ -32,6 +32,7 @@ class LossAndGradients:
         self._replay = replay
         self._shape: torch.Size | None = None
         self._seen = 0
+        self._side: torch.cuda.Stream | None = None
         self._recorded: _Recorded | None = None
 
     def __call__(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -43,7 +44,7 @@ class LossAndGradients:
             self._seen += 1
             if self._seen <= _EAGER:
                 return self._on_side_stream(x, y)
-            self._recorded = _Recorded(self._compute, x, y, self._parameters)
+            self._recorded = _Recorded(self._compute, x, y, self._parameters, self._side)
         return self._recorded.replay(x, y)
 
     def _compute(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -55,20 +56,27 @@ class LossAndGradients:
 
     def _on_side_stream(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Compute where a recording may take over the memory: not on the stream of all else."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side = self._side or torch.cuda.Stream()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             value = self._compute(x, y)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         return value
 
 
 class _Recorded:
-    def __init__(self, compute: Loss, x: Tensor, y: Tensor | None, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        compute: Loss,
+        x: Tensor,
+        y: Tensor | None,
+        parameters: Sequence[torch.nn.Parameter],
+        stream: torch.cuda.Stream | None,
+    ) -> None:
         self._x, self._y = x.clone(), None if y is None else y.clone()
         self._parameters = parameters
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=stream):
             self._value = compute(self._x, self._y)
         self._gradients = [parameter.grad for parameter in parameters]
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradfeat.errors import ConfigurationError
-from gradfeat.pretrain.encoder import output_shape
+from gradfeat.pretrain.cifar_resnet import CifarResNet
+from gradfeat.pretrain.encoder import ConvEncoder, output_shape
 from gradfeat.pretrain.loop import Task
 
 
@@ -40,14 +41,13 @@ class Rotation(Task):
         ConfigurationError: The images are not square.
     """
 
-    replayed = True
-
     def __init__(self, encoder: nn.Module, image_shape: tuple[int, int, int]) -> None:
         super().__init__(encoder)
         if image_shape[1] != image_shape[2]:
             raise ConfigurationError(
                 f"Rotations need square images; got {image_shape[1]} × {image_shape[2]}. Bring them to one side."
             )
+        self.replayed = isinstance(encoder, ConvEncoder | CifarResNet)
         (d,) = output_shape(encoder, image_shape)
         self.classifier = nn.Linear(d, 4)
 

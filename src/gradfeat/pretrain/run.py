@@ -74,7 +74,7 @@ def pretrain_encoder(
         batch_size: Images per step.
         learning_rate: Peak of Adam's learning-rate cycle (bigan: the rate); None is the task's own.
         options: The task's own keywords, e.g. `beta` for vae; see the task's class.
-        folder: Gets the state after every epoch, a table of losses, and pictures where a task makes some. A run of the
+        folder: Gets the state as it trains, a table of losses, and pictures where a task makes some. A run of the
             same configuration that was interrupted goes on where it stopped.
         resume: Whether it goes on; False starts again.
         checkpoint_every: Epochs from one writing of the state to the next: more where an epoch takes a second.

@@ -77,7 +77,7 @@ def mixed_network(
         theta2: The same.
         images: What statistics are estimated on: training data.
         seed: Of the random layers.
-        device: Where the statistics are estimated, and the network stays.
+        device: Where the statistics are estimated; the network returns to the CPU.
 
     Raises:
         ConfigurationError: A state that is not known, or parameters that no layer of PyTorch's own kind initializes.

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -143,14 +143,14 @@ def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[s
     return {name: result for name, result in found.items() if result is not None}
 
 
-def computed_on(cells: Sequence[Cell], folder: Path) -> list[str]:
-    """Return where and when the finished cells among these were computed, each pair once, where their files say so."""
-    found = set()
-    for cell in cells:
-        with suppress(OSError, ValueError, KeyError):
-            content = json.loads((folder / f"{cell.name}.json").read_text())
-            found.add((content["date"], content["machine"]))
-    return [f"{machine}, {day}" for day, machine in sorted(found)]
+def computed(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Return how long these cells took ("seconds"), where ("machine") and when ("date"), as far as their files say."""
+    found = {}
+    for name in names:
+        with suppress(OSError, ValueError):
+            content = json.loads((folder / f"{name}.json").read_text())
+            found[name] = {key: content[key] for key in ("seconds", "machine", "date") if key in content}
+    return found
 
 
 def machine() -> str:

@@ -17,6 +17,8 @@ from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.pretrain.loop import seeded
 from gradfeat.reproduce.cells import Say, claimed
 
+ENCODER = "encoder.safetensors"
+
 
 @dataclass(frozen=True)
 class EncoderPlan:
@@ -132,7 +134,7 @@ def pretrained_in_place(
             random_state=0,
             progress=lambda epoch, of, loss: say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}"),
         )
-    path = save_encoder(encoder, folder / "encoder.safetensors", task=plan.task, preprocessing=input_scaling(images))
+    path = save_encoder(encoder, folder / ENCODER, task=plan.task, preprocessing=input_scaling(images))
     return resolve(f"gradfeat/{path}")
 
 

@@ -18,6 +18,7 @@ from gradfeat.reproduce.cells import Say
 from gradfeat.reproduce.data import KNOWN, LabelledData, digits, find_data, load_data
 from gradfeat.reproduce.encoders import (
     BIGAN_PLAN,
+    ENCODER,
     TINY_PLAN,
     VAE_PLAN,
     EncoderPlan,
@@ -50,6 +51,7 @@ class Request:
         device: By name.
         say: Takes lines of progress.
         only: Names of the networks whose rows are wanted, or None for all.
+        finished: Whether nothing is to be computed, pre-training included.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Request:
     device: str
     say: Say
     only: Sequence[str] | None = None
+    finished: bool = False
 
     def check_names(self) -> None:
         """Refuse names of networks that the table has not.
@@ -85,6 +88,14 @@ class Request:
     def wants(self, network: str) -> bool:
         """Return whether the rows of a network are wanted."""
         return self.only is None or network in self.only
+
+    def place(self, data: str, network: str) -> Path | None:
+        """Return the folder of an encoder pre-trained in place; None, and say so, if it is to be there and is not."""
+        folder = self.out / "encoders" / f"{data}.{network}"
+        if self.finished and not (folder / ENCODER).exists():
+            self.say(f"{network}: left out, for its encoder is not there yet")
+            return None
+        return folder
 
 
 @dataclass(frozen=True)
@@ -158,10 +169,13 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
             backbone = read_encoder(request.file, plan, images.train.shape[-1])
             about = _from_file(request.file, read_architecture(request.file)[1]["task"], backbone)
         else:
+            folder = request.place(images.name, plan.name)
+            if folder is None:
+                continue
             backbone = pretrained_in_place(
                 plan,
                 images.unlabelled(size.unlabelled),
-                request.out / "encoders" / f"{images.name}.{plan.name}",
+                folder,
                 epochs=size.epochs[plan.name],
                 device=request.device,
                 say=request.say,
@@ -254,12 +268,15 @@ def _pretrained_small(
         images, labels = load_data("cifar10", place).labelled(request.size.unlabelled, 0)
         name, arguments = "cifar10", networks.SMALL
     for task in tasks:
+        folder = request.place(name, task)
+        if folder is None:
+            continue
         backbone = networks.small_network(
             task,
             arguments,
             images,
             labels,
-            request.out / "encoders" / f"{name}.{task}",
+            folder,
             epochs=request.size.epochs[task],
             device=request.device,
             say=request.say,

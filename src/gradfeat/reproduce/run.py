@@ -17,7 +17,7 @@ from gradfeat.fitting import check_device
 from gradfeat.pretrain.encoder_file import write_whole
 from gradfeat.reproduce import table1, table2, table3, table4
 from gradfeat.reproduce.ablation_table import Ablation, AblationTable
-from gradfeat.reproduce.cells import Cell, Result, Say, computed_on, finished_cells, run_cells
+from gradfeat.reproduce.cells import Cell, Result, Say, computed, finished_cells, run_cells
 from gradfeat.reproduce.models_table import FourModels, ModelsTable
 from gradfeat.reproduce.plan import SCENES, Request, find, settings
 from gradfeat.reproduce.protocols import protocol_named
@@ -102,7 +102,7 @@ def reproduce(
     check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None)
+    request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None, finished)
     request.check_names()
     found, missing = find(request)
     for line in missing:
@@ -112,7 +112,7 @@ def reproduce(
     remarks = [*_about(request, seeds), *missing]
     folder = out / "cells"
     cells: list[Cell] = []
-    expected, places = 0, list[str]()
+    expected = 0
     try:
         for planned in settings(request, found):
             setting = shown[planned.network, planned.data] = planned.setting
@@ -123,19 +123,18 @@ def reproduce(
                 expected += len(cells)
             else:
                 results |= run_cells(cells, folder, setting.configuration, say=say)
-            places = list(dict.fromkeys([*places, *computed_on(cells, folder)]))
         if not shown:
             raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
     except KeyboardInterrupt:
         if shown:
             results |= finished_cells(cells, folder, setting.configuration)
             remarks.append("interrupted: not all cells are there")
-            _write(name, out, shown, range(seeds), results, remarks, places)
+            _write(name, out, shown, range(seeds), results, remarks)
         say(f"interrupted: the same command goes on from what is in {folder}")
         raise
     if len(results) < expected:
         remarks.append(f"{expected - len(results)} of {expected} cells are not there")
-    return _write(name, out, shown, range(seeds), results, remarks, places)
+    return _write(name, out, shown, range(seeds), results, remarks)
 
 
 def _about(request: Request, seeds: int) -> list[str]:
@@ -169,11 +168,12 @@ def _write(
     seeds: Sequence[int],
     results: dict[str, Result],
     remarks: list[str],
-    places: list[str],
 ) -> Outcome:
     setting = next(iter(shown.values()))
+    origins = computed(results, out / "cells")
+    places = sorted({(origin["date"], origin["machine"]) for origin in origins.values() if "machine" in origin})
     if places:
-        remarks.append(f"computed on {'; '.join(places)}")
+        remarks.append(f"computed on {'; '.join(f'{machine}, {day}' for day, machine in places)}")
     title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
     form = TABLES[name]
     made: AblationTable | ModelsTable
@@ -185,10 +185,10 @@ def _write(
     content = {
         "table": name,
         "date": date.today().isoformat(),
-        "computed_on": places,
         "versions": {"gradfeat": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "configurations": {" ".join(key): setting.configuration for key, setting in shown.items()},
         "cells": results,
+        "computed": origins,
     }
     files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
     write_whole(files[0], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

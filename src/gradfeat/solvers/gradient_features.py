@@ -37,7 +37,7 @@ class GradientFeatures:
     ) -> None:
         self.store = store
         self.omega = omega
-        self.batch_size = _usual_batch(store.linearization) if batch_size is None else batch_size
+        self.batch_size = _usual_batch(store) if batch_size is None else batch_size
         self.passes = 0.0
         self._scales = parametrization_scales(store.linearization, parametrization)
         self._turn: Callable[[Mapping[str, Tensor]], Weights] | None = None
@@ -100,8 +100,8 @@ def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> No
         total[name].add_(value, alpha=factor)
 
 
-def _usual_batch(linearization: Linearization) -> int:
-    if linearization.device.type != "cuda":
+def _usual_batch(store: SampleStore) -> int:
+    if store.linearization.device.type != "cuda" or store.level == "none":  # where the whole network runs in each pass
         return _USUAL_BATCH
-    most = _BATCH_BYTES // max(1, linearization.bytes_per_sample["residuals"])
+    most = _BATCH_BYTES // max(1, store.linearization.bytes_per_sample["residuals"])
     return min(max(most, _USUAL_BATCH), _LARGEST_BATCH)

@@ -17,6 +17,7 @@ from gradfeat.linearization.record import LayerCall
 from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights
 
+_BATCH = 64  # few samples are enough, and a 3 × 3 convolution's inputs are nine times as many as its activations
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
 _LEAST_SAMPLES, _ROWS = 256, 4  # samples, and rows for each dimension of a factor, that are enough to estimate it
 
@@ -93,7 +94,7 @@ def estimate_factors(
     order = torch.randperm(len(indices), generator=generator)
     used, enough = 0, False
     positions: dict[str, int] = {}
-    for rows in order.split(max(1, features.batch_size // 2)):
+    for rows in order.split(_BATCH):
         if enough and used >= _LEAST_SAMPLES:
             break
         used += len(rows)
