@@ -159,6 +159,14 @@ def test_protocols_are_the_published_ones():
     assert SCALES["full"].protocol == "paper"
 
 
+def test_a_table_of_what_is_there_trains_no_encoder(tmp_path):
+    lines = []
+    with pytest.raises(ConfigurationError, match="no network of the table is left"):
+        reproduce("table1", out=tmp_path, finished=True, protocol="paper", say=lines.append)
+    assert any("encoder is not there yet" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
