@@ -94,7 +94,7 @@ def estimate_factors(
     order = torch.randperm(len(indices), generator=generator)
     used, enough = 0, False
     positions: dict[str, int] = {}
-    for rows in order.split(_BATCH):
+    for rows in order.split(max(1, min(features.batch_size // 2, _BATCH))):
         if enough and used >= _LEAST_SAMPLES:
             break
         used += len(rows)
