@@ -38,6 +38,7 @@ from gradfeat.backbones.encoders import TextEncoder
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require
+from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Case:
 
     def network(self) -> nn.Module:
         """Return the network with random weights."""
+        if self.model == "bigan":
+            return ConvEncoder(3, **BIGAN).eval()
         if not self.tokens:
             return require("timm", extra="vision").create_model(self.model, num_classes=0).eval()
         transformers = require("transformers", extra="text")
@@ -73,6 +76,7 @@ CASES = (
     Case("ResNet-18, last block", "resnet18", ("layer4.1",)),
     Case("ResNet-18, topmost convolution", "resnet18", ("layer4.1.conv2",)),
     Case("ResNet-50, last block", "resnet50", ("layer4.2",)),
+    Case("BiGAN encoder (32 × 32), topmost convolution", "bigan", ("blocks.4",), image=32),
     Case("MobileNetV2, head convolution", "mobilenetv2_100", ("conv_head",)),
     Case("ViT-tiny, last block", "vit_tiny_patch16_224", ("blocks.11",)),
     Case("ViT-small, last block", "vit_small_patch16_224", ("blocks.11",)),

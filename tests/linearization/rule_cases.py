@@ -81,6 +81,14 @@ CASES: dict[str, Callable[[], Call]] = {
     "conv2d-same": lambda: (aten.conv2d.padding, [r(2, 3, 6, 6), r(4, 3, 3, 3), r(4), [1, 1], "same"]),
     "conv2d-valid": lambda: (aten.conv2d.padding, [r(2, 3, 6, 6), r(4, 3, 3, 3), None, [2, 2], "valid"]),
     "conv2d-named": lambda: (aten.conv2d.default, [r(2, 3, 6, 6), r(4, 3, 3, 3)], {"stride": [2, 2], "bias": r(4)}),
+    "conv1d-one-pixel": lambda: (aten.conv1d.default, [r(2, 3, 4), r(5, 3, 4), r(5), [2]]),
+    "conv2d-one-pixel": lambda: (aten.conv2d.default, [r(2, 3, 4, 5), r(6, 3, 4, 5), r(6)]),
+    "conv2d-one-pixel-no-bias": lambda: (
+        aten.conv2d.default, [r(2, 3, 4, 4), r(6, 3, 4, 4), None, [2, 2], [0, 0], [1, 1], 1]),
+    "conv2d-one-pixel-grouped": lambda: (
+        aten.conv2d.default, [r(2, 4, 3, 3), r(6, 2, 3, 3), r(6), [1, 1], [0, 0], [1, 1], 2]),
+    "conv2d-one-pixel-padded": lambda: (aten.conv2d.default, [r(2, 3, 4, 4), r(6, 3, 4, 4), r(6), [1, 1], [1, 1]]),
+    "conv3d-one-pixel": lambda: (aten.conv3d.default, [r(2, 2, 2, 3, 2), r(3, 2, 2, 3, 2), r(3)]),
     "conv3d": lambda: (aten.conv3d.default, [r(2, 2, 4, 5, 4), r(3, 2, 2, 2, 2), r(3), [1, 2, 1], [1, 0, 1]]),
     "conv3d-same": lambda: (aten.conv3d.padding, [r(2, 2, 4, 5, 4), r(3, 2, 3, 3, 3), r(3), [1, 1, 1], "same"]),
     "conv_transpose1d": lambda: (

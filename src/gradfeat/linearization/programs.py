@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
 from gradfeat.linearization.trace import Trace, samples_factor
 from gradfeat.linearization.winograd import layer_tangent_3x3
 
@@ -159,7 +160,10 @@ def emit_program(
             made = graph.create_node("get_attr", attribute)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), copied.__getitem__)
-            made = graph.create_node("call_function", _any_layout(node.target), args, kwargs)
+            target = _any_layout(node.target)
+            if is_one_pixel(node):
+                target, args = one_pixel, args[:3]
+            made = graph.create_node("call_function", target, args, kwargs)
         copied[node] = made
         return made
 
@@ -236,6 +240,7 @@ def _any_layout(target: Any) -> Any:
 _CONVOLUTIONS = {
     *(aten.conv2d.default, aten.conv2d.padding, aten.convolution.default, aten.conv_transpose2d.input),
     layer_tangent_3x3,
+    one_pixel,
 }
 _READS_STRIDES = {aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default}
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
 from gradfeat.linearization.rules import rule
 from gradfeat.linearization.trace import Dual, Trace, total
 from gradfeat.linearization.winograd import layer_tangent_3x3
@@ -63,8 +64,10 @@ def convolution(
         passed = (z.tangent, trace.keep(w.primal)) if z.tangent is not None else (None, None)
         return trace.emit(layer_tangent_3x3, *own, b.tangent if b is not None else None, *passed)
 
+    whole = is_one_pixel(node)
+
     def apply(z: Any, w: Any, b: Any) -> Any:
-        return trace.emit(node.target, z, w, b, *settings, **named)
+        return trace.emit(one_pixel, z, w, b) if whole else trace.emit(node.target, z, w, b, *settings, **named)
 
     return layer_tangent(trace, node, z, w, b, apply, 1)
 
