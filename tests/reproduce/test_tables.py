@@ -59,7 +59,7 @@ def test_table1_has_every_row_and_column(first):
     assert len(outcome.results) == 52
     content = json.loads((folder / "table1.json").read_text())
     assert content["cells"] == outcome.results
-    assert set(content) == {"table", "date", "versions", "configurations", "cells", "computed"}
+    assert set(content) == {"table", "date", "gradfeat", "configurations", "cells", "computed"}
     assert len(list((folder / "cells").glob("*.json"))) == 52
     assert content["computed"].keys() == outcome.results.keys()
     ((day, machine),) = {(origin["date"], origin["machine"]) for origin in content["computed"].values()}

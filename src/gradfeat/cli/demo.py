@@ -13,6 +13,7 @@ from gradfeat.adapter import load
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
+from gradfeat.pretrain.encoder_file import FILE
 from gradfeat.progress import Progress
 
 LABELLED, TEST = 300, 1000
@@ -52,7 +53,7 @@ def run(out: Path, seed: int, json: bool) -> None:
             random_state=seed,
             progress=lambda epoch, epochs, loss: done(epoch, epochs),
         )
-    weights = out / "encoder.safetensors"
+    weights = out / FILE
     save_encoder(encoder, weights, task="vae", preprocessing=input_scaling(unlabelled))
     after_pretraining = time.perf_counter()
 

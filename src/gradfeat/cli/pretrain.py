@@ -19,10 +19,10 @@ from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.fitting import check_device
 from gradfeat.pretrain import NETWORKS, TASKS, input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.checkpoint import LOG
+from gradfeat.pretrain.encoder_file import FILE
 from gradfeat.pretrain.images import to_arrays
 from gradfeat.progress import Progress
 
-ENCODER = "encoder.safetensors"
 _LIBRARIES = ("timm/", "torchvision/")
 
 
@@ -89,7 +89,7 @@ def run(
         )
     path = save_encoder(
         encoder,
-        out / ENCODER,
+        out / FILE,
         task=task,
         preprocessing=input_scaling(images),
         name=name if name.startswith(_LIBRARIES) else None,

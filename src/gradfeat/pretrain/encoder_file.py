@@ -18,6 +18,9 @@ from gradfeat.files import write_whole
 from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.encoder import ConvEncoder
 
+FILE = "encoder.safetensors"
+"""Its usual name in the folder of a run."""
+
 FORMAT = "gradfeat.encoder"
 FORMAT_VERSION = 1
 _ARCHITECTURES: dict[str, Any] = {"ConvEncoder": ConvEncoder, "CifarResNet": CifarResNet}

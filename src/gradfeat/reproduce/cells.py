@@ -156,7 +156,8 @@ def computed(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
 def machine() -> str:
     """Return what numbers are computed on here, in one line."""
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{card}"
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.system()} {platform.machine()}, {cores}{card}, torch {torch.__version__}"
 
 
 def read_cell(path: Path, configuration: Mapping[str, Any], say: Say) -> Result | None:

@@ -13,11 +13,9 @@ from gradfeat.backbones import Backbone, resolve
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
-from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.pretrain.encoder_file import FILE, read_architecture
 from gradfeat.pretrain.loop import seeded
 from gradfeat.reproduce.cells import Say, claimed
-
-ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def pretrained_in_place(
             random_state=0,
             progress=lambda epoch, of, loss: say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}"),
         )
-    path = save_encoder(encoder, folder / ENCODER, task=plan.task, preprocessing=input_scaling(images))
+    path = save_encoder(encoder, folder / FILE, task=plan.task, preprocessing=input_scaling(images))
     return resolve(f"gradfeat/{path}")
 
 

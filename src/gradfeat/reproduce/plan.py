@@ -11,14 +11,13 @@ import numpy as np
 
 from gradfeat.backbones import Backbone
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.pretrain.encoder_file import FILE, read_architecture
 from gradfeat.reproduce import networks, scenes, table4
 from gradfeat.reproduce.ablation import conv_columns
 from gradfeat.reproduce.cells import Say
 from gradfeat.reproduce.data import KNOWN, LabelledData, digits, find_data, load_data
 from gradfeat.reproduce.encoders import (
     BIGAN_PLAN,
-    ENCODER,
     TINY_PLAN,
     VAE_PLAN,
     EncoderPlan,
@@ -92,7 +91,7 @@ class Request:
     def place(self, data: str, network: str) -> Path | None:
         """Return the folder of an encoder pre-trained in place; None, and say so, if it is to be there and is not."""
         folder = self.out / "encoders" / f"{data}.{network}"
-        if self.finished and not (folder / ENCODER).exists():
+        if self.finished and not (folder / FILE).exists():
             self.say(f"{network}: left out, for its encoder is not there yet")
             return None
         return folder

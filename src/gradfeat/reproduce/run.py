@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gradfeat._version import __version__
@@ -185,7 +184,7 @@ def _write(
     content = {
         "table": name,
         "date": date.today().isoformat(),
-        "versions": {"gradfeat": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "gradfeat": __version__,
         "configurations": {" ".join(key): setting.configuration for key, setting in shown.items()},
         "cells": results,
         "computed": origins,
