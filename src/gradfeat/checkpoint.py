@@ -27,7 +27,7 @@ from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
 
 FORMAT = "gradfeat.fit"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ABOUT = "configuration.json"
 
 T = TypeVar("T")
@@ -114,6 +114,24 @@ class Checkpoint:
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in part.tensors.items()}
         content = safetensors.torch.save(tensors, {"values": json.dumps(part.values)})
         write_whole(self.folder / f"{name}.safetensors", content)
+
+
+def like_theta2(tensors: Mapping[str, Tensor], prefix: str, theta2: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of θ₂'s names with a prefix, each on the device and in memory as θ₂'s own."""
+    return {
+        name: torch.empty_like(value, dtype=tensors[prefix + name].dtype).copy_(tensors[prefix + name])
+        for name, value in theta2.items()
+    }
+
+
+def named_w2(w2: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return w₂ by the names that it has in a part; nothing where there is none."""
+    return {f"w2/{name}": value for name, value in (w2 or {}).items()}
+
+
+def w2_of(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return w₂ from the tensors of a part; None where there is none among them."""
+    return like_theta2(tensors, "w2/", theta2) if any(name.startswith("w2/") for name in tensors) else None
 
 
 def load_part(checkpoint: Checkpoint | None, name: str, generator: torch.Generator | None = None) -> Part | None:

@@ -7,14 +7,14 @@ loss falls; solve the last linearization on all training data.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from gradfeat.checkpoint import Part, resumed
+from gradfeat.checkpoint import Part, named_w2, resumed, w2_of
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
@@ -33,6 +33,7 @@ from gradfeat.selection import (
     probes_of,
 )
 from gradfeat.solvers.first_order import History
+from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.subspace import Penalties, Solution
 
 ASTRAY = 0.05
@@ -72,11 +73,12 @@ def fit_convex(
     parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
+    start: Weights | None = None
     if rounds != 1 and problem.head is not None:
         raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
     if isinstance(penalty, str):
         stages = len(STAGES) if rounds == 1 else COMMON
-        choice = _choose(problem, mode, parts, progress, stages, **shared)
+        choice, start = _choose(problem, mode, parts, progress, stages, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if rounds != 1 and choice is not None:
@@ -105,14 +107,15 @@ def fit_convex(
         penalties = Penalties(problem.probe.penalty, subspace.unit)
     else:
         penalties = Penalties(*as_pair(penalty))
+    if start is not None:
+        subspace.add_w2(start)
     with progress.step(mode):
         combination, solution = subspace.solve(penalties)
+    solution.passes = subspace.features.passes + (0.0 if choice is None else choice.passes)
     w1, b, w2 = subspace.weights(combination)
     point = Point(problem.linearization.theta2, omega.omega, omega.omega if w1 is None else w1, b, w2)
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
-    if choice is not None:
-        solution.passes += choice.passes
     if not solution.converged:
         notes.append(f"{mode}: {solution}")
     return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
@@ -132,7 +135,7 @@ def choose(
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "omegas": omegas}
     splits, generator = _splits(problem, random_state), _generator(random_state)
-    return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)
+    return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)[0]
 
 
 def _choose(
@@ -145,9 +148,10 @@ def _choose(
     generator: torch.Generator,
     omegas: Sequence[int] | None = None,
     **shared: Any,
-) -> Choice | None:
+) -> tuple[Choice | None, Weights | None]:
+    """Return the choice and the w₂ that it is of (see `choose_penalties`)."""
     if not splits:
-        return None
+        return None, None
     checkpoint = problem.checkpoint
     return resumed(
         checkpoint,
@@ -168,10 +172,15 @@ def _choose(
             omegas=omegas,
             **shared,
         ),
-        lambda choice: Part(asdict(choice)),
-        lambda part: Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]}),
+        lambda found: Part(asdict(found[0]), named_w2(found[1])),
+        lambda part: _unpack(part, problem.linearization.theta2),
         generator,
     )
+
+
+def _unpack(part: Part, theta2: Mapping[str, torch.Tensor]) -> tuple[Choice, Weights | None]:
+    choice = Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]})
+    return choice, w2_of(part.tensors, theta2)
 
 
 def _generator(random_state: int | None) -> torch.Generator:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfeat.checkpoint import Part, keep_part, load_part
+from gradfeat.checkpoint import Part, keep_part, like_theta2, load_part, named_w2, w2_of
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
 from gradfeat.model import GradientFeatureModel
@@ -90,24 +90,15 @@ class Point:
 
     def pack(self) -> dict[str, Tensor]:
         """Return its tensors by name."""
-        parts = {"theta2": self.theta2, "w2": self.w2 or {}}
-        named = {f"{kind}/{name}": value for kind, part in parts.items() for name, value in part.items()}
-        return {"omega": self.omega, "w1": self.w1, "b": self.b, **named}
+        theta2 = {f"theta2/{name}": value for name, value in self.theta2.items()}
+        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **named_w2(self.w2)}
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> Point:
         """Return the point of some tensors, each in memory as θ₂'s own."""
-
-        def part(kind: str) -> dict[str, Tensor]:
-            return {
-                name: torch.empty_like(value, dtype=tensors[f"{kind}/{name}"].dtype).copy_(tensors[f"{kind}/{name}"])
-                for name, value in theta2.items()
-            }
-
         device = next(iter(theta2.values())).device
         omega, w1, b = (tensors[name].to(device) for name in ("omega", "w1", "b"))
-        moved = any(name.startswith("w2/") for name in tensors)
-        return Point(part("theta2"), omega, w1, b, part("w2") if moved else None)
+        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2_of(tensors, theta2))
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from gradfeat.cache import SampleStore
-from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part
+from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part, named_w2, w2_of
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
-from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import Probe, fit_probes
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
@@ -35,7 +35,7 @@ HEADS = 3
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₂, from heavy to light, in units of the gradient features' mean squared length over n."""
 
-STAGES = ((2, 1), (4, 2), (6, 2), (8, 2))
+STAGES = ((4, 1), (5, 1), (6, 2), (8, 2))
 """Places of the grid where the subspace grows, and how many iterations. All penalties of ω̄ see the first `COMMON`
 stages, the best one the others, while the held-out loss still falls."""
 
@@ -196,7 +196,7 @@ def choose_penalties(
     checkpoint: Checkpoint | None = None,
     head: Probe | None = None,
     omegas: Sequence[int] | None = None,
-) -> Choice:
+) -> tuple[Choice, Weights | None]:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on held-out training data.
 
     Args:
@@ -215,6 +215,11 @@ def choose_penalties(
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
         omegas: Places in `HEAVIER` of the penalties of ω̄ to try; None tries all.
+
+    Returns:
+        The choice, and the w₂ that it is of, the mean over the splits, in the variables that w₂ is penalized in: a
+        direction for the fit to all samples to begin with. None where another fit has other variables (the whitened
+        metric), and where no gradient term was chosen.
     """
     light = max(probe.penalty, 1e-12)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
@@ -235,6 +240,8 @@ def choose_penalties(
         )
         found: dict[int, np.ndarray] = {}
         best: list[Subspace] = []
+        start: Weights | None = None
+        w2: Weights | None
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
@@ -243,16 +250,18 @@ def choose_penalties(
             if kept is None:
                 problems = path.begun(i)
                 losses = path.losses(problems)
-                part = Part({"passes": path.passes - before}, {"losses": torch.from_numpy(losses)})
-                keep_part(checkpoint, name, part, generator)
+                w2 = path.mean_w2(problems, losses)
+                tensors = {"losses": torch.from_numpy(losses), **named_w2(w2)}
+                keep_part(checkpoint, name, Part({"passes": path.passes - before}, tensors), generator)
             else:
                 losses, problems = kept.tensors["losses"].numpy(), []
+                w2 = w2_of(kept.tensors, store.linearization.theta2)
                 path.passes += kept.values["passes"]
             worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
             found[i] = losses
             if worse:
                 break
-            best = problems
+            best, start = problems, w2
         chosen = min(found, key=lambda i: float(found[i].min()))
         for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
             last = found[chosen].min()
@@ -261,6 +270,7 @@ def choose_penalties(
             best = best or path.begun_again(chosen, states[chosen])  # from a checkpoint
             path.grow(best, stage)
             found[chosen] = path.losses(best)
+            start = path.mean_w2(best, found[chosen])
             if found[chosen].min() > last * (1 - NEGLIGIBLE):
                 break
     tried = [
@@ -272,7 +282,8 @@ def choose_penalties(
         without = [Tried(light * v, light * v, float("inf"), path.probe_loss(i)) for i, v in enumerate(HEAVIER)]
         tried = [*without, *tried]
     least = min(tried, key=lambda point: point.loss)
-    return Choice(least.omega, least.w1, least.w2, tried, path.passes)
+    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes)
+    return choice, start if choice.gradients and metric == "plain" else None
 
 
 @dataclass
@@ -357,6 +368,15 @@ class _Path:
             places = len(seen) + torch.arange(len(held))
             total += held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads)
         return total / len(self.splits)
+
+    def mean_w2(self, problems: Sequence[Subspace], losses: np.ndarray) -> Weights:
+        """Return the mean over splits of the w₂ with the least of some held-out losses, (λ₁, λ₂)."""
+        j, k = np.unravel_index(int(losses.argmin()), losses.shape)
+        total = problems[0].features.zeros()
+        for subspace in problems:
+            w2 = subspace.w2(subspace.minimum(Penalties(self.heads[j], GRID[k] * subspace.unit)))
+            add_scaled(total, 1 / len(problems), w2)
+        return total
 
     def probe_loss(self, i: int) -> float:
         """Return the mean loss of held-out samples for a probe alone."""

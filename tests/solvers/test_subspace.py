@@ -164,7 +164,7 @@ def test_without_gradients_it_is_logistic_regression() -> None:
             direction = torch.zeros(D, C, dtype=torch.float64)
             direction[column, output] = 1
             subspace.add_w1(direction)
-    point = subspace.without_gradients(PENALTIES)
+    point = subspace.minimum(PENALTIES)
     w1, b, w2 = subspace.weights(point)
     f, y = store.features.numpy(), labels(CrossEntropy()).numpy()
     model = LogisticRegression(C=1 / (N * PENALTIES.w1), tol=1e-10, max_iter=1000).fit(f, y)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from gradfeat.losses import Loss
 
-_CHUNK = 1 << 24  # entries of the directions' logits that are looked at together
-_ITERATIONS, _HALVINGS = 50, 30
+_CHUNK = 1 << 20  # entries of the directions' logits that are looked at together: so many stay in a processor's cache
+_MOST = 1 << 27  # entries that are kept side by side; more are put there again for each step
+_ITERATIONS, _HALVINGS = 100, 30
+_SLOW, _ENOUGH = 0.1, 0.25  # an older Hessian is taken anew where a step leaves more than this share of the decrement,
+# or lowers the objective by less than this share of it (half of it where the loss is quadratic)
 
 
 @dataclass(frozen=True)
@@ -37,82 +41,131 @@ class Combination:
         return total
 
 
-def minimise(
-    known: Sequence[Tensor],
-    y: Tensor,
-    loss: Loss,
-    share: Tensor,
-    ridge: Tensor,
-    *,
-    outputs: int,
-    start: Combination | None = None,
-    tolerance: float = 1e-10,
-) -> Combination:
-    """Minimise ``Σᵢ shareᵢ loss(Σ_j a_j Z_j + b, y) + ½ Σ_j ridge_j a_j²`` over a and b, in double precision.
+class Span:
+    """The logits Z_j of some directions, and the minimum of a penalized loss over all ``Σ_j a_j Z_j + b``.
+
+    The loss's Hessian does not depend on the penalties, and changes little between neighbouring ones. So it is kept,
+    and taken anew only where steps with it do not converge fast (Shamanskii's method).
 
     Args:
         known: The logits Z_j, each (n, c).
         y: Targets.
         loss: A convex loss.
         share: Weight of each sample, (n,), of sum one.
-        ridge: (k,), not negative.
         outputs: c; these samples may lack the last classes.
-        start: Where to begin; of as many coefficients or fewer.
-        tolerance: Newton decrement, relative to the objective, below which to stop.
     """
-    c, k = outputs, len(known)
-    device = share.device
-    share, ridge = share.double(), ridge.to(device, torch.float64)
-    x = torch.zeros(k + c, dtype=torch.float64, device=device)
-    if start is not None:
-        x[: len(start.coefficients)] = start.coefficients
-        x[k:] = start.bias
-    chunks = torch.arange(len(y)).split(max(1, _CHUNK // (c * max(k, 1))))
 
-    def logits_at(point: Tensor) -> Tensor:
-        return Combination(point[:k], point[k:], 0.0).logits(known) if known else point.expand(len(y), c).clone()
+    def __init__(self, known: Sequence[Tensor], y: Tensor, loss: Loss, share: Tensor, *, outputs: int) -> None:
+        self.known, self.y, self.loss, self.share, self.outputs = list(known), y, loss, share.double(), outputs
+        width = outputs * max(len(self.known), 1)
+        size = max(1, _CHUNK // width)
+        self._chunks = [slice(first, first + size) for first in range(0, len(y), size)]
+        keep = bool(self.known) and len(y) * width <= _MOST
+        self._kept = [self._joined(rows) for rows in self._chunks] if keep else None
+        self._hessian: Tensor | None = None
 
-    def value(logits: Tensor, point: Tensor) -> float:
-        losses = loss.per_sample(logits, y)
-        return float((share * losses).sum() + 0.5 * ridge @ point[:k].square())
+    def minimum(self, ridge: Tensor, start: Combination | None = None, *, tolerance: float = 1e-10) -> Combination:
+        """Minimise ``Σᵢ shareᵢ loss(Σ_j a_j Z_j + b, y) + ½ Σ_j ridge_j a_j²`` over a and b, in double precision.
 
-    logits = logits_at(x)
-    best = value(logits, x)
-    for _ in range(_ITERATIONS):
-        gradient, hessian = torch.zeros_like(x), torch.zeros(k + c, k + c, dtype=torch.float64, device=device)
-        leaf = logits.detach().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad((share * loss.per_sample(leaf, y)).sum(), leaf)
-        gradient[:k] = torch.stack([(z * slope).sum() for z in known]) if known else gradient[:0]
-        gradient[k:] = slope.sum(0)
-        gradient[:k] += ridge * x[:k]
-        for rows in chunks:
-            at, of, part = logits[rows].float(), y[rows], share[rows].float()
-            hessian[k:, k:] += loss.curvature_sum(at, of, part).double()
-            if known:
-                joined = torch.stack([z[rows] for z in known], 2).float()
-                bent = loss.curvature_product(at, of, joined) * part[:, None, None]
-                hessian[:k, :k] += (joined.reshape(-1, k).T @ bent.reshape(-1, k)).double()
-                hessian[:k, k:] += bent.sum(0).T.double()
-        hessian[k:, :k] = hessian[:k, k:].T
-        hessian.diagonal()[:k].add_(ridge)
+        Args:
+            ridge: (k,), not negative.
+            start: Where to begin; of as many coefficients or fewer.
+            tolerance: Newton decrement, relative to the objective, below which to stop.
+        """
+        k, share = len(self.known), self.share
+        ridge = ridge.to(share.device, torch.float64)
+        x = torch.zeros(k + self.outputs, dtype=torch.float64, device=share.device)
+        if start is None:
+            self._hessian = None  # that of another place, at which the loss may bend far less
+        else:
+            x[: len(start.coefficients)] = start.coefficients
+            x[k:] = start.bias
+        logits = self._logits(x)
+        best = self._value(logits, x, ridge)
+        new, before = self._hessian is None, math.inf  # whether the Hessian is of this point; the last decrement
+        for _ in range(_ITERATIONS):
+            gradient = self._gradient(logits)
+            gradient[:k] += ridge * x[:k]
+            step, decrement = self._step(gradient, ridge, logits)
+            if not new and not 0 <= decrement <= _SLOW * before:
+                self._hessian, new = None, True
+                step, decrement = self._step(gradient, ridge, logits)
+            if not decrement > tolerance * abs(best):
+                break
+            moved = self._logits(step)
+            for halvings in range(_HALVINGS if new else 1):
+                length = 0.5**halvings
+                found = self._value(logits + length * moved, x + length * step, ridge)
+                if found <= best - (1e-4 if new else _ENOUGH) * length * decrement:
+                    x, logits, best = x + length * step, logits + length * moved, found
+                    new, before = False, decrement if length == 1 else 0.0
+                    break
+            else:
+                if new:  # the end of the precision
+                    break
+                before = 0.0  # the loss bends more here
+        return Combination(x[:k], x[k:], best)
+
+    def _step(self, gradient: Tensor, ridge: Tensor, logits: Tensor) -> tuple[Tensor, float]:
+        """Return Newton's step with the Hessian that is kept, or is taken at these logits, and its decrement."""
+        if self._hessian is None:
+            self._hessian = self._hessian_at(logits)
+        hessian = self._hessian.clone()
+        hessian.diagonal()[: len(ridge)].add_(ridge)
+        # what single precision may leave of p (1 - p) where all probabilities are 0 or 1
+        hessian.diagonal()[len(ridge) :].add_(torch.finfo(torch.float32).eps)
         # directions may be of very different sizes: those of a small ω̄ are
         size = hessian.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
         hessian /= size[:, None] * size
         hessian.diagonal().add_(1e-9)
         # on the CPU, whose driver takes matrices of any rank
-        step = -torch.linalg.lstsq(hessian.cpu(), (gradient / size).cpu(), driver="gelsd").solution.to(device) / size
-        decrement = float(-gradient @ step)
-        if not decrement > tolerance * abs(best):
-            break
-        moved = logits_at(step)
-        length = 1.0
-        for _ in range(_HALVINGS):
-            found = value(logits + length * moved, x + length * step)
-            if found <= best - 1e-4 * length * decrement:
-                break
-            length /= 2
-        else:  # the end of the precision
-            break
-        x, logits, best = x + length * step, logits + length * moved, found
-    return Combination(x[:k], x[k:], best)
+        solved = torch.linalg.lstsq(hessian.cpu(), (gradient / size).cpu(), driver="gelsd").solution
+        step = -solved.to(size.device) / size
+        return step, float(-gradient @ step)
+
+    def _hessian_at(self, logits: Tensor) -> Tensor:
+        """Return the loss's Hessian in (a, b), (k + c, k + c)."""
+        k, c = len(self.known), self.outputs
+        hessian = torch.zeros(k + c, k + c, dtype=torch.float64, device=self.share.device)
+        for rows, joined in self._parts():
+            at, of, part = logits[rows].float(), self.y[rows], self.share[rows].float()
+            hessian[k:, k:] += self.loss.curvature_sum(at, of, part).double()
+            if joined is not None:
+                joined = joined.float()
+                bent = self.loss.curvature_product(at, of, joined) * part[:, None, None]
+                hessian[:k, :k] += (joined.reshape(-1, k).T @ bent.reshape(-1, k)).double()
+                hessian[:k, k:] += bent.sum(0).T.double()
+        hessian[k:, :k] = hessian[:k, k:].T
+        return hessian
+
+    def _gradient(self, logits: Tensor) -> Tensor:
+        """Return the loss's gradient in (a, b), (k + c,)."""
+        k = len(self.known)
+        leaf = logits.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.loss.per_sample(leaf, self.y)
+            (slope,) = torch.autograd.grad((self.share * losses).sum(), leaf)
+        total = slope.new_zeros(k + self.outputs)
+        total[k:] = slope.sum(0)
+        for rows, joined in self._parts():
+            if joined is not None:
+                total[:k] += (joined.reshape(-1, k).T @ slope[rows].to(joined).reshape(-1)).double()
+        return total
+
+    def _logits(self, x: Tensor) -> Tensor:
+        k = len(self.known)
+        if not k:
+            return x.expand(len(self.y), self.outputs).clone()
+        return Combination(x[:k], x[k:], 0.0).logits(self.known)
+
+    def _value(self, logits: Tensor, x: Tensor, ridge: Tensor) -> float:
+        losses = self.loss.per_sample(logits, self.y)
+        return float((self.share * losses).sum() + 0.5 * ridge @ x[: len(ridge)].square())
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor | None]]:
+        """Yield the samples in parts, with the directions' logits side by side, (m, c, k); None without directions."""
+        for i, rows in enumerate(self._chunks):
+            yield rows, (self._kept[i] if self._kept is not None else self._joined(rows) if self.known else None)
+
+    def _joined(self, rows: slice) -> Tensor:
+        return torch.stack([z[rows] for z in self.known], 2)

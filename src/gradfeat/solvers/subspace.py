@@ -23,7 +23,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled, inner
 from gradfeat.solvers.kronecker import KroneckerFactors, estimate_factors
-from gradfeat.solvers.newton import Combination, minimise
+from gradfeat.solvers.newton import Combination, Span
 
 _KEPT = 5  # directions that stay then
 _REFRESH = 6  # iterations after which the preconditioner is taken anew, at the curvature of the present solution
@@ -159,6 +159,7 @@ class Subspace:
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
+        self._span: Span | None = None  # of the directions so far
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class Subspace:
             return
         parts, _, _ = _orthonormal([direction], [[other] for other in self._w1])
         if parts:
+            self._span = None
             self._w1.append(parts[0])
             self._logits1.append(self.f.centred @ parts[0])
 
@@ -185,6 +187,7 @@ class Subspace:
         known = [[other[name] for name in names] for other in self._w2]
         parts, _, _ = _orthonormal([direction[name] for name in names], known)
         if parts:
+            self._span = None
             new = dict(zip(names, parts, strict=True))
             self._w2.append(new)
             self._logits2.append(self.features.forward(new, self._everything))
@@ -192,19 +195,14 @@ class Subspace:
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
         ridge = torch.tensor([penalties.w1] * len(self._w1) + [penalties.w2] * len(self._w2), dtype=torch.float64)
-        known = [self._of_seen(logits) for logits in self._known]
-        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, outputs=self._outputs, start=start)
+        if self._span is None:
+            some = len(self.seen) < len(self.y)
+            known = [logits[self.seen] if some else logits for logits in self._known]
+            self._span = Span(known, self.y[self.seen], self.loss, self.share, outputs=self._outputs)
+        found = self._span.minimum(ridge, start)
         if not math.isfinite(found.objective):
             raise ConvergenceError(f"the objective became {found.objective} with {penalties}")
         return found
-
-    def without_gradients(self, penalties: Penalties) -> Combination:
-        """Return the minimum over the span's directions of w₁ alone: a probe."""
-        known = [self._of_seen(logits) for logits in self._logits1]
-        ridge = torch.full((len(known),), penalties.w1, dtype=torch.float64)
-        found = minimise(known, self.y[self.seen], self.loss, self.share, ridge, outputs=self._outputs)
-        zeros = found.coefficients.new_zeros(len(self._w2))
-        return Combination(torch.cat([found.coefficients, zeros]), found.bias, found.objective)
 
     def logits(self, point: Combination, rows: Tensor) -> Tensor:
         """Return the logits of some samples of the store, (m, c)."""
@@ -222,7 +220,14 @@ class Subspace:
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 w1.add_(direction, alpha=factor)
             bias = bias - self.f.mean.double() @ w1
-        return w1, bias, self.features.natural(self._combined(point))
+        return w1, bias, self.features.natural(self.w2(point))
+
+    def w2(self, point: Combination) -> Weights:
+        """Return w₂ in the variables that it is penalized in."""
+        total = self.features.zeros()
+        for factor, direction in zip(point.coefficients[len(self._w1) :].tolist(), self._w2, strict=True):
+            add_scaled(total, factor, direction)
+        return total
 
     # ---- growing it -------------------------------------------------------------------------------------------------
 
@@ -236,7 +241,7 @@ class Subspace:
         slope = slope.float() if self.features.omega.dtype != torch.float64 else slope
         k = len(self._w1)
         gradient2 = self.features.transpose(slope, self.seen)
-        add_scaled(gradient2, penalties.w2, self._combined(point))
+        add_scaled(gradient2, penalties.w2, self.w2(point))
         step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace, 1e-30))
         promised = inner(gradient2, step2)
         if self.f is not None:
@@ -305,19 +310,11 @@ class Subspace:
         second_new = second.new_zeros(len(self._w2) - before[1])
         return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)
 
-    def _of_seen(self, logits: Tensor) -> Tensor:
-        return logits if len(self.seen) == len(logits) else logits[self.seen]
-
-    def _combined(self, point: Combination) -> Weights:
-        total = self.features.zeros()
-        for factor, direction in zip(point.coefficients[len(self._w1) :].tolist(), self._w2, strict=True):
-            add_scaled(total, factor, direction)
-        return total
-
     def _join(self, point: Combination) -> None:
         """Replace the directions of w₂ but the last few by the present solution."""
+        self._span = None
         names = list(self._w2[0])
-        joined = self._combined(point)
+        joined = self.w2(point)
         logits = torch.zeros_like(self._logits2[0])
         for factor, known in zip(point.coefficients[len(self._w1) :].tolist(), self._logits2, strict=True):
             logits.add_(known, alpha=factor)
