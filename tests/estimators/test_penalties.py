@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+import gradfeat.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.selection import choose_penalties
 
 
 def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +40,19 @@ def test_full_beats_the_probe_where_gradients_help() -> None:
     best = min(tried.loss for tried in full.choice_.path)
     without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
     assert best < without
+
+
+def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data(noise=0.3)
+    begun = classifier().fit(X, y)
+    monkeypatch.setattr(gradfeat.convex, "choose_penalties", lambda *a, **k: (choose_penalties(*a, **k)[0], None))
+    from_zero = classifier().fit(X, y)
+    assert begun.choice_ == from_zero.choice_
+    assert begun.choice_.gradients
+    assert begun.solution_.objective[0] < from_zero.solution_.objective[0]
+    assert begun.solution_.passes < from_zero.solution_.passes
+    # both end within the tolerance of the same minimum
+    assert begun.solution_.objective[-1] == pytest.approx(from_zero.solution_.objective[-1], rel=0.02)
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:

@@ -20,6 +20,7 @@ from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.fitting import check_device
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
+from gradfeat.selection import ONE_SPLIT_FROM
 from gradfeat.solvers.probe import Probe, fit_probe, folds
 from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, read_classes
 
@@ -35,6 +36,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
     2. A probe on all of them scores each by the norm of its weights to all classes, ``‖W_i‖``.
     3. The features with the highest scores are kept, and the probe is fitted anew. Which share is kept is chosen by the
        loss on a held-out fifth of the training data, under scores that have not seen it.
+
+    A probe's penalty is chosen by five folds, or by that fifth alone from a thousand samples on.
 
     The paper's first fit has the penalty of a group lasso, and both are trained by gradient steps; here both are
     converged probes with an L2 penalty.
@@ -130,10 +133,13 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         self._mean, self._scale = f.mean(0), _layer_scales(f, groups)
         f = (f - self._mean) * self._scale
         targets = torch.from_numpy(indices if several else indices.astype(np.int64)).to(f.device)
-        self.path_ = self._try_fractions(f, targets, fractions)
+        splits, _ = folds(targets, self._loss, 5, self.random_state)
+        cv = splits[:1] if len(targets) >= ONE_SPLIT_FROM else 5
+        scored = self._fit_probe(f, targets, cv=cv)
+        self.path_ = self._try_fractions(f, targets, fractions, scored.penalty, *splits[0]) if splits else []
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
-        best = best_features(self._fit_probe(f, targets), self.fraction_)
-        probe = self._fit_probe(f[:, best], targets)
+        best = best_features(scored, self.fraction_)
+        probe = self._fit_probe(f[:, best], targets, cv=cv)
         kept = torch.bincount(groups[best], minlength=len(self._layers.sizes)).tolist()
         # what predicts is on the CPU, wherever it was fitted
         self._mean, self._scale, self._kept = self._mean.cpu(), self._scale.cpu(), best.cpu()
@@ -141,13 +147,13 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         self.layers_ = list(zip(self._layers.layers, self._layers.sizes, kept, strict=True))
         return self
 
-    def _try_fractions(self, f: Tensor, y: Tensor, fractions: Sequence[float]) -> list[tuple[float, float]]:
-        """Return (share, held-out loss), the scores and the probe being those of the rest."""
-        splits, _ = folds(y, self._loss, 5, self.random_state)
-        if not splits or len(fractions) == 1:
+    def _try_fractions(
+        self, f: Tensor, y: Tensor, fractions: Sequence[float], penalty: float, seen: np.ndarray, held: np.ndarray
+    ) -> list[tuple[float, float]]:
+        """Return (share, held-out loss), the scores (under a penalty) and the probe being those of the rest."""
+        if len(fractions) == 1:
             return []
-        seen, held = splits[0]
-        scored = self._fit_probe(f[seen], y[seen])
+        scored = self._fit_probe(f[seen], y[seen], penalty=penalty)
         path = []
         for fraction in fractions:
             kept = best_features(scored, fraction)
@@ -155,8 +161,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             path.append((fraction, min(loss for _, loss, _ in probe.path)))
         return path
 
-    def _fit_probe(self, f: Tensor, y: Tensor, cv: Any = 5) -> Probe:
-        return fit_probe(f, y, self._loss, cv=cv, random_state=self.random_state, outputs=len(self.classes_))
+    def _fit_probe(self, f: Tensor, y: Tensor, **how: Any) -> Probe:
+        return fit_probe(f, y, self._loss, random_state=self.random_state, outputs=len(self.classes_), **how)
 
     def _features(self, X: Any) -> Tensor:
         """Return the features of all layers of all samples, (n, D), where they are computed."""
