@@ -18,17 +18,18 @@ from gradfeat.checkpoint import Part, named_w2, resumed, w2_of
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.progress import Progress
-from gradfeat.rounds import Point, repeat_rounds, search_rounds
+from gradfeat.rounds import FIRST, Point, repeat_rounds, search_rounds
 from gradfeat.selection import (
-    COMMON,
     ONE_SPLIT_FROM,
     SPLITS,
     STAGES,
     Choice,
+    Stages,
     Tried,
     as_pair,
     choose_penalties,
     make_subspace,
+    named,
     of_omegas,
     probes_of,
 )
@@ -77,7 +78,7 @@ def fit_convex(
     if rounds != 1 and problem.head is not None:
         raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
     if isinstance(penalty, str):
-        stages = len(STAGES) if rounds == 1 else COMMON
+        stages = STAGES if rounds == 1 else FIRST
         choice, start = _choose(problem, mode, parts, progress, stages, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
@@ -129,7 +130,7 @@ def choose(
     metric: str = "plain",
     random_state: int | None = None,
     progress: Progress | None = None,
-    stages: int = len(STAGES),
+    stages: Stages = STAGES,
     omegas: Sequence[int] | None = None,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
@@ -143,7 +144,7 @@ def _choose(
     mode: str,
     splits: list[tuple[torch.Tensor, torch.Tensor]],
     progress: Progress,
-    stages: int,
+    stages: Stages,
     *,
     generator: torch.Generator,
     omegas: Sequence[int] | None = None,
@@ -155,7 +156,7 @@ def _choose(
     checkpoint = problem.checkpoint
     return resumed(
         checkpoint,
-        f"{of_omegas(mode, omegas)}-penalties-{stages}",
+        f"{of_omegas(mode, omegas)}-penalties-{named(stages)}",
         lambda: choose_penalties(
             problem.store,
             problem.y,

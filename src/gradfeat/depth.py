@@ -11,7 +11,7 @@ from gradfeat.errors import Theta2Error
 from gradfeat.fitting import Problem
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
-from gradfeat.selection import COMMON, NEGLIGIBLE, place_of_omega
+from gradfeat.selection import COMMON, NEGLIGIBLE, STAGES, place_of_omega
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def choose_depth(
             metric=metric,
             random_state=random_state,
             progress=progress,
-            stages=COMMON,
+            stages=STAGES[:COMMON],
             omegas=omegas,
         )
         if choice is None:

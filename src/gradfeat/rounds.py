@@ -21,7 +21,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, NEGLIGIBLE, STAGES, Choice, grow, held_losses, make_subspace
+from gradfeat.selection import GRID, NEGLIGIBLE, Choice, grow, held_losses, make_subspace
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
@@ -38,7 +38,11 @@ ITERATIONS = (1, 2, 6)
 LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
 
-LAST = 3
+FIRST = ((2, 1), (4, 2))
+"""Stages (see `STAGES` of `gradfeat.selection`) of the choice of ω̄'s penalty: what is best for short steps, under
+heavier penalties of w₂, is what rounds begin with best, which move ω̄ themselves."""
+
+LAST = (*FIRST, (6, 2))
 """Stages for which the last linearization's subspace grows at most."""
 
 SEARCH, REPETITION = "rounds-search", "rounds-repetition"
@@ -272,7 +276,7 @@ def repeat_rounds(
         if light < float("inf"):
             rows = problem.all_views(everything)
             subspace = _subspace(problem, point, rows, len(rows), **shared)
-            for stage in STAGES[: rounds.stages]:
+            for stage in LAST[: rounds.stages]:
                 grow(subspace, heads[len(heads) // 2], *stage)
             found = subspace.minimum(Penalties(head, light * subspace.unit))
             solution.objective.append(found.objective)
@@ -365,7 +369,7 @@ def _choose_last(
     subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
     places = len(views) + torch.arange(len(held))
     weight = problem.weight_of(held)
-    for stages, stage in enumerate(STAGES[:LAST], 1):
+    for stages, stage in enumerate(LAST, 1):
         grow(subspace, heads[len(heads) // 2], *stage)
         losses = held_losses(subspace, problem.loss, problem.y[held], places, weight, heads)
         if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):

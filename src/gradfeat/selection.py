@@ -41,6 +41,8 @@ stages, the best one the others, while the held-out loss still falls."""
 
 COMMON = 2
 
+Stages = Sequence[tuple[int, int]]
+
 NEGLIGIBLE = 1e-3
 """A fall of the held-out loss by a smaller share is none."""
 
@@ -191,7 +193,7 @@ def choose_penalties(
     parametrization: str,
     generator: torch.Generator,
     progress: Progress,
-    stages: int = len(STAGES),
+    stages: Stages = STAGES,
     metric: str = "plain",
     checkpoint: Checkpoint | None = None,
     head: Probe | None = None,
@@ -210,7 +212,7 @@ def choose_penalties(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         progress: Shows how far it is.
-        stages: How many stages the best subspace grows for; fewer where the choice of ω̄ is all that is asked for.
+        stages: As `STAGES`; the first `COMMON` alone where the choice of ω̄ is all that is asked for.
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
@@ -224,7 +226,7 @@ def choose_penalties(
     light = max(probe.penalty, 1e-12)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    growths = len(splits) * (len(tries) * COMMON + max(stages - COMMON, 0))
+    growths = len(splits) * (len(tries) - 1) * COMMON + len(splits) * len(stages)
     with progress.step("penalties") as done:
         path = _Path(
             store,
@@ -236,6 +238,7 @@ def choose_penalties(
             heads,
             head,
             {"mode": mode, "parametrization": parametrization, "generator": generator, "metric": metric},
+            stages[:COMMON],
             lambda steps: done(steps, growths),
         )
         found: dict[int, np.ndarray] = {}
@@ -245,7 +248,7 @@ def choose_penalties(
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}", path.passes
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{named(stages[:COMMON])}", path.passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
                 problems = path.begun(i)
@@ -263,7 +266,7 @@ def choose_penalties(
                 break
             best, start = problems, w2
         chosen = min(found, key=lambda i: float(found[i].min()))
-        for (before_stage, _), stage in itertools.pairwise(STAGES[COMMON - 1 : stages]):
+        for (before_stage, _), stage in itertools.pairwise(stages[COMMON - 1 :]):
             last = found[chosen].min()
             if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
@@ -297,6 +300,7 @@ class _Path:
         heads: λ₁ that are tried.
         head: The one ω of the gradients where it is fixed.
         settings: Of `make_subspace`.
+        stages: That all ω̄ see.
         done: Told how many growths there have been.
         activations: Of each split, once a problem of it has been made.
         passes: Work, in passes over all samples.
@@ -312,6 +316,7 @@ class _Path:
     heads: list[float]
     head: Probe | None
     settings: dict[str, Any]
+    stages: Stages
     done: Callable[[int], None]
     activations: dict[int, Activations | None] = field(default_factory=dict)
     passes: float = 0.0
@@ -338,7 +343,7 @@ class _Path:
             self.activations[split] = subspace.f
             self.passes += subspace.features.passes * len(rows) / len(self.store)
             problems.append(subspace)
-        self.grow(problems, *STAGES[:COMMON])
+        self.grow(problems, *self.stages)
         return problems
 
     def begun_again(self, i: int, state: Tensor) -> list[Subspace]:
@@ -393,6 +398,11 @@ class _Path:
 def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
     """Return the first part of a checkpoint's names: a choice among some ω̄ draws other random numbers than all."""
     return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
+
+
+def named(stages: Stages) -> str:
+    """Return stages as a part of a checkpoint's names."""
+    return "-".join(f"{place}x{iterations}" for place, iterations in stages)
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:

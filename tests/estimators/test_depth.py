@@ -17,7 +17,7 @@ from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
-from gradfeat.selection import COMMON, HEAVIER, place_of_omega
+from gradfeat.selection import COMMON, HEAVIER, STAGES, place_of_omega
 
 
 class Block(nn.Module):
@@ -77,13 +77,13 @@ def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None
     _, targets, loss, weight = estimator._read(X, y, None)
     problem = estimator._prepare(X, targets, loss, weight)
     assert len(hold_out(problem, 0)[1]) > 0
-    choice = choose(problem, "full", random_state=0, stages=COMMON)
+    choice = choose(problem, "full", random_state=0, stages=STAGES[:COMMON])
     assert choice is not None
     assert found.depths_[0].loss == choice.loss
     # the others try the ω̄ that was best there, and only that
     deeper = GradientFeatureClassifier(_network(), theta2=["5", "4"], random_state=0)._prepare(X, targets, loss, weight)
     place = place_of_omega(choice, problem.probe)
-    one = choose(deeper, "full", random_state=0, stages=COMMON, omegas=[place])
+    one = choose(deeper, "full", random_state=0, stages=STAGES[:COMMON], omegas=[place])
     assert one is not None
     assert found.depths_[1].loss == one.loss
     tried = {point.omega for point in one.path if point.w2 < float("inf")}

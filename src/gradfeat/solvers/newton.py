@@ -14,8 +14,9 @@ from gradfeat.losses import Loss
 _CHUNK = 1 << 20  # entries of the directions' logits that are looked at together: so many stay in a processor's cache
 _MOST = 1 << 27  # entries that are kept side by side; more are put there again for each step
 _ITERATIONS, _HALVINGS = 100, 30
-_SLOW, _ENOUGH = 0.1, 0.25  # an older Hessian is taken anew where a step leaves more than this share of the decrement,
-# or lowers the objective by less than this share of it (half of it where the loss is quadratic)
+# an older Hessian is taken anew after a step that leaves more than `_SLOW` of the decrement, or that would lower the
+# objective by less than `_ENOUGH` of it (half of it is what a quadratic loss falls by)
+_SLOW, _ENOUGH = 0.1, 0.25
 
 
 @dataclass(frozen=True)
