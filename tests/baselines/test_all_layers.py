@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradfeat import GradientFeatureClassifier
-from gradfeat.baselines import AllLayersProbe
+from gradfeat.baselines import AllLayersProbe, all_layers
 from gradfeat.baselines.all_layers import best_features
 from gradfeat.baselines.layer_features import LayerFeatures, pooled
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError
@@ -119,7 +119,9 @@ def blind_network() -> nn.Sequential:
     return network
 
 
-def test_the_layer_that_carries_the_label_is_found() -> None:
+@pytest.mark.parametrize("one_split_from", [100, 1000], ids=["many samples", "few samples"])
+def test_the_layer_that_carries_the_label_is_found(one_split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_layers, "ONE_SPLIT_FROM", one_split_from)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(400, 6)).astype(np.float32)
     y = np.where(np.abs(X[:, 0]) > 0.7, "far", "near")

@@ -134,9 +134,14 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         f = (f - self._mean) * self._scale
         targets = torch.from_numpy(indices if several else indices.astype(np.int64)).to(f.device)
         splits, _ = folds(targets, self._loss, 5, self.random_state)
-        cv = splits[:1] if len(targets) >= ONE_SPLIT_FROM else 5
+        many = len(targets) >= ONE_SPLIT_FROM
+        cv = splits[:1] if many and splits else 5
         scored = self._fit_probe(f, targets, cv=cv)
-        self.path_ = self._try_fractions(f, targets, fractions, scored.penalty, *splits[0]) if splits else []
+        self.path_ = []
+        if splits and len(fractions) > 1:
+            seen, held = splits[0]
+            of_seen = self._fit_probe(f[seen], targets[seen], penalty=scored.penalty if many else "auto")
+            self.path_ = self._try_fractions(f, targets, fractions, of_seen, seen, held)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         best = best_features(scored, self.fraction_)
         probe = self._fit_probe(f[:, best], targets, cv=cv)
@@ -148,12 +153,9 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         return self
 
     def _try_fractions(
-        self, f: Tensor, y: Tensor, fractions: Sequence[float], penalty: float, seen: np.ndarray, held: np.ndarray
+        self, f: Tensor, y: Tensor, fractions: Sequence[float], scored: Probe, seen: np.ndarray, held: np.ndarray
     ) -> list[tuple[float, float]]:
-        """Return (share, held-out loss), the scores (under a penalty) and the probe being those of the rest."""
-        if len(fractions) == 1:
-            return []
-        scored = self._fit_probe(f[seen], y[seen], penalty=penalty)
+        """Return (share, held-out loss), the scores (of a given probe) and the probe being those of the rest."""
         path = []
         for fraction in fractions:
             kept = best_features(scored, fraction)
