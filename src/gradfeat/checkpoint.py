@@ -2,8 +2,8 @@
 
 A part is one safetensors file: its tensors, the state of the random numbers after it, and all else as JSON, which
 writes a float with all its digits. So a fit that goes on ends with the weights of one that was never interrupted. The
-parts: the probe; the held-out losses of each penalty of ω̄; the penalties that were chosen; the rounds after each step,
-in the search and in its repetition. The last convex problem is solved again.
+parts: the probe; the held-out losses and the best w₂ of each penalty of ω̄; the penalties that were chosen, and the w₂
+there; the rounds after each step, in the search and in its repetition. The last convex problem is solved again.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from gradfeat.selection import (
     as_pair,
     choose_penalties,
     make_subspace,
-    named,
     of_omegas,
+    of_stages,
     probes_of,
 )
 from gradfeat.solvers.first_order import History
@@ -156,7 +156,7 @@ def _choose(
     checkpoint = problem.checkpoint
     return resumed(
         checkpoint,
-        f"{of_omegas(mode, omegas)}-penalties-{named(stages)}",
+        f"{of_omegas(mode, omegas)}-penalties-{of_stages(stages)}",
         lambda: choose_penalties(
             problem.store,
             problem.y,

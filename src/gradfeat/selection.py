@@ -226,7 +226,7 @@ def choose_penalties(
     light = max(probe.penalty, 1e-12)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
-    growths = len(splits) * (len(tries) - 1) * COMMON + len(splits) * len(stages)
+    growths = len(splits) * ((len(tries) - 1) * COMMON + len(stages))
     with progress.step("penalties") as done:
         path = _Path(
             store,
@@ -248,7 +248,7 @@ def choose_penalties(
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{named(stages[:COMMON])}", path.passes
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{of_stages(stages[:COMMON])}", path.passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
                 problems = path.begun(i)
@@ -400,7 +400,7 @@ def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
     return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
 
 
-def named(stages: Stages) -> str:
+def of_stages(stages: Stages) -> str:
     """Return stages as a part of a checkpoint's names."""
     return "-".join(f"{place}x{iterations}" for place, iterations in stages)
 

@@ -61,7 +61,7 @@ class Span:
         width = outputs * max(len(self.known), 1)
         size = max(1, _CHUNK // width)
         self._chunks = [slice(first, first + size) for first in range(0, len(y), size)]
-        keep = bool(self.known) and len(y) * width <= _MOST
+        keep = len(y) * width <= _MOST
         self._kept = [self._joined(rows) for rows in self._chunks] if keep else None
         self._hessian: Tensor | None = None
 
@@ -83,10 +83,11 @@ class Span:
             x[k:] = start.bias
         logits = self._logits(x)
         best = self._value(logits, x, ridge)
-        new, before = self._hessian is None, math.inf  # whether the Hessian is of this point; the last decrement
+        before = math.inf  # the last decrement
         for _ in range(_ITERATIONS):
             gradient = self._gradient(logits)
             gradient[:k] += ridge * x[:k]
+            new = self._hessian is None  # so that it is taken at this point
             step, decrement = self._step(gradient, ridge, logits)
             if not new and not 0 <= decrement <= _SLOW * before:
                 self._hessian, new = None, True
@@ -99,12 +100,14 @@ class Span:
                 found = self._value(logits + length * moved, x + length * step, ridge)
                 if found <= best - (1e-4 if new else _ENOUGH) * length * decrement:
                     x, logits, best = x + length * step, logits + length * moved, found
-                    new, before = False, decrement if length == 1 else 0.0
                     break
             else:
                 if new:  # the end of the precision
                     break
-                before = 0.0  # the loss bends more here
+                length = 0.0
+            if length < 1:
+                self._hessian = None  # the loss bends otherwise along the step
+            before = decrement
         return Combination(x[:k], x[k:], best)
 
     def _step(self, gradient: Tensor, ridge: Tensor, logits: Tensor) -> tuple[Tensor, float]:
@@ -131,11 +134,10 @@ class Span:
         for rows, joined in self._parts():
             at, of, part = logits[rows].float(), self.y[rows], self.share[rows].float()
             hessian[k:, k:] += self.loss.curvature_sum(at, of, part).double()
-            if joined is not None:
-                joined = joined.float()
-                bent = self.loss.curvature_product(at, of, joined) * part[:, None, None]
-                hessian[:k, :k] += (joined.reshape(-1, k).T @ bent.reshape(-1, k)).double()
-                hessian[:k, k:] += bent.sum(0).T.double()
+            joined = joined.float()
+            bent = self.loss.curvature_product(at, of, joined) * part[:, None, None]
+            hessian[:k, :k] += (joined.flatten(0, 1).T @ bent.flatten(0, 1)).double()
+            hessian[:k, k:] += bent.sum(0).T.double()
         hessian[k:, :k] = hessian[:k, k:].T
         return hessian
 
@@ -149,8 +151,7 @@ class Span:
         total = slope.new_zeros(k + self.outputs)
         total[k:] = slope.sum(0)
         for rows, joined in self._parts():
-            if joined is not None:
-                total[:k] += (joined.reshape(-1, k).T @ slope[rows].to(joined).reshape(-1)).double()
+            total[:k] += (joined.flatten(0, 1).T @ slope[rows].to(joined).flatten()).double()
         return total
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -163,10 +164,11 @@ class Span:
         losses = self.loss.per_sample(logits, self.y)
         return float((self.share * losses).sum() + 0.5 * ridge @ x[: len(ridge)].square())
 
-    def _parts(self) -> Iterator[tuple[slice, Tensor | None]]:
-        """Yield the samples in parts, with the directions' logits side by side, (m, c, k); None without directions."""
-        for i, rows in enumerate(self._chunks):
-            yield rows, (self._kept[i] if self._kept is not None else self._joined(rows) if self.known else None)
+    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the samples in parts, with the directions' logits side by side, (m, c, k)."""
+        yield from zip(self._chunks, self._kept or map(self._joined, self._chunks), strict=True)
 
     def _joined(self, rows: slice) -> Tensor:
+        if not self.known:
+            return self.share.new_zeros(len(self.y[rows]), self.outputs, 0)
         return torch.stack([z[rows] for z in self.known], 2)
