@@ -5,6 +5,8 @@
 
 Compared on the test part, from the same kept z₀ and the same probe:
 
+- solver: `full` with penalties that nothing chose, as Adam's are (the probe's of w₁, one unit of w₂), solved to
+  convergence;
 - subspace: `full`, its penalties chosen on held-out training data, solved to convergence;
 - rounds: the same, θ̄₂ moving while the held-out loss falls;
 - adam: `full` by the paper's schedule, 100 epochs or 80,000 iterations where that is less;
@@ -13,10 +15,13 @@ Compared on the test part, from the same kept z₀ and the same probe:
   data by runs a quarter as long, then trained on all of it;
 - lora: the same with a change of rank 8 to each weight of these layers (`benchmarks/lora.py`), for as many epochs.
 
-Adam and SGD are judged after every few epochs, and the time of judging is left out. The search of fine-tuning and of
-LoRA counts, as the choice of penalties does. Processor time is that of all threads: on one thread of an idle machine
-it is the wall time, and other work beside it leaves it nearly as it is. A pass is a forward and a backward one over all
-training samples. Test data chooses nothing. Writes a table, a JSON file and a picture.
+Adam and SGD are judged after every few epochs, `solver` after each iteration, and the time of judging is left out. The
+search of fine-tuning and of LoRA counts, as the choice of penalties does. Processor time is that of all threads: on one
+thread of an idle machine it is the wall time, and other work beside it leaves it nearly as it is. A pass is a forward
+and a backward one over all training samples. Test data chooses nothing.
+
+Writes a table, a JSON file and a picture. Ways that an earlier run with the same settings left in that file, and that
+are not asked for again, stay in them.
 """
 
 from __future__ import annotations
@@ -46,13 +51,17 @@ from gradfeat.evaluation import metrics_of
 from gradfeat.fitting import TRIAL_LENGTH, Problem, batch_logits, fit_mode, new_model, store_of
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
+from gradfeat.selection import make_subspace
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
+from gradfeat.solvers.subspace import Penalties
 from gradfeat.validation import read_truth
 
 TITLES = {**METRICS, "calibration_error": "calibration error"}
 EPOCHS = 100
 POINTS = 20
+ITERATIONS = 40
+WAYS = ("solver", "subspace", "rounds", "adam", "sgd", "finetune", "lora")
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,35 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     return readings
 
 
+def by_solver(problem: Problem, judge: Judge, first: Reading) -> list[Reading]:
+    """Solve `full` with penalties that nothing chose, and judge it after each iteration."""
+    probe, everything = problem.probe, torch.arange(len(problem.store))
+    begun, paused, readings = clocks(), np.zeros(2), [first]
+    subspace = make_subspace(
+        problem.store,
+        problem.y,
+        problem.loss,
+        [probe.omega],
+        probe.omega,
+        probe.bias,
+        everything,
+        mode="full",
+        weight=problem.weight,
+        parametrization="standard",
+        generator=torch.Generator().manual_seed(0),
+    )
+    penalties, found, converged = Penalties(probe.penalty, subspace.unit), None, False
+    while not converged and len(readings) <= ITERATIONS:
+        found, solution = subspace.solve(penalties, start=found, iterations=1)
+        converged, now = solution.converged, clocks()
+        model = new_model(problem, "full", "standard")
+        w1, b, w2 = subspace.weights(found)
+        model.set_weights(w1=w1, b=b, w2=w2)
+        readings.append(Reading(*(now - begun - paused).tolist(), subspace.features.passes, judge(model)))
+        paused += clocks() - now
+    return readings
+
+
 def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentParser:
     """Return a parser that knows how data and backbone are named."""
     parser = argparse.ArgumentParser(description=description)
@@ -163,6 +201,8 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
         begun = clocks()
         if name in ("adam", "sgd"):
             found[name] = by_schedule(problem, judge, name, arguments.epochs)
+        elif name == "solver":
+            found[name] = by_solver(problem, judge, probe)
         elif name in ("finetune", "lora"):
             schedule = paper_schedule("adam", problem.n, batch_size=64, epochs=arguments.finetune_epochs)
             fit = (
@@ -243,17 +283,31 @@ def title_of(arguments: argparse.Namespace) -> str:
     return f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
 
 
-def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
-    """Print a table, and write it and its numbers, with what they are of, into the folder of the results."""
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a result is of."""
     threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
-    about = {
+    return {
         "data": arguments.data.name,
         "labelled": arguments.labelled,
         "backbone": arguments.backbone,
         "theta2": getattr(arguments, "theta2", None),
         "machine": f"{platform.machine()}, {threads} threads",
-        "date": date.today().isoformat(),
     }
+
+
+def earlier(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
+    """Return the readings of ways that an earlier run with the same settings left in the folder of the results."""
+    path = arguments.out / "time_to_accuracy.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    about = settings(arguments)
+    if {name: content.get(name) for name in about} != about:
+        return {}
+    return {way: [Reading(**reading) for reading in readings] for way, readings in content["readings"].items()}
+
+
+def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
+    """Print a table, and write it and its numbers, with what they are of, into the folder of the results."""
+    about = {**settings(arguments), "date": date.today().isoformat()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{name}.json").write_text(json.dumps({**about, **content}, indent=1) + "\n")
     (arguments.out / f"{name}.md").write_text(text + "\n")
@@ -265,10 +319,11 @@ def main() -> None:
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of Adam and SGD")
     parser.add_argument("--finetune-epochs", type=int, default=20)
-    parser.add_argument("--ways", nargs="+", default=["subspace", "rounds", "adam", "sgd", "finetune", "lora"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
-    found = run(arguments)
+    found = {**earlier(arguments), **run(arguments)}
+    found = {way: found[way] for way in ("probe", *WAYS) if way in found}
     readings = {way: [asdict(reading) for reading in readings] for way, readings in found.items()}
     write("time_to_accuracy", arguments, table(found), {"readings": readings})
     plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from benchmarks import depths, low_shot, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
+from gradfeat.convex import fit_convex
 from gradfeat.fitting import Problem, loss_at, new_model
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.selection import make_subspace
+from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 
 
@@ -78,6 +82,48 @@ def test_merged_is_the_network_at_the_moved_weights(problem: Problem) -> None:
     found = merged.model.finetuned(problem.store.z0(torch.arange(problem.n)))
     torch.testing.assert_close(found, f @ full.model.w1 + full.model.b, rtol=1e-5, atol=1e-5)
     assert any(value.any() for value in full.model.w2.values())
+
+
+def test_solver_is_judged_after_each_iteration_and_ends_where_a_fit_with_its_penalties_does(
+    arguments: argparse.Namespace,
+) -> None:
+    problem, judge = time_to_accuracy.prepared(arguments)
+    y = problem.y.roll(1) ^ (problem.y & (torch.arange(problem.n) % 3 == 0))  # that no model can tell
+    probe, everything = fit_probe(problem.store.features, y, problem.loss, penalty=0.1), torch.arange(problem.n)
+    problem = replace(problem, y=y, probe=probe)
+    first = time_to_accuracy.Reading(0.0, 0.0, 0.0, {})
+    readings = time_to_accuracy.by_solver(problem, judge, first)
+    assert readings[0] is first
+    assert len(readings) >= 3
+    for name in ("seconds", "passes"):
+        values = [getattr(reading, name) for reading in readings]
+        assert values == sorted(set(values)), name
+    shared: dict[str, Any] = {"mode": "full", "weight": None, "parametrization": "standard"}
+    unit = make_subspace(
+        problem.store,
+        problem.y,
+        problem.loss,
+        [],
+        probe.omega,
+        probe.bias,
+        everything,
+        generator=torch.Generator().manual_seed(0),
+        **shared,
+    ).unit
+    fit = fit_convex(problem, "full", penalty=(probe.penalty, unit), random_state=0)
+    expected = judge(fit.model)["log_loss"]
+    assert readings[-1].metrics["log_loss"] == pytest.approx(expected, rel=0.02)
+    assert abs(readings[1].metrics["log_loss"] / expected - 1) > 0.02
+
+
+def test_ways_of_an_earlier_run_with_the_same_settings_stay(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    here = argparse.Namespace(**vars(arguments), out=tmp_path)
+    assert time_to_accuracy.earlier(here) == {}
+    readings = [time_to_accuracy.Reading(1.0, 2.0, 3.0, {"accuracy": 0.5})]
+    time_to_accuracy.write("time_to_accuracy", here, "", {"readings": {"adam": [asdict(readings[0])]}})
+    assert time_to_accuracy.earlier(here) == {"adam": readings}
+    other = argparse.Namespace(**{**vars(here), "labelled": 20})
+    assert time_to_accuracy.earlier(other) == {}
 
 
 def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace, tmp_path: Path) -> None:

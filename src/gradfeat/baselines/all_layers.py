@@ -141,10 +141,10 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         if splits and len(fractions) > 1:
             seen, held = splits[0]
             of_seen = self._fit_probe(f[seen], targets[seen], penalty=scored.penalty if many else "auto")
-            self.path_ = self._try_fractions(f, targets, fractions, of_seen, seen, held)
+            self.path_ = self._try_fractions(f, targets, fractions, of_seen, seen, held, scored if many else None)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         best = best_features(scored, self.fraction_)
-        probe = self._fit_probe(f[:, best], targets, cv=cv)
+        probe = scored if len(best) == f.shape[1] else self._fit_probe(f[:, best], targets, cv=cv)
         kept = torch.bincount(groups[best], minlength=len(self._layers.sizes)).tolist()
         # what predicts is on the CPU, wherever it was fitted
         self._mean, self._scale, self._kept = self._mean.cpu(), self._scale.cpu(), best.cpu()
@@ -153,13 +153,24 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         return self
 
     def _try_fractions(
-        self, f: Tensor, y: Tensor, fractions: Sequence[float], scored: Probe, seen: np.ndarray, held: np.ndarray
+        self,
+        f: Tensor,
+        y: Tensor,
+        fractions: Sequence[float],
+        scored: Probe,
+        seen: np.ndarray,
+        held: np.ndarray,
+        whole: Probe | None,
     ) -> list[tuple[float, float]]:
-        """Return (share, held-out loss), the scores (of a given probe) and the probe being those of the rest."""
+        """Return (share, held-out loss), the scores (of a given probe) and the probe being those of the rest.
+
+        The probe on all features is `whole`, where its path on this split is known already.
+        """
         path = []
         for fraction in fractions:
             kept = best_features(scored, fraction)
-            probe = self._fit_probe(f[:, kept], y, cv=[(seen, held)])
+            known = whole if len(kept) == f.shape[1] else None
+            probe = known or self._fit_probe(f[:, kept], y, cv=[(seen, held)])
             path.append((fraction, min(loss for _, loss, _ in probe.path)))
         return path
 
