@@ -45,6 +45,12 @@ def available_memory(device: torch.device | None = None) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
+        with open("/proc/meminfo") as lines:  # Linux: with what caches of files would give back
+            kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kibibytes) << 10
+    except (OSError, StopIteration):
+        pass
+    try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 4 << 30
@@ -126,11 +132,10 @@ class SampleStore:
         self.inputs = inputs
         n = len(inputs)
         parts = in_parts(n, batch_size)
-        size = linearization.bytes_per_sample
         self._group: Tensor | None = None  # of each sample, where texts are in groups of their lengths
         if isinstance(linearization, LengthGroups):
             self._group = torch.cat([linearization.group_of(inputs.batch(part)) for part in parts])
-            size = linearization.bytes_of(self._group)
+        size = _bytes_of(linearization, self._group)
         self.level = choose_level(cache, n, size, random=inputs.random, device=linearization.device)
         self._z0 = None if self.level == "none" else _kept(n, self._group)
         self._residuals = _kept(n, self._group) if self.level == "residuals" else None
@@ -147,7 +152,8 @@ class SampleStore:
                 progress(part.stop, n)
         self._given = features is not None
         self.features = torch.cat(own) if features is None else features
-        self._rows: Tensor | None = None
+        self._rows: Tensor | None = None  # where its samples are in the inputs, in z₀ and among the groups
+        self._residual_rows: Tensor | None = None  # and in the residuals
 
     def __len__(self) -> int:
         return len(self.features)
@@ -156,44 +162,59 @@ class SampleStore:
         """Return some of the samples, as a store of their own that shares what is kept."""
         part = copy.copy(self)
         part.features = self.features[indices]
-        part._rows = self._at(indices)
+        part._rows = _picked(self._rows, indices)
+        part._residual_rows = _picked(self._residual_rows, indices)
         return part
 
     def at(self, linearization: Linearization, *, batch_size: int = 128) -> SampleStore:
-        """Return the same samples for the same network at another θ̄₂: z₀ is the same, nothing above it is kept."""
+        """Return the same samples for the same network at another θ̄₂.
+
+        z₀ is the same. Residuals are kept anew where these are, and where there is room for them beside these.
+        """
         if self._given:
             raise ConfigurationError("θ̄₂ cannot move where f(x) comes from another network")
-        moved = copy.copy(self)
+        moved, everything = copy.copy(self), torch.arange(len(self))
         moved.linearization = linearization
-        moved._residuals = None
-        moved.level = "none" if self._z0 is None else "z0"
+        moved._residuals = moved._residual_rows = None
+        if self.level == "residuals":
+            group = None if self._group is None else self._group[_picked(self._rows, everything)]
+            size = _bytes_of(linearization, group)
+            moved.level = choose_level("auto", len(self), size, random=False, device=linearization.device)
+            if moved.level == "residuals":
+                moved._residuals = _kept(len(self), group)
+            else:
+                moved.level = "z0"
+        features = []
         with torch.no_grad():
-            batches = torch.arange(len(self)).split(batch_size)
-            theta2 = linearization.theta2
-            moved.features = torch.cat([linearization.network(theta2, self.z0(batch)) for batch in batches])
+            for batch in everything.split(batch_size):
+                z0 = self.z0(batch)
+                if moved._residuals is None:
+                    features.append(linearization.network(linearization.theta2, z0))
+                else:
+                    f, residuals = linearization.primal(z0)
+                    features.append(f)
+                    moved._residuals.put(batch, residuals)
+        moved.features = torch.cat(features)
         return moved
-
-    def _at(self, indices: Tensor) -> Tensor:
-        return indices if self._rows is None else self._rows[indices]
 
     def batches(self, indices: Tensor, size: int) -> Iterator[Tensor]:
         """Split some samples into batches: places in `indices`; texts of a length go together."""
         if self._group is None:
             yield from torch.arange(len(indices)).split(size)
             return
-        group = self._group[self._at(indices)]
+        group = self._group[_picked(self._rows, indices)]
         for own in group.unique():
             yield from (group == own).nonzero()[:, 0].split(size)
 
     def z0(self, indices: Tensor) -> Any:
         """Return z₀ of some samples; the bottom runs only if nothing is kept."""
-        own = self._at(indices)
+        own = _picked(self._rows, indices)
         return self.linearization.bottom(self.inputs.batch(own.tolist())) if self._z0 is None else self._z0.take(own)
 
     def primal(self, indices: Tensor) -> tuple[Tensor, Any]:
         """Return f(x) and the residuals of some samples, from the highest level that is kept."""
         if self._residuals is not None:
-            return self.features[indices], self._residuals.take(self._at(indices))
+            return self.features[indices], self._residuals.take(_picked(self._residual_rows, indices))
         f, residuals = self.linearization.primal(self.z0(indices))
         return (self.features[indices] if self._given else f), residuals
 
@@ -253,6 +274,18 @@ class _KeptGroups:
         rows = tuple((group == i).nonzero()[:, 0] for i in range(len(self._kept)))
         parts = (kept.take(place[own]) if len(own) else None for kept, own in zip(self._kept, rows, strict=True))
         return Split(rows, tuple(parts))
+
+
+def _picked(rows: Tensor | None, indices: Tensor) -> Tensor:
+    """Return the rows at `indices`, which are these themselves where there are all rows."""
+    return indices if rows is None else rows[indices]
+
+
+def _bytes_of(linearization: Linearization, group: Tensor | None) -> dict[str, int]:
+    """Return the (mean) memory of "z0" and "residuals" for one sample, bytes; of texts by their groups of lengths."""
+    if isinstance(linearization, LengthGroups) and group is not None:
+        return linearization.bytes_of(group)
+    return linearization.bytes_per_sample
 
 
 def _kept(n: int, group: Tensor | None) -> _Kept | _KeptGroups:

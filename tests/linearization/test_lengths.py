@@ -115,6 +115,13 @@ def test_kept_samples(pair, cache):
     torch.testing.assert_close(gram(maps[1]), gram(maps[0]), rtol=1e-11, atol=1e-11)
     part = [each.store.rows(picked).primal(torch.tensor([2, 1]))[0] for each in maps]
     torch.testing.assert_close(part[1], part[0], rtol=1e-12, atol=1e-12)
+    # some of them at another point
+    theta2 = {name: value + 0.1 for name, value in alone.theta2.items()}
+    moved = [each.store.rows(picked).at(each.linearization.at(theta2), batch_size=3) for each in maps]
+    assert moved[1].level == cache
+    found = [GradientFeatures(store, omega, batch_size=2).forward(w2, torch.tensor([6, 0, 3])) for store in moved]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(moved[1].features, moved[0].features, rtol=1e-12, atol=1e-12)
 
 
 def test_kronecker_factors_see_no_padding(pair):

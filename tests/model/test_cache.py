@@ -52,8 +52,37 @@ def test_the_same_samples_at_another_point(level: str) -> None:
     w2 = {name: torch.randn_like(value) for name, value in theta2.items()}
     moved = [s.linearization.tangent(w2, s.primal(everything)[1]) for s in (after, fresh)]
     torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-12)
+    assert after.level == level
+    # some of them there, and the other way round
+    chosen, few = torch.tensor([5, 0, 3]), torch.tensor([2, 0])
+    for some in (after.rows(chosen).rows(few), before.rows(chosen).at(lin.at(theta2)).rows(few)):
+        found = some.linearization.tangent(w2, some.primal(torch.arange(2))[1])
+        torch.testing.assert_close(found, moved[1][[3, 5]], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(some.features, fresh.features[[3, 5]], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(some.z0(torch.arange(2)), before.z0(torch.tensor([3, 5])), rtol=0, atol=1e-12)
     torch.testing.assert_close(before.linearization.theta2, lin.theta2, rtol=0, atol=0)
     assert not torch.equal(after.features, before.features)
+
+
+def test_residuals_are_kept_at_another_point_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store("residuals")
+    lin = before.linearization
+    moved = lin.at({name: value + 0.3 for name, value in lin.theta2.items()})
+    run: list[int] = []
+    primal = type(moved).primal
+    monkeypatch.setattr(type(moved), "primal", lambda self, z0: (run.append(len(z0)), primal(self, z0))[1])
+    everything = torch.arange(len(X))
+    kept = before.at(moved, batch_size=4)
+    assert run == [4, 3]
+    kept.primal(everything)
+    assert run == [4, 3]
+    monkeypatch.setattr("gradfeat.cache.available_memory", lambda device=None: 1000)
+    tight = before.at(moved)
+    assert tight.level == "z0"
+    torch.testing.assert_close(tight.features, kept.features, rtol=1e-12, atol=1e-12)
+    assert run == [4, 3]
+    tight.primal(everything)
+    assert run == [4, 3, 7]
 
 
 def test_mirror_images() -> None:
