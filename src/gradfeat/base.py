@@ -39,6 +39,7 @@ from gradfeat.merge import MergedNetwork, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.representer import fit_representer
+from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
     NotFittedError,
@@ -143,7 +144,7 @@ class GradientFeatureEstimator(BaseEstimator):
         seed = self._seed()  # one for all depths of a search
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._configuration(cv))
 
-        def problem_of(theta2: str | Sequence[str]) -> Problem:
+        def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
             with progress.step("linearize"):
                 linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
             targets = torch.as_tensor(y).to(linearization.device)
@@ -163,6 +164,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 random_state=seed,
                 progress=progress,
                 checkpoint=checkpoint,
+                probe=probe,
             )
 
         self.depths_: list[Depth] = []

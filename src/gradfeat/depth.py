@@ -12,6 +12,7 @@ from gradfeat.fitting import Problem
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
 from gradfeat.selection import COMMON, NEGLIGIBLE, STAGES, place_of_omega
+from gradfeat.solvers.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Depth:
 
 def choose_depth(
     candidates: Sequence[Candidate],
-    build: Callable[[Sequence[str]], Problem],
+    build: Callable[[Sequence[str], Probe | None], Problem],
     *,
     mode: str,
     parametrization: str = "standard",
@@ -56,7 +57,7 @@ def choose_depth(
 
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).
-        build: Returns the problem of one choice.
+        build: Returns the problem of one choice, with a probe that is known or, for None, its own.
         mode: "full" or "gradient", the model whose held-out loss counts.
         parametrization: The variables that w₂ is penalized in.
         metric: What w₂ is penalized in.
@@ -76,9 +77,11 @@ def choose_depth(
     chosen: Depth | None = None
     tried: list[Depth] = []
     omegas: list[int] | None = None
+    probe: Probe | None = None  # f(x), and with it the probe, is the same at all depths
     for candidate in _doubling(candidates):
         begun = time.perf_counter()
-        problem = build(candidate.modules)
+        problem = build(candidate.modules, probe)
+        probe = problem.probe
         choice = choose(
             problem,
             mode,

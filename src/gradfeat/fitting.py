@@ -198,6 +198,7 @@ def prepare(
     random_state: int | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    probe: Probe | None = None,
 ) -> Problem:
     """Run the bottom once for each sample, keep what fits, and fit the probe ω̄ (step 2).
 
@@ -215,6 +216,7 @@ def prepare(
         random_state: Seed of the folds.
         progress: Shows how far it is.
         checkpoint: Where finished parts are kept.
+        probe: The probe of these samples, where it is known from another θ₂ of the same network.
 
     Raises:
         ConfigurationError: The checkpoint is of other data.
@@ -237,23 +239,26 @@ def prepare(
         y = torch.cat([y] * views)
         weight = None if weight is None else torch.cat([weight] * views)
     with progress.step("probe"):
-        probe = resumed(
+        found = resumed(
             checkpoint,
             "probe",
-            lambda: fit_probe(
-                store.features[own],
-                y[own],
-                loss,
-                sample_weight=None if weight is None else weight[own],
-                penalty=penalty,
-                cv=cv,
-                random_state=random_state,
+            lambda: (
+                probe
+                or fit_probe(
+                    store.features[own],
+                    y[own],
+                    loss,
+                    sample_weight=None if weight is None else weight[own],
+                    penalty=penalty,
+                    cv=cv,
+                    random_state=random_state,
+                )
             ),
             _pack_probe,
             lambda part: _unpack_probe(part, store.features),
         )
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
-    return Problem(store, y, weight, loss, probe, seconds, views, checkpoint)
+    return Problem(store, y, weight, loss, found, seconds, views, checkpoint)
 
 
 def _pack_probe(probe: Probe) -> Part:

@@ -15,8 +15,8 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 class Loss(ABC):
     """A loss of logits and targets, convex in the logits.
 
-    A subclass says the loss of each sample (`per_sample`), how it bends (`curvature`), and what the logits mean
-    (`predict_proba`).
+    A subclass says the loss of each sample (`per_sample`), how it rises (`slope`) and bends (`curvature`), and what the
+    logits mean (`predict_proba`).
     """
 
     name: ClassVar[str]
@@ -25,6 +25,10 @@ class Loss(ABC):
     @abstractmethod
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, (n,)."""
+
+    @abstractmethod
+    def slope(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the derivative of each sample's loss in its logits, (n, k)."""
 
     @abstractmethod
     def curvature(self, logits: Tensor) -> Tensor:
@@ -81,6 +85,10 @@ class CrossEntropy(Loss):
         """Return ``-log p(yᵢ)``."""
         return F.cross_entropy(logits, y, reduction="none")
 
+    def slope(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return ``p - onehot(yᵢ)``."""
+        return logits.softmax(1).scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0))
+
     def curvature(self, logits: Tensor) -> Tensor:
         """Return ``p (1 - p)``."""
         p = logits.softmax(1)
@@ -135,6 +143,10 @@ class MultiLabelLogistic(Loss):
         )
         return (losses * known).mean(1)
 
+    def slope(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return ``(p - y) / k``, zero for labels that are ignored."""
+        return torch.where(torch.isnan(y), 0.0, logits.sigmoid() - y.to(logits.dtype)) / logits.shape[1]
+
     def curvature(self, logits: Tensor) -> Tensor:
         """Return ``p (1 - p) / k``."""
         p = logits.sigmoid()
@@ -170,7 +182,11 @@ class Quadratic(Loss):
 
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return half the squared distance to the target."""
-        return 0.5 * (logits - self.targets(y, logits.shape[1]).to(logits.dtype)).square().sum(1)
+        return 0.5 * self.slope(logits, y).square().sum(1)
+
+    def slope(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the distance to the target."""
+        return logits - self.targets(y, logits.shape[1]).to(logits.dtype)
 
     def curvature(self, logits: Tensor) -> Tensor:
         """Return one."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import gradfeat
-from gradfeat import GradientFeatureClassifier, compare
+from gradfeat import GradientFeatureClassifier, compare, fitting
 from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
@@ -50,8 +50,12 @@ def _fit(**options: Any) -> GradientFeatureClassifier:
     return GradientFeatureClassifier(_network(), random_state=0, **{"theta2": "search", **options}).fit(X, y)
 
 
-def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken() -> None:
+def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[int] = []
+    fit = fitting.fit_probe
+    monkeypatch.setattr(fitting, "fit_probe", lambda f, *rest, **how: (fits.append(len(f)), fit(f, *rest, **how))[1])
     found = _fit()
+    assert fits == [len(_data()[1])]  # f(x), and so the probe, is the same at all depths
     depths = found.depths_
     blocks = [f"{i}" for i in range(5, -1, -1)]
     assert [list(depth.modules) for depth in depths] == [blocks[:k] for k in (1, 2, 4, 6)][: len(depths)]

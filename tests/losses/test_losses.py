@@ -68,6 +68,16 @@ def test_curvature_is_the_diagonal_of_the_hessian(loss: CrossEntropy) -> None:
         torch.testing.assert_close(loss.curvature(LOGITS)[row], hessian.diagonal(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
+def test_slope_is_the_derivative_in_the_logits(loss: Loss) -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y = torch.tensor([0, 2, 1, 1, 2]) if loss.task == "multiclass" else (logits.detach() > 0.3).double()
+    if isinstance(loss, MultiLabelLogistic):
+        y[1, 2] = float("nan")
+    (expected,) = torch.autograd.grad(loss.per_sample(logits, y).sum(), logits)
+    torch.testing.assert_close(loss.slope(logits.detach(), y), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_loss_for() -> None:
     assert isinstance(loss_for("auto", "multilabel"), MultiLabelLogistic)
     assert isinstance(loss_for("squared", "regression"), Squared)

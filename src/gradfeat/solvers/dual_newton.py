@@ -114,7 +114,7 @@ def newton_dual(
     best = float(share @ loss.per_sample(z, y))
     gradient, done, converged = math.inf, 0, False
     for done in range(iterations + 1):
-        slope = _slope(z, y, loss, share)
+        slope = share[:, None] * loss.slope(z, y)
         rho = -slope - a
         squared = float((rho * times(phi, rho)).sum()) + float((rho * (squares @ rho)).sum())
         gradient = math.sqrt(max(squared, 0.0) + float(slope.sum(0).square().sum())) / scale
@@ -160,13 +160,6 @@ def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss) -> flo
     own = torch.einsum("ikil->ikl", kernel.view(n, c, n, c))
     bent = loss.curvature_product(logits.detach().cpu().double(), y.detach().cpu(), own.cpu())
     return max(float(torch.einsum("ikk->", bent)) / n**2, 1e-30)
-
-
-def _slope(z: Tensor, y: Tensor, loss: Loss, share: Tensor) -> Tensor:
-    """Return the slope of the mean loss in each logit, (n, c)."""
-    leaf = z.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(share @ loss.per_sample(leaf, y), leaf)[0]
 
 
 def _root(z: Tensor, y: Tensor, loss: Loss, share: Tensor) -> Tensor:

@@ -122,8 +122,12 @@ class Span:
         size = hessian.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
         hessian /= size[:, None] * size
         hessian.diagonal().add_(1e-9)
-        # on the CPU, whose driver takes matrices of any rank
-        solved = torch.linalg.lstsq(hessian.cpu(), (gradient / size).cpu(), driver="gelsd").solution
+        hessian, scaled = hessian.cpu(), (gradient / size).cpu()
+        root, failed = torch.linalg.cholesky_ex(hessian)
+        if failed:  # by rounding; on the CPU, whose driver takes matrices of any rank
+            solved = torch.linalg.lstsq(hessian, scaled, driver="gelsd").solution
+        else:
+            solved = torch.cholesky_solve(scaled[:, None], root)[:, 0]
         step = -solved.to(size.device) / size
         return step, float(-gradient @ step)
 
@@ -144,10 +148,7 @@ class Span:
     def _gradient(self, logits: Tensor) -> Tensor:
         """Return the loss's gradient in (a, b), (k + c,)."""
         k = len(self.known)
-        leaf = logits.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = self.loss.per_sample(leaf, self.y)
-            (slope,) = torch.autograd.grad((self.share * losses).sum(), leaf)
+        slope = self.share[:, None] * self.loss.slope(logits, self.y)
         total = slope.new_zeros(k + self.outputs)
         total[k:] = slope.sum(0)
         for rows, joined in self._parts():
