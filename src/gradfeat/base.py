@@ -142,7 +142,13 @@ class GradientFeatureEstimator(BaseEstimator):
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
         seed = self._seed()  # one for all depths of a search
-        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._configuration(cv))
+        if seed is None and self.theta2 in ("search", ["search"]):
+            seed = int(np.random.default_rng().integers(2**31 - 1))
+        checkpoint = None
+        if self.checkpoint is not None:
+            if hasattr(cv, "split"):  # the folds themselves say whether a checkpoint is of them
+                cv = list(cv.split(np.zeros(len(y)), y))
+            checkpoint = Checkpoint(self.checkpoint, self._configuration(cv))
 
         def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
             with progress.step("linearize"):
@@ -204,6 +210,11 @@ class GradientFeatureEstimator(BaseEstimator):
 
     def _solver(self, problem: Problem, mode: str) -> str:
         """Return what trains a mode: without a learning rate where samples stay and no length was asked for."""
+        if self.solver == "subspace" and problem.store.inputs.random:
+            raise ConfigurationError(
+                "solver='subspace' needs samples that do not change, and this data set may change them: take "
+                "solver='adam'"
+            )
         if self.solver != "auto":
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
@@ -217,6 +228,11 @@ class GradientFeatureEstimator(BaseEstimator):
                 raise ConfigurationError(
                     "metric='whitened' is of the subspace solver, which needs samples that do not change, and neither "
                     "epochs nor clip_norm"
+                )
+            if self.rounds != 1 and mode == "full":
+                raise ConfigurationError(
+                    "rounds are of the subspace solver, which needs samples that do not change, and neither epochs nor "
+                    "clip_norm; solver='subspace' takes epochs for fine-tuning alone"
                 )
             return "adam"
         if self.rounds == 1 and self.metric == "plain" and takes_closed_form(problem):

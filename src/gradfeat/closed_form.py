@@ -22,7 +22,7 @@ from gradfeat.kernel import gram
 from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, probes_of
+from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, lightest, probes_of
 from gradfeat.solvers.dual import Dual, DualPath, DualPoint
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import GradientFeatures
@@ -207,7 +207,7 @@ class _Squares(Samples):
 def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
     problem, full = samples.problem, samples.mode == "full"
-    light = max(problem.probe.penalty, 1e-12)
+    light = lightest(problem.probe)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if full else [light]
     seen = [samples.versions(part) for part, _ in splits]
     held = [samples.versions(part) for _, part in splits]

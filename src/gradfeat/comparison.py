@@ -147,7 +147,11 @@ class Comparison:
                 if (rounds := estimator.rounds_) is not None
             },
             "penalties": {
-                mode: [asdict(tried) for tried in estimator.choice_.path]
+                # λ₂ is null without a gradient term: JSON has no infinity
+                mode: [
+                    {**asdict(tried), "w2": tried.w2 if math.isfinite(tried.w2) else None}
+                    for tried in estimator.choice_.path
+                ]
                 for mode, estimator in self.estimators.items()
                 if estimator.choice_ is not None
             },
@@ -249,6 +253,8 @@ def compare(
     truth = read_truth(np.asarray(labels_of(X_test, y_test, base)), loss.task, getattr(base, "classes_", None))
     test = base._read_X(X_test, reset=False)
     check_lengths(test, truth)
+    nothing = np.zeros((len(truth), loss.n_outputs(torch.as_tensor(targets))))
+    metrics_of(loss, nothing, truth)  # so that labels that cannot be judged are refused before any work
     problem = base._prepare(X, targets, loss, weight)
     inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
     with progress.step("test activations") as done:
@@ -287,8 +293,11 @@ def compare(
     found = None
     if "full" in outputs:
         full = fitted["full"]._fitted_model()
-        found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
-        if "finetune" in outputs:
+        try:
+            found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
+        except KeyboardInterrupt:
+            notes.append("interrupted while the approximation was measured: the models are complete")
+        if found is not None and "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
     return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found)
 

@@ -28,6 +28,7 @@ from gradfeat.selection import (
     Tried,
     as_pair,
     choose_penalties,
+    lightest,
     make_subspace,
     of_omegas,
     of_stages,
@@ -82,11 +83,13 @@ def fit_convex(
         choice, start = _choose(problem, mode, parts, progress, stages, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
+    spent = 0.0  # passes that led to nothing
     if rounds != 1 and choice is not None:
-        fit = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
+        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
+        choice, start = _choose(problem, mode, parts, progress, STAGES, **shared)  # as without rounds
     elif rounds != 1:
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
     omega, probes = problem.head or problem.probe, [problem.probe]
@@ -95,7 +98,7 @@ def fit_convex(
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), problem.probe.penalty)
+        probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), lightest(problem.probe))
         omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
@@ -103,23 +106,24 @@ def fit_convex(
         store, y, loss, heads, omega.omega, omega.bias, everything, mode=mode, weight=weight, **shared
     )
     if choice is not None:
-        penalties = Penalties(choice.w1, choice.w2 * subspace.unit)
+        penalties = choice.penalties(problem.n)
     elif isinstance(penalty, str):
-        penalties = Penalties(problem.probe.penalty, subspace.unit)
+        penalties = Penalties(problem.probe.penalty, subspace.unit * problem.views)
     else:
         penalties = Penalties(*as_pair(penalty))
     if start is not None:
         subspace.add_w2(start)
     with progress.step(mode):
         combination, solution = subspace.solve(penalties)
-    solution.passes = subspace.features.passes + (0.0 if choice is None else choice.passes)
+    solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)
+    solution.seconds = time.perf_counter() - begun
     w1, b, w2 = subspace.weights(combination)
     point = Point(problem.linearization.theta2, omega.omega, omega.omega if w1 is None else w1, b, w2)
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
     if not solution.converged:
         notes.append(f"{mode}: {solution}")
-    return Fit(model, _history(solution), None, time.perf_counter() - begun, notes, choice, solution)
+    return Fit(model, _history(solution), None, solution.seconds, notes, choice, solution)
 
 
 def choose(
@@ -196,8 +200,12 @@ def _fit_rounds(
     progress: Progress,
     begun: float,
     **shared: Any,
-) -> Fit | None:
-    """Search steps on a split, repeat them on all samples; None where one linearization has less held-out loss."""
+) -> tuple[Fit | None, float]:
+    """Search steps on a split, repeat them on all samples; None where one linearization has less held-out loss.
+
+    Returns:
+        The fit, and the passes of the choice and of the search.
+    """
     parametrization = shared["parametrization"]
     search = search_rounds(problem, choice, *split, most=most, progress=progress, **shared)
     found = (
@@ -207,8 +215,8 @@ def _fit_rounds(
     solution: Solution | None = None
     interrupted = search.interrupted
     if not interrupted:
-        if not search.steps or search.last_loss > choice.loss:
-            return None
+        if not search.steps or search.last_loss > choice.held[0]:  # on the same samples
+            return None, choice.passes + search.passes
         try:
             point, solution = repeat_rounds(problem, choice, search, progress=progress, **shared)
             repeated = point.model(problem, parametrization)
@@ -230,8 +238,10 @@ def _fit_rounds(
         solution.passes += passes
         losses, passes = solution.objective, solution.passes
     seconds = time.perf_counter() - begun
+    if solution is not None:
+        solution.seconds = seconds
     history = History(losses, passes, seconds, "interrupted" if interrupted else "finished")
-    return Fit(found, history, None, seconds, notes, choice, solution, search)
+    return Fit(found, history, None, seconds, notes, choice, solution, search), passes
 
 
 _SEARCHED = "the weights are those of the search, which left a part of the samples out"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,11 +62,15 @@ def linearize_backbone(
     """Linearize a resolved backbone, on a device and in a precision by name ("auto": CUDA if there is one; float32)."""
     floating, network_device, example = _as_network(backbone, example)
     check_device(device)
+    network = backbone.network
+    if floating in (torch.bfloat16, torch.float16):  # whose rounding would hide whether the tangent is right
+        network = copy.deepcopy(network).float()
+        example = example.float() if isinstance(example, Tensor) and example.is_floating_point() else example
     lengths = backbone.preprocessing.lengths if isinstance(backbone.preprocessing, TextPreprocessing) else None
     if lengths is None:
-        linearization = linearize(backbone.network, example, theta2, features=backbone.features)
+        linearization = linearize(network, example, theta2, features=backbone.features)
     else:
-        linearization = linearize_lengths(backbone.network, example, theta2, lengths, features=backbone.features)
+        linearization = linearize_lengths(network, example, theta2, lengths, features=backbone.features)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else str(network_device)
     dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)

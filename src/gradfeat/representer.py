@@ -16,7 +16,7 @@ from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.progress import Progress
-from gradfeat.selection import Choice, as_pair
+from gradfeat.selection import Choice, as_pair, lightest
 from gradfeat.solvers.dual_newton import curvature_unit, newton_dual
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.subspace import Solution
@@ -69,14 +69,15 @@ def fit_representer(
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        probes = samples.probes(torch.arange(len(samples.rows)), problem.probe.penalty)
+        probes = samples.probes(torch.arange(len(samples.rows)), lightest(problem.probe))
         probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     with progress.step(mode):
         kernel = samples.kernel(probe)
         start = samples.store.features.to(probe.omega) @ probe.omega + probe.bias
         unit = curvature_unit(kernel, start, samples.y, problem.loss)
         if choice is not None:
-            w1, w2 = choice.w1, choice.w2 * unit
+            penalties = choice.penalties(samples.n)
+            w1, w2 = penalties.w1, penalties.w2
         elif isinstance(penalty, str):
             w1, w2 = probe.penalty, unit
         else:

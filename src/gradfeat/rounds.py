@@ -111,7 +111,7 @@ class Step:
 
     Attributes:
         w1: λ₁.
-        w2: λ₂, in units of the gradient features at that point.
+        w2: λ₂, times the number of samples that it was found on.
         iterations: How many directions its subspace had.
         loss: The network's loss on held-out training data after it.
     """
@@ -129,7 +129,7 @@ class Rounds:
     Attributes:
         start: Held-out loss of the probe that the rounds start from.
         steps: Moves that lowered it.
-        last: Penalties (λ₁, λ₂ in units) of the last linearization; λ₂ is infinite where the network itself was better.
+        last: Penalties of the last linearization, as in `Step`; λ₂ is infinite where the network itself was better.
         last_loss: The held-out loss there; before the last linearization is chosen, that of the network.
         stages: How many stages its subspace grew for.
         reason: Why the rounds ended.
@@ -265,7 +265,7 @@ def repeat_rounds(
         for i, step in enumerate(rounds.steps[first:], first):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
             grow(subspace, heads[0], PLACE, step.iterations, tolerance=0.0)
-            found = subspace.minimum(Penalties(step.w1, step.w2 * subspace.unit))
+            found = subspace.minimum(Penalties(step.w1, step.w2 / problem.n))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
             point = point.moved(*_weights(subspace, found))
@@ -278,7 +278,7 @@ def repeat_rounds(
             subspace = _subspace(problem, point, rows, len(rows), **shared)
             for stage in LAST[: rounds.stages]:
                 grow(subspace, heads[len(heads) // 2], *stage)
-            found = subspace.minimum(Penalties(head, light * subspace.unit))
+            found = subspace.minimum(Penalties(head, light / len(rows)))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes
             point = point.with_weights(*_weights(subspace, found))
@@ -342,7 +342,7 @@ def _best_step(
             there = point.moved(*_weights(subspace, start))
             losses.append(_network_loss(problem, there, held))
             if losses[-1] == min(losses) and (best is None or losses[-1] < best[0].loss):
-                best = Step(head, light, iterations, losses[-1]), there
+                best = Step(head, light * subspace.unit * len(subspace.seen), iterations, losses[-1]), there
             if not math.isfinite(losses[-1]) or (len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]):
                 break
         if best is not None and best[0].w1 != head:  # no better with a lighter penalty of w₁
@@ -377,7 +377,8 @@ def _choose_last(
                 continue  # one direction may be too few
             break
         j, k = divmod(int(losses.argmin()), len(GRID))
-        rounds.last, rounds.last_loss, rounds.stages = (heads[j], GRID[k]), float(losses.min()), stages
+        light = GRID[k] * subspace.unit * len(views)
+        rounds.last, rounds.last_loss, rounds.stages = (heads[j], light), float(losses.min()), stages
         found = subspace.minimum(Penalties(heads[j], GRID[k] * subspace.unit))
         rounds.point = rounds.point.with_weights(*_weights(subspace, found))
     rounds.passes += subspace.features.passes * len(rows) / len(problem.store)

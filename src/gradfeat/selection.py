@@ -79,6 +79,9 @@ class Choice:
         w2: λ₂ in units of the gradient features (see `GRID`); infinite for no gradient term.
         path: All that was tried.
         passes: Work.
+        length: The unit of w2, times the number of samples: the gradient features' mean squared length, as it was
+            estimated for this choice. Another estimate may be far from it where samples are few.
+        held: Its loss on each part that was held out.
     """
 
     omega: float
@@ -86,6 +89,8 @@ class Choice:
     w2: float
     path: list[Tried]
     passes: float
+    length: float = 1.0
+    held: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.gradients:
@@ -97,16 +102,25 @@ class Choice:
         """Its loss on held-out training data."""
         return min(tried.loss for tried in self.path)
 
+    def penalties(self, n: int) -> Penalties:
+        """Return λ₁ and λ₂ of a fit to n samples."""
+        return Penalties(self.w1, self.w2 * self.length / n)
+
     @property
     def gradients(self) -> bool:
         """Whether the gradient term is in it."""
         return self.w2 < float("inf")
 
 
+def lightest(probe: Probe) -> float:
+    """Return the penalty that the path of ω̄ and w₁ begins with: the best probe's, which may be zero."""
+    return max(probe.penalty, 1e-12)
+
+
 def place_of_omega(choice: Choice, probe: Probe) -> int:
     """Return the place in `HEAVIER` of the ω̄ whose gradient term had the least held-out loss."""
     least = min((tried for tried in choice.path if tried.w2 < float("inf")), key=lambda tried: tried.loss)
-    ratio = least.omega / max(probe.penalty, 1e-12)
+    ratio = least.omega / lightest(probe)
     return min(range(len(HEAVIER)), key=lambda i: abs(HEAVIER[i] - ratio))
 
 
@@ -223,7 +237,7 @@ def choose_penalties(
         direction for the fit to all samples to begin with. None where another fit has other variables (the whitened
         metric), and where no gradient term was chosen.
     """
-    light = max(probe.penalty, 1e-12)
+    light = lightest(probe)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
     growths = len(splits) * ((len(tries) - 1) * COMMON + len(stages))
@@ -241,7 +255,8 @@ def choose_penalties(
             stages[:COMMON],
             lambda steps: done(steps, growths),
         )
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, np.ndarray] = {}  # losses, (splits, λ₁, λ₂)
+        lengths: dict[int, float] = {}
         best: list[Subspace] = []
         start: Weights | None = None
         w2: Weights | None
@@ -254,39 +269,53 @@ def choose_penalties(
                 problems = path.begun(i)
                 losses = path.losses(problems)
                 w2 = path.mean_w2(problems, losses)
+                lengths[i] = _length(problems[0])
+                values = {"passes": path.passes - before, "length": lengths[i]}
                 tensors = {"losses": torch.from_numpy(losses), **named_w2(w2)}
-                keep_part(checkpoint, name, Part({"passes": path.passes - before}, tensors), generator)
+                keep_part(checkpoint, name, Part(values, tensors), generator)
             else:
                 losses, problems = kept.tensors["losses"].numpy(), []
                 w2 = w2_of(kept.tensors, store.linearization.theta2)
                 path.passes += kept.values["passes"]
-            worse = bool(found) and losses.min() >= min(earlier.min() for earlier in found.values())
+                lengths[i] = kept.values["length"]
+            worse = bool(found) and least_mean(losses) >= min(map(least_mean, found.values()))
             found[i] = losses
             if worse:
                 break
             best, start = problems, w2
-        chosen = min(found, key=lambda i: float(found[i].min()))
+        chosen = min(found, key=lambda i: least_mean(found[i]))
         for (before_stage, _), stage in itertools.pairwise(stages[COMMON - 1 :]):
-            last = found[chosen].min()
-            if int(found[chosen].min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
+            last = least_mean(found[chosen])
+            if int(found[chosen].mean(0).min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
             best = best or path.begun_again(chosen, states[chosen])  # from a checkpoint
             path.grow(best, stage)
             found[chosen] = path.losses(best)
             start = path.mean_w2(best, found[chosen])
-            if found[chosen].min() > last * (1 - NEGLIGIBLE):
+            if least_mean(found[chosen]) > last * (1 - NEGLIGIBLE):
                 break
-    tried = [
-        Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[j, k]))
+    points = [
+        (Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[:, j, k].mean())), lengths[i], losses[:, j, k])
         for i, losses in found.items()
-        for j, k in np.ndindex(*losses.shape)
+        for j, k in np.ndindex(*losses.shape[1:])
     ]
     if mode == "full":  # among equals the probe
-        without = [Tried(light * v, light * v, float("inf"), path.probe_loss(i)) for i, v in enumerate(HEAVIER)]
-        tried = [*without, *tried]
-    least = min(tried, key=lambda point: point.loss)
-    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes)
+        alone = [(light * value, path.probe_losses(i)) for i, value in enumerate(HEAVIER)]
+        points = [*((Tried(v, v, float("inf"), float(held.mean())), 1.0, held) for v, held in alone), *points]
+    least, length, held = min(points, key=lambda point: point[0].loss)
+    tried = [point for point, _, _ in points]
+    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist())
     return choice, start if choice.gradients and metric == "plain" else None
+
+
+def least_mean(losses: np.ndarray) -> float:
+    """Return the least mean over splits of some losses, (splits, λ₁, λ₂)."""
+    return float(losses.mean(0).min())
+
+
+def _length(subspace: Subspace) -> float:
+    """Return the mean squared length of gradient features that is the unit of a problem's λ₂."""
+    return subspace.unit * len(subspace.seen)
 
 
 @dataclass
@@ -343,6 +372,9 @@ class _Path:
             self.activations[split] = subspace.f
             self.passes += subspace.features.passes * len(rows) / len(self.store)
             problems.append(subspace)
+        length = sum(map(_length, problems)) / len(problems)
+        for subspace in problems:  # so that a place of the grid means the same in all splits
+            subspace.unit = length / len(subspace.seen)
         self.grow(problems, *self.stages)
         return problems
 
@@ -367,29 +399,29 @@ class _Path:
             self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
 
     def losses(self, problems: Sequence[Subspace]) -> np.ndarray:
-        """Return the mean loss of held-out samples for one ω̄, (λ₁, λ₂)."""
-        total = np.zeros((len(self.heads), len(GRID)))
+        """Return the mean loss of each split's held-out samples for one ω̄, (splits, λ₁, λ₂)."""
+        found = []
         for subspace, (seen, held) in zip(problems, self.splits, strict=True):
             places = len(seen) + torch.arange(len(held))
-            total += held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads)
-        return total / len(self.splits)
+            found.append(held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads))
+        return np.stack(found)
 
     def mean_w2(self, problems: Sequence[Subspace], losses: np.ndarray) -> Weights:
-        """Return the mean over splits of the w₂ with the least of some held-out losses, (λ₁, λ₂)."""
-        j, k = np.unravel_index(int(losses.argmin()), losses.shape)
+        """Return the mean over splits of the w₂ with the least mean of some held-out losses, (splits, λ₁, λ₂)."""
+        j, k = np.unravel_index(int(losses.mean(0).argmin()), losses.shape[1:])
         total = problems[0].features.zeros()
         for subspace in problems:
             w2 = subspace.w2(subspace.minimum(Penalties(self.heads[j], GRID[k] * subspace.unit)))
             add_scaled(total, 1 / len(problems), w2)
         return total
 
-    def probe_loss(self, i: int) -> float:
-        """Return the mean loss of held-out samples for a probe alone."""
-        total = 0.0
+    def probe_losses(self, i: int) -> np.ndarray:
+        """Return the mean loss of each split's held-out samples for a probe alone, (splits,)."""
+        found = []
         for (_, held), probes in zip(self.splits, self.probes, strict=True):
             logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
-            total += float(self.loss.value(logits.double(), self.y[held], self._weight(held)))
-        return total / len(self.splits)
+            found.append(float(self.loss.value(logits.double(), self.y[held], self._weight(held))))
+        return np.array(found)
 
     def _weight(self, rows: Tensor) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]

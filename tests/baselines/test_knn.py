@@ -114,6 +114,7 @@ def test_few_equal_and_empty_activations(f: np.ndarray) -> None:
         (np.array([[np.nan], [1.0]]), [0, 1], {}, DataError, "NaN"),
         (np.eye(2), [0.5, 1.5], {}, DataError, "continuous"),
         (np.eye(2), [[0, 2], [1, 0]], {}, DataError, "values besides 0 and 1"),
+        (np.ones((1, 2)), [[0, 1]], {}, DataError, "one sample is too few"),
         (np.eye(2), [0, 1], {"k": 3}, ConfigurationError, "the 2 training samples, not 3"),
         (np.eye(2), [0, 1], {"k": "best"}, ConfigurationError, "'auto'"),
         (np.eye(2), [0, 1], {"temperature": 0.0}, ConfigurationError, "above zero"),

@@ -107,7 +107,7 @@ def test_remarks_say_what_was_chosen(result: Comparison) -> None:
 
 
 def test_numbers_survive_json(result: Comparison, tmp_path: Path) -> None:
-    stored = json.loads(result.save_json(tmp_path / "c.json").read_text())
+    stored = json.loads(result.save_json(tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
     assert stored == json.loads(json.dumps(result.to_dict()))
     assert [row["mode"] for row in stored["rows"]] == list(MODES)
     assert stored["rows"][0]["metrics"] == result.rows[0].metrics
@@ -286,6 +286,8 @@ def test_test_labels_are_checked_before_any_work(
         compare(network(), X, y, X_test, y_test[:-1], **SETTINGS)
     with pytest.raises(DataError, match="3 columns, the training labels 2"):
         compare(network(), X, np.eye(2)[y % 2], X_test, np.eye(3)[y_test % 3], **SETTINGS)
+    with pytest.raises(DataError, match="positive"):
+        compare(network(), X, np.eye(2)[y % 2], X_test, np.zeros((len(y_test), 2), int), **SETTINGS)
 
 
 def test_an_empty_comparison_says_so() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import PredefinedSplit
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
@@ -148,6 +149,17 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=f"checkpoint of another fit: .*{message}"):
             fit()
     classifier(tmp_path, verbose=True, cache="z0", mode="activation").fit(X, y)  # which change no result
+
+
+def test_splitters_are_told_apart_by_their_folds(tmp_path: Path) -> None:
+    X, y = data(1200)  # so many folds numpy's text of a splitter abbreviates
+    folds = np.arange(1200) % 3
+    other = folds.copy()
+    other[400:800] = folds[401:801]
+    classifier(tmp_path, mode="activation", cv=PredefinedSplit(folds)).fit(X, y)
+    classifier(tmp_path, mode="activation", cv=PredefinedSplit(folds)).fit(X, y)
+    with pytest.raises(ConfigurationError, match=r"checkpoint of another fit: .*cv "):
+        classifier(tmp_path, mode="activation", cv=PredefinedSplit(other)).fit(X, y)
 
 
 def test_damaged_and_impossible(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import gradfeat
-from gradfeat import GradientFeatureClassifier, compare, fitting
+from gradfeat import GradientFeatureClassifier, compare, convex, fitting
 from gradfeat.convex import choose
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
-from gradfeat.selection import COMMON, HEAVIER, STAGES, place_of_omega
+from gradfeat.selection import COMMON, HEAVIER, SPLITS, STAGES, place_of_omega
 
 
 class Block(nn.Module):
@@ -166,6 +166,27 @@ class Changing(Dataset[Any]):
         return self.pairs[i]
 
 
+def test_without_a_seed_all_depths_hold_out_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[list[int]] = []
+    hold_out_there = convex.hold_out
+
+    def recorded(*arguments: Any) -> Any:
+        seen, own = hold_out_there(*arguments)
+        held.append(own.tolist())
+        return seen, own
+
+    monkeypatch.setattr(convex, "hold_out", recorded)
+    depths = len(_fit(random_state=None).depths_)
+    splits = held[: depths * SPLITS]  # of the search; then those of the fit
+    assert depths >= 2
+    assert all(splits[i] == splits[i % SPLITS] for i in range(len(splits)))
+    assert splits[0] != splits[1]
+
+
 def test_samples_that_change_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="may change its samples: name θ₂"):
         GradientFeatureClassifier(_network(), theta2="search").fit(Changing(), None)
+    with pytest.raises(ConfigurationError, match="solver='subspace' needs samples that do not change"):
+        GradientFeatureClassifier(_network(), theta2="5", solver="subspace").fit(Changing(), None)
+    with pytest.raises(ConfigurationError, match="rounds are of the subspace solver"):
+        GradientFeatureClassifier(_network(), theta2="5", rounds="auto").fit(Changing(), None)

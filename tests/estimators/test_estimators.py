@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -260,6 +261,19 @@ def test_class_weight_moves_predictions(digits: tuple[np.ndarray, np.ndarray]) -
 def test_settings_have_an_effect(digits: tuple[np.ndarray, np.ndarray], change: dict[str, object]) -> None:
     name = "3.weight"
     assert not torch.allclose(fit(digits, **change).w2_[name], fit(digits).w2_[name], rtol=1e-3, atol=0)
+
+
+def test_a_network_in_half_precision_is_taken_in_single(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
+    X, y = digits[0].reshape(len(digits[0]), -1)[:120], digits[1][:120]
+    half = copy.deepcopy(network).bfloat16()
+    rounded = copy.deepcopy(half).float()
+    settings = {"theta2": "3", "penalty": 0.1, "random_state": 0}
+    found, expected = (GradientFeatureClassifier(net, **settings).fit(X, y) for net in (half, rounded))
+    np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(X), atol=1e-5)
+    assert next(half.parameters()).dtype == torch.bfloat16  # the user's own network stays as it is
+    assert found.merge(X, y).report.agreement > 0.3
 
 
 def test_bfloat16_is_close(digits: tuple[np.ndarray, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 import gradfeat.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
-from gradfeat.selection import choose_penalties
+from gradfeat.selection import SPLITS, choose_penalties
+from gradfeat.solvers.subspace import Penalties, Subspace
 
 
 def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +55,31 @@ def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(monkeypatch: py
     assert begun.solution_.passes < from_zero.solution_.passes
     # both end within the tolerance of the same minimum
     assert begun.solution_.objective[-1] == pytest.approx(from_zero.solution_.objective[-1], rel=0.02)
+
+
+def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, y = data()
+    used: list[tuple[Subspace, Penalties]] = []
+    solve = Subspace.solve
+
+    def recorded(self: Subspace, penalties: Penalties, **how: Any) -> Any:
+        used.append((self, penalties))
+        return solve(self, penalties, **how)
+
+    monkeypatch.setattr(Subspace, "solve", recorded)
+    choice = classifier().fit(X, y).choice_
+    last, penalties = used[-1]
+    assert len(last.seen) == len(X)
+    assert penalties.w2 * len(X) == pytest.approx(choice.w2 * choice.length)
+    splits = [own for own, _ in used if own is not last]
+    splits = [own for i, own in enumerate(splits) if own not in splits[:i]]
+    groups = [splits[i : i + SPLITS] for i in range(0, len(splits), SPLITS)]  # one of each ω̄
+    lengths = [np.mean([own.factors.trace for own in group]) for group in groups]
+    assert min(abs(np.array(lengths) / choice.length - 1)) < 1e-6
+    for group in groups:
+        assert len({own.unit * len(own.seen) for own in group}) == 1
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:
@@ -202,5 +229,7 @@ def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver() -> None
         GradientFeatureClassifier(backbone, metric="whitened", solver="dual", **settings).fit(X, y)
     with pytest.raises(ConfigurationError, match="metric='whitened' is of the subspace solver"):
         GradientFeatureClassifier(backbone, metric="whitened", epochs=1, random_state=0).fit(X, y)
+    with pytest.raises(ConfigurationError, match="rounds are of the subspace solver"):
+        GradientFeatureClassifier(backbone, rounds=2, epochs=1, random_state=0).fit(X, y)
     with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
         GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -308,6 +310,26 @@ def test_interruption_keeps_finished_iterations(monkeypatch: pytest.MonkeyPatch)
     assert len(solution.objective) == 3
     assert solution.reason == "interrupted after 3 iterations"
     assert point.objective == pytest.approx(solution.objective[-1], rel=1e-9)
+
+
+def test_interruption_within_a_pass_leaves_no_direction_without_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, omega = problem()
+    subspace = make(store, omega, CrossEntropy())
+    forward, calls = GradientFeatures.forward, {"n": 0}
+
+    def interrupted(self: GradientFeatures, *arguments: Any) -> torch.Tensor:
+        calls["n"] += 1
+        if calls["n"] == 3:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(GradientFeatures, "forward", interrupted)
+    point, solution = subspace.solve(PENALTIES, tolerance=0)
+    assert solution.interrupted
+    assert len(solution.objective) == 2
+    assert point.objective <= solution.objective[-1] * (1 + 1e-9)  # w₁ may have its third direction already
+    again, _ = subspace.solve(PENALTIES)
+    assert again.objective < point.objective
 
 
 def test_a_full_memory_joins_directions_and_still_converges(monkeypatch: pytest.MonkeyPatch) -> None:

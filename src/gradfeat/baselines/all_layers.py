@@ -216,7 +216,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "probe_"):
             raise NotFittedError("This AllLayersProbe instance is not fitted yet: call fit first.")
         f = (self._features(X).cpu()[:, self._kept] - self._mean[self._kept]) * self._scale[self._kept]
-        return (f @ self.probe_.omega + self.probe_.bias).double().numpy()
+        return (f.to(self.probe_.omega) @ self.probe_.omega + self.probe_.bias).double().numpy()
 
 
 def best_features(probe: Probe, fraction: float) -> Tensor:

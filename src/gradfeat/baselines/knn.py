@@ -71,6 +71,8 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):
             raise ConfigurationError(f"k must be 'auto' or a number of neighbours, not {self.k!r}")
         if not automatic and not 1 <= int(self.k) <= len(f):
             raise ConfigurationError(f"k must be from 1 to the {len(f)} training samples, not {self.k}")
+        if automatic and len(f) < 2:
+            raise DataError("k='auto' judges each sample by the others: one sample is too few, give k=1")
         self._labels = y if self._several else (y[:, None] == self.classes_).astype(float)
         self._index = sklearn.neighbors.NearestNeighbors(metric="cosine", algorithm="brute").fit(f)
         self.path_ = self._leave_one_out() if automatic else []

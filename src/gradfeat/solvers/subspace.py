@@ -177,9 +177,10 @@ class Subspace:
             return
         parts, _, _ = _orthonormal([direction], [[other] for other in self._w1])
         if parts:
+            logits = self.f.centred @ parts[0]  # first, so that Ctrl-C leaves no direction without its logits
             self._span = None
             self._w1.append(parts[0])
-            self._logits1.append(self.f.centred @ parts[0])
+            self._logits1.append(logits)
 
     def add_w2(self, direction: Weights) -> None:
         """Add a direction of w₂."""
@@ -187,10 +188,11 @@ class Subspace:
         known = [[other[name] for name in names] for other in self._w2]
         parts, _, _ = _orthonormal([direction[name] for name in names], known)
         if parts:
-            self._span = None
             new = dict(zip(names, parts, strict=True))
+            logits = self.features.forward(new, self._everything)
+            self._span = None
             self._w2.append(new)
-            self._logits2.append(self.features.forward(new, self._everything))
+            self._logits2.append(logits)
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
@@ -309,7 +311,6 @@ class Subspace:
 
     def _join(self, point: Combination) -> None:
         """Replace the directions of w₂ but the last few by the present solution."""
-        self._span = None
         names = list(self._w2[0])
         joined = self.w2(point)
         logits = torch.zeros_like(self._logits2[0])
@@ -319,16 +320,18 @@ class Subspace:
             (joined, logits),
             *zip(self._w2[-_KEPT:], self._logits2[-_KEPT:], strict=True),
         ]
-        self._w2, self._logits2 = [], []
+        directions: list[Weights] = []
+        logits2: list[Tensor] = []
         for direction, known in kept:
-            others = [[other[name] for name in names] for other in self._w2]
+            others = [[other[name] for name in names] for other in directions]
             parts, length, products = _orthonormal([direction[name] for name in names], others)
             if parts:
                 rest = known.clone()
-                for product, other in zip(products, self._logits2, strict=True):
+                for product, other in zip(products, logits2, strict=True):
                     rest.add_(other, alpha=-product)
-                self._w2.append(dict(zip(names, parts, strict=True)))
-                self._logits2.append(rest / length)
+                directions.append(dict(zip(names, parts, strict=True)))
+                logits2.append(rest / length)
+        self._span, self._w2, self._logits2 = None, directions, logits2
 
 
 def _shares(seen: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:
