@@ -47,7 +47,7 @@ def _data(n: int = 240) -> tuple[np.ndarray, np.ndarray]:
 
 def _fit(**options: Any) -> GradientFeatureClassifier:
     X, y = _data()
-    return GradientFeatureClassifier(_network(), random_state=0, **{"theta2": "search", **options}).fit(X, y)
+    return GradientFeatureClassifier(_network(), **{"theta2": "search", "random_state": 0, **options}).fit(X, y)
 
 
 def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
