@@ -280,7 +280,8 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
 
 def title_of(arguments: argparse.Namespace) -> str:
     """Return what a picture is of."""
-    return f"{arguments.data.name}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
+    labels = "" if arguments.labelled is None else f", {arguments.labelled:,} labels"
+    return f"{arguments.data.name}{labels}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
