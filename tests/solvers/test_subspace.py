@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
+from gradfeat.errors import ConvergenceError
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.solvers import kronecker
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
 from gradfeat.solvers.kronecker import estimate_factors
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
@@ -217,6 +219,26 @@ def test_map_and_transpose_are_adjoint() -> None:
     left = float((features.forward(w2, indices) * u).sum())
     assert left == pytest.approx(inner(w2, features.transpose(u, indices)), rel=1e-12)
     assert features.passes == pytest.approx(1)
+
+
+def test_a_decomposition_that_fails_in_single_precision_is_done_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    moments, eigh = f.T @ f, torch.linalg.eigh
+    failing = {torch.float32}
+
+    def decomposed(matrix: Tensor) -> Any:
+        if matrix.dtype in failing:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", decomposed)
+    values, vectors = kronecker._eigen(moments)
+    assert values.dtype == torch.float32
+    found = vectors @ values.diag() @ vectors.T * moments.diagonal().mean()
+    torch.testing.assert_close(found, moments, rtol=1e-4, atol=1e-4)
+    failing.add(torch.float64)
+    with pytest.raises(ConvergenceError, match="cannot be decomposed"):
+        kronecker._eigen(moments)
 
 
 def test_factors_invert_what_they_stand_for() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from gradfeat.errors import ConvergenceError
 from gradfeat.linearization.record import LayerCall
 from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights
@@ -138,5 +139,11 @@ def _moments(call: LayerCall, total: tuple[Tensor, Tensor] | None) -> tuple[Tens
 
 def _eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
     scale = float(moments.diagonal().mean()) or 1.0
-    values, vectors = torch.linalg.eigh(moments / scale)
+    try:
+        values, vectors = torch.linalg.eigh(moments / scale)
+    except torch.linalg.LinAlgError:  # in single precision it may not converge where the rank is low
+        try:
+            values, vectors = (part.to(moments) for part in torch.linalg.eigh(moments.double() / scale))
+        except torch.linalg.LinAlgError as error:
+            raise ConvergenceError("the second moments of the gradient features cannot be decomposed") from error
     return values.clamp_min(0), vectors
