@@ -141,8 +141,9 @@ class GradientFeatureEstimator(BaseEstimator):
         self.backbone_ = backbone
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
-        seed = self._seed()  # one for all depths of a search
-        if seed is None and self.theta2 in ("search", ["search"]):
+        search = self.theta2 in ("search", ["search"])
+        seed = self._seed()
+        if seed is None and search:  # all depths hold out the same samples
             seed = int(np.random.default_rng().integers(2**31 - 1))
         checkpoint = None
         if self.checkpoint is not None:
@@ -174,7 +175,6 @@ class GradientFeatureEstimator(BaseEstimator):
             )
 
         self.depths_: list[Depth] = []
-        search = self.theta2 in ("search", ["search"])
         self.modules_: Any = "auto" if search else self.theta2
         if not search or self.mode == "activation":
             return problem_of(self.modules_)
@@ -218,20 +218,16 @@ class GradientFeatureEstimator(BaseEstimator):
         if self.solver != "auto":
             return str(self.solver)
         by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
-        if by_schedule and mode in ("gradient", "full") and self.checkpoint is not None:
-            raise ConfigurationError(
-                "a checkpoint is of solver='subspace' or 'dual', which need samples that do not change, and neither "
-                "epochs nor clip_norm"
-            )
-        if by_schedule or mode not in ("gradient", "full"):
-            if self.metric != "plain" and mode in ("gradient", "full"):
+        if by_schedule:
+            asked = {
+                "a checkpoint is": self.checkpoint is not None,
+                "metric='whitened' is": self.metric != "plain",
+                "rounds are": self.rounds != 1 and mode == "full",
+            }
+            what = next((name for name, wanted in asked.items() if wanted), None)
+            if what is not None:
                 raise ConfigurationError(
-                    "metric='whitened' is of the subspace solver, which needs samples that do not change, and neither "
-                    "epochs nor clip_norm"
-                )
-            if self.rounds != 1 and mode == "full":
-                raise ConfigurationError(
-                    "rounds are of the subspace solver, which needs samples that do not change, and neither epochs nor "
+                    f"{what} of the subspace solver, which needs samples that do not change, and neither epochs nor "
                     "clip_norm; solver='subspace' takes epochs for fine-tuning alone"
                 )
             return "adam"
@@ -351,8 +347,9 @@ class GradientFeatureEstimator(BaseEstimator):
     def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
         """Return an ordinary network with θ₂ + w₂ and head w₁: no extra cost at inference.
 
-        For `activation` and `finetune` it predicts what the estimator does; for `full` it agrees to first order in w₂,
-        which may be far from agreeing: give held-out data, and look at its `report` before it is used.
+        For `activation` and `finetune` it predicts what the estimator does, for `full` to first order in w₂ where w₁ is
+        ω̄, as after rounds. With one linearization w₁ may be far from the ω̄ that w₂ was fitted through, and the merged
+        network far from the estimator: give held-out data, and look at its `report` before it is used.
 
         Args:
             X: Samples that the estimator was not fitted to.
