@@ -139,11 +139,10 @@ def _moments(call: LayerCall, total: tuple[Tensor, Tensor] | None) -> tuple[Tens
 
 def _eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
     scale = float(moments.diagonal().mean()) or 1.0
-    try:
-        values, vectors = torch.linalg.eigh(moments / scale)
-    except torch.linalg.LinAlgError:  # in single precision it may not converge where the rank is low
+    for dtype in (moments.dtype, torch.float64):  # in single precision it may not converge where the rank is low
         try:
-            values, vectors = (part.to(moments) for part in torch.linalg.eigh(moments.double() / scale))
-        except torch.linalg.LinAlgError as error:
-            raise ConvergenceError("the second moments of the gradient features cannot be decomposed") from error
-    return values.clamp_min(0), vectors
+            values, vectors = torch.linalg.eigh(moments.to(dtype) / scale)
+        except torch.linalg.LinAlgError:
+            continue
+        return values.clamp_min(0).to(moments), vectors.to(moments)
+    raise ConvergenceError("the second moments of the gradient features cannot be decomposed")
