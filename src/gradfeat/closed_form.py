@@ -86,7 +86,7 @@ def fit_closed_form(
         splits, _ = folds(samples.y[: samples.n].cpu(), problem.loss, SPLITS, random_state)
     if splits:
         choice = _choose(samples, splits, progress or Progress(False))
-        probes = samples.probes(torch.arange(len(samples.rows)), problem.probe.penalty)
+        probes = samples.probes(torch.arange(len(samples.rows)), lightest(problem.probe))
         probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
         if not choice.gradients:
             notes.append(f"{mode}: by leave-one-out no gradient term was better than the probe alone")
@@ -213,6 +213,7 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     held = [samples.versions(part) for _, part in splits]
     probes = [samples.probes(part, light) for part in seen]
     path: list[Tried] = []
+    lengths: dict[float, float] = {}  # by the penalty of ω̄, the mean over folds
     least = [math.inf]
     with progress.step("penalties") as done:
         for i, factor in enumerate(HEAVIER):
@@ -221,6 +222,7 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
             losses = np.zeros((len(heads), len(values)))
             for fold, (own, rows) in enumerate(zip(probes, held, strict=True)):
                 dual = samples.dual(own[i])
+                lengths[light * factor] = lengths.get(light * factor, 0.0) + dual.unit * samples.n / len(splits)
                 for j, head in enumerate(heads):
                     decomposed = dual.at(head)
                     losses[j] += [samples.loss(decomposed, value * dual.unit, rows) for value in values]
@@ -235,4 +237,4 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     best = min(path, key=lambda tried: tried.loss)  # among equals without the gradient term
     if not math.isfinite(best.loss):
         raise ConvergenceError(f"no leave-one-out loss of {samples.mode} is finite")
-    return Choice(best.omega, best.w1, best.w2, path, samples.passes)
+    return Choice(best.omega, best.w1, best.w2, path, samples.passes, lengths.get(best.omega, 1.0), [best.loss])

@@ -108,7 +108,7 @@ def fit_convex(
     if choice is not None:
         penalties = choice.penalties(problem.n)
     elif isinstance(penalty, str):
-        penalties = Penalties(problem.probe.penalty, subspace.unit * problem.views)
+        penalties = Penalties(problem.probe.penalty, subspace.length / problem.n)
     else:
         penalties = Penalties(*as_pair(penalty))
     if start is not None:

@@ -73,13 +73,12 @@ def fit_representer(
         probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
     with progress.step(mode):
         kernel = samples.kernel(probe)
-        start = samples.store.features.to(probe.omega) @ probe.omega + probe.bias
-        unit = curvature_unit(kernel, start, samples.y, problem.loss)
         if choice is not None:
             penalties = choice.penalties(samples.n)
             w1, w2 = penalties.w1, penalties.w2
         elif isinstance(penalty, str):
-            w1, w2 = probe.penalty, unit
+            start = samples.store.features.to(probe.omega) @ probe.omega + probe.bias
+            w1, w2 = probe.penalty, curvature_unit(kernel, start, samples.y, problem.loss)
         else:
             w1, w2 = as_pair(penalty)
         point = newton_dual(

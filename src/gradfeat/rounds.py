@@ -342,7 +342,7 @@ def _best_step(
             there = point.moved(*_weights(subspace, start))
             losses.append(_network_loss(problem, there, held))
             if losses[-1] == min(losses) and (best is None or losses[-1] < best[0].loss):
-                best = Step(head, light * subspace.unit * len(subspace.seen), iterations, losses[-1]), there
+                best = Step(head, light * subspace.length, iterations, losses[-1]), there
             if not math.isfinite(losses[-1]) or (len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]):
                 break
         if best is not None and best[0].w1 != head:  # no better with a lighter penalty of w₁
@@ -377,8 +377,8 @@ def _choose_last(
                 continue  # one direction may be too few
             break
         j, k = divmod(int(losses.argmin()), len(GRID))
-        light = GRID[k] * subspace.unit * len(views)
-        rounds.last, rounds.last_loss, rounds.stages = (heads[j], light), float(losses.min()), stages
+        rounds.last, rounds.last_loss = (heads[j], GRID[k] * subspace.length), float(losses.min())
+        rounds.stages = stages
         found = subspace.minimum(Penalties(heads[j], GRID[k] * subspace.unit))
         rounds.point = rounds.point.with_weights(*_weights(subspace, found))
     rounds.passes += subspace.features.passes * len(rows) / len(problem.store)

@@ -269,7 +269,7 @@ def choose_penalties(
                 problems = path.begun(i)
                 losses = path.losses(problems)
                 w2 = path.mean_w2(problems, losses)
-                lengths[i] = _length(problems[0])
+                lengths[i] = problems[0].length
                 values = {"passes": path.passes - before, "length": lengths[i]}
                 tensors = {"losses": torch.from_numpy(losses), **named_w2(w2)}
                 keep_part(checkpoint, name, Part(values, tensors), generator)
@@ -311,11 +311,6 @@ def choose_penalties(
 def least_mean(losses: np.ndarray) -> float:
     """Return the least mean over splits of some losses, (splits, λ₁, λ₂)."""
     return float(losses.mean(0).min())
-
-
-def _length(subspace: Subspace) -> float:
-    """Return the mean squared length of gradient features that is the unit of a problem's λ₂."""
-    return subspace.unit * len(subspace.seen)
 
 
 @dataclass
@@ -372,9 +367,9 @@ class _Path:
             self.activations[split] = subspace.f
             self.passes += subspace.features.passes * len(rows) / len(self.store)
             problems.append(subspace)
-        length = sum(map(_length, problems)) / len(problems)
+        length = sum(subspace.length for subspace in problems) / len(problems)
         for subspace in problems:  # so that a place of the grid means the same in all splits
-            subspace.unit = length / len(subspace.seen)
+            subspace.length = length
         self.grow(problems, *self.stages)
         return problems
 

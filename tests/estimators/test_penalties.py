@@ -79,7 +79,7 @@ def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_s
     lengths = [np.mean([own.factors.trace for own in group]) for group in groups]
     assert min(abs(np.array(lengths) / choice.length - 1)) < 1e-6
     for group in groups:
-        assert len({own.unit * len(own.seen) for own in group}) == 1
+        assert len({own.length for own in group}) == 1
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:

@@ -123,7 +123,8 @@ class Subspace:
             (`KroneckerFactors.whitened`).
 
     Attributes:
-        unit: Unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over m.
+        length: The mean squared length of a sample's gradient features, weighed by the curvature, as the factors have
+            it. An estimate: problems that share penalties are given one.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Subspace:
         if self._fixed:
             turn, self.factors = self.factors.whitened()
             self.features = features.turned(turn)
-        self.unit = max(self.factors.trace, 1e-30) / len(seen)
+        self.length = max(self.factors.trace, 1e-30)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         free = available_memory(features.linearization.device)
         self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, free // (16 * parameters))))
@@ -160,6 +161,11 @@ class Subspace:
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
         self._span: Span | None = None  # of the directions so far
+
+    @property
+    def unit(self) -> float:
+        """The unit of λ₂: `length` over m."""
+        return self.length / len(self.seen)
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
