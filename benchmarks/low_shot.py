@@ -5,7 +5,7 @@
 Of data with several labels each sample, k positive and (c - 1) k negative labels of each class are drawn, as for the
 VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean average precision, 11-point.
 
-Models: the probe, `gradient`, `full`, the network with `full`'s w₂ merged into it, `full` with rounds, and fine-tuning
+Models: the probe, `gradient`, `full`, the network that `full` is merged into, `full` with rounds, and fine-tuning
 of the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are
 chosen on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit. Writes
 a table, a JSON file and a picture.
@@ -26,6 +26,7 @@ from gradfeat.convex import fit_convex
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, fit_mode, new_model
+from gradfeat.merge import fit_head
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 
@@ -56,10 +57,15 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
 
 
 def merged(problem: Problem, full: Fit) -> Fit:
-    """Return the network itself at θ̄₂ + w₂, with the head w₁, as a model."""
+    """Return the merged network of `full`, as a model."""
+    begun = time.perf_counter()
+    head = fit_head(full.model, problem.store, random_state=0)
+    if head is None:
+        raise ConvergenceError("the moved network is not finite")
     model = new_model(problem, "finetune", "standard")
-    model.set_weights(w1=full.model.w1, b=full.model.b, w2=full.model.w2)
-    return replace(full, model=model)
+    w2 = {name: head.step * value for name, value in full.model.w2.items()}
+    model.set_weights(w1=head.weight, b=head.bias, w2=w2)
+    return replace(full, model=model, seconds=full.seconds + time.perf_counter() - begun)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, float, float]]]]:

@@ -23,12 +23,13 @@ from gradfeat._version import __version__
 from gradfeat.backbones import Backbone, difference, resolve, summary
 from gradfeat.errors import AdapterError, BackboneError, ConfigurationError, GradfeatError
 from gradfeat.losses import loss_for
+from gradfeat.merge import MergedHead
 from gradfeat.solvers.probe import Probe
 
 if TYPE_CHECKING:
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no head of the merged network
 _KEY = "gradfeat_model"  # an encoder file, of gradfeat.pretrain, has the key "gradfeat"
 _SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss", "rounds", "augment")
 _OPTIONAL = ("class_names_", "feature_names_in_", "n_features_in_", "_one_output")
@@ -47,6 +48,7 @@ _DESCRIPTION: dict[str, type | tuple[type, ...]] = {
     "backbone": dict,
     "preprocessing": (dict, type(None)),
     "probe": dict,
+    "merged_head": (dict, type(None)),
 }
 
 
@@ -65,11 +67,13 @@ def save(estimator: Any, path: str | Path) -> Path:
         ConfigurationError: The classes are Python objects other than strings.
     """
     path = Path(path).expanduser()
+    head = estimator.merged_head_
     tensors = {
         "omega": estimator.omega_,
         "w1": estimator.w1_,
         "b": estimator.b_,
         "probe_bias": estimator.probe_.bias.cpu(),
+        **({} if head is None else {"head/weight": head.weight.cpu(), "head/bias": head.bias.cpu()}),
         **{f"w2/{name}": value for name, value in estimator.w2_.items()},
         **{f"theta2/{name}": value for name, value in (estimator.theta2_ or {}).items()},
     }
@@ -137,6 +141,10 @@ def load(
         estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
         moved = about["moved"]
         estimator.theta2_ = {name: tensors[f"theta2/{name}"] for name in about["theta2_names"]} if moved else None
+        head = about.get("merged_head")
+        estimator.merged_head_ = (
+            None if head is None else MergedHead(weight=tensors["head/weight"], bias=tensors["head/bias"], **head)
+        )
         estimator.probe_ = Probe(omega=tensors["omega"], bias=tensors["probe_bias"], **about["probe"])
         if about["classes"] is not None:
             estimator.classes_ = _classes_from_json(about["classes"])
@@ -191,6 +199,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has format {version}, written by gradfeat {about.get('gradfeat_version')}; this version reads up "
             f"to {FORMAT_VERSION}: upgrade gradfeat"
         )
+    if version < 2:
+        about.setdefault("merged_head", None)
     wrong = [name for name, kind in _DESCRIPTION.items() if not isinstance(about.get(name, ...), kind)]
     if wrong:
         raise AdapterError(f"{path}: its description is damaged: {', '.join(wrong)} missing or of another type")
@@ -201,6 +211,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _describe(estimator: Any) -> dict[str, Any]:
     """Return all that is no tensor, as JSON."""
     backbone: Backbone = estimator.backbone_
+    head = estimator.merged_head_
     probe = {field.name: getattr(estimator.probe_, field.name) for field in dataclasses.fields(Probe)}
     return {
         "format_version": FORMAT_VERSION,
@@ -214,6 +225,7 @@ def _describe(estimator: Any) -> dict[str, Any]:
         "fitted": {name: _plain(getattr(estimator, name)) for name in _OPTIONAL if hasattr(estimator, name)},
         "theta2_names": list(estimator.w2_),
         "moved": estimator.theta2_ is not None,
+        "merged_head": None if head is None else {"step": head.step, "error": head.error},
         "example": {
             "shape": list(estimator.example_.shape),
             "dtype": str(estimator.example_.dtype).removeprefix("torch."),
@@ -280,13 +292,18 @@ def _check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]
     names = {"omega", "w1", "b", "probe_bias", *(f"w2/{name}" for name in about["theta2_names"])}
     if about["moved"]:
         names |= {f"theta2/{name}" for name in about["theta2_names"]}
+    merged = about.get("merged_head") is not None
+    if merged:
+        names |= {"head/weight", "head/bias"}
     if names != set(tensors):
         raise AdapterError(f"{path}: tensors are missing or unknown: {', '.join(sorted(names ^ set(tensors)))}")
     shape = tuple(tensors["omega"].shape)
     outputs = shape[-1:]
-    fits = tensors["w1"].shape == shape and tensors["b"].shape == outputs and tensors["probe_bias"].shape == outputs
-    if len(shape) != 2 or not fits:
-        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in ("omega", "w1", "b", "probe_bias"))
+    expected = {"w1": shape, "b": outputs, "probe_bias": outputs}
+    if merged:
+        expected |= {"head/weight": shape, "head/bias": outputs}
+    if len(shape) != 2 or any(tensors[name].shape != own for name, own in expected.items()):
+        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in ("omega", *expected))
         raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {shapes}")
 
 

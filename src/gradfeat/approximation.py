@@ -13,6 +13,7 @@ from torch import Tensor
 from gradfeat.cache import SampleStore
 from gradfeat.evaluation import agreement
 from gradfeat.losses import Loss
+from gradfeat.merge import MergedHead
 from gradfeat.model import GradientFeatureModel
 
 RADII = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
@@ -29,14 +30,15 @@ class Approximation:
             where the second order rules, and 0 for a network that is linear in θ₂.
         w2_norm: ‖w₂‖.
         theta2_norm: ‖θ̄₂‖.
-        merged_agreement: Share of equal decisions of the linear model and the merged network (see `agreement`).
+        merged_agreement: Share of equal decisions of the linear model and the merged network (see `agreement`); None if
+            there is none.
         finetune_agreement: The same with fine-tuning; None if it was not fitted.
     """
 
     remainder: list[tuple[float, float]]
     w2_norm: float
     theta2_norm: float
-    merged_agreement: float
+    merged_agreement: float | None
     finetune_agreement: float | None = None
 
     def __str__(self) -> str:
@@ -44,12 +46,11 @@ class Approximation:
         text = (
             f"‖w₂‖ is {relative:.2g} of ‖θ̄₂‖; the network differs from its linearization by "
             f"{100 * self.remainder[0][1]:.0f} % of the step at {self.remainder[0][0]:g} of w₂ and by "
-            f"{100 * self.remainder[-1][1]:.0f} % at all of it; the merged network agrees with `full` in "
-            f"{100 * self.merged_agreement:.1f} % of decisions"
+            f"{100 * self.remainder[-1][1]:.0f} % at all of it"
         )
-        if self.finetune_agreement is not None:
-            text += f", fine-tuning in {100 * self.finetune_agreement:.1f} %"
-        return text
+        shares = {"the merged network": self.merged_agreement, "fine-tuning": self.finetune_agreement}
+        known = [f"{name} in {100 * share:.1f} %" for name, share in shares.items() if share is not None]
+        return f"{text}; of decisions agree with `full`: {', '.join(known)}" if known else text
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers, for JSON."""
@@ -57,7 +58,13 @@ class Approximation:
 
 
 def approximation(
-    model: GradientFeatureModel, store: SampleStore, loss: Loss, *, radii: Sequence[float] = RADII, batch_size: int = 64
+    model: GradientFeatureModel,
+    store: SampleStore,
+    loss: Loss,
+    *,
+    head: MergedHead | None = None,
+    radii: Sequence[float] = RADII,
+    batch_size: int = 64,
 ) -> Approximation:
     """Compare the linear model with the network that it linearizes.
 
@@ -65,6 +72,7 @@ def approximation(
         model: Of mode "full".
         store: Samples that it was not fitted to.
         loss: The task's loss.
+        head: Of the merged network; None if there is none.
         radii: Shares of w₂.
         batch_size: Samples at a time.
     """
@@ -83,21 +91,15 @@ def approximation(
                 remainder = (there - f.to(omega)) @ omega - r * step
                 wrong[i] += float(remainder.double().square().sum())
             linear.append(model.logits(f, residuals))
-            merged.append(network_logits(model, z0))
+            if head is not None:
+                merged.append(head.logits(model, z0))
     errors = [math.sqrt(error / (r * r * length)) if length else 0.0 for r, error in zip(radii, wrong, strict=True)]
     return Approximation(
         list(zip(radii, errors, strict=True)),
         _norm(w2),
         _norm(lin.theta2),
-        agreement(torch.cat(linear), torch.cat(merged), loss),
+        agreement(torch.cat(linear), torch.cat(merged), loss) if merged else None,
     )
-
-
-def network_logits(model: GradientFeatureModel, z0: Any) -> Tensor:
-    """Return the logits of the merged network, ``w₁ᵀ f(x; θ̄₂ + w₂) + b``, (n, c)."""
-    lin = model.linearization
-    moved = {name: value + model.w2[name].to(value) for name, value in lin.theta2.items()}
-    return lin.network(moved, z0).to(model.w1) @ model.w1 + model.b
 
 
 def _norm(values: dict[str, Tensor]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from gradfeat.fitting import (
 )
 from gradfeat.linearization import Linearization
 from gradfeat.losses import Loss, Quadratic
-from gradfeat.merge import MergedNetwork, merge, report_on
+from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.representer import fit_representer
@@ -290,6 +291,14 @@ class GradientFeatureEstimator(BaseEstimator):
         theta2 = fit.model.linearization.theta2
         self.theta2_ = {name: value.detach().cpu().clone() for name, value in theta2.items()} if moved else None
         self.n_iter_ = len(fit.history.loss) if fit.history is not None else 1
+        self.merged_head_: MergedHead | None = None
+        start = time.perf_counter()
+        try:
+            with Progress(self.verbose).step("head of the merged network"):
+                self.merged_head_ = fit_head(fit.model, problem.store, random_state=self._seed())
+        except KeyboardInterrupt:  # the model itself is complete
+            warnings.warn("interrupted: there is no head for merge()", GradfeatWarning, stacklevel=4)
+        self.seconds_["merged head"] = time.perf_counter() - start
 
     # ---- what a fitted estimator does -------------------------------------------------------------------------------
 
@@ -345,11 +354,12 @@ class GradientFeatureEstimator(BaseEstimator):
         return save(self, path)
 
     def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
-        """Return an ordinary network with θ₂ + w₂ and head w₁: no extra cost at inference.
+        """Return an ordinary network with θ₂ + w₂ and a linear head: no extra cost at inference.
 
-        For `activation` and `finetune` it predicts what the estimator does, for `full` to first order in w₂ where w₁ is
-        ω̄, as after rounds. With one linearization w₁ may be far from the ω̄ that w₂ was fitted through, and the merged
-        network far from the estimator: give held-out data, and look at its `report` before it is used.
+        For `activation` and `finetune` it predicts what the estimator does. For `gradient` and `full` it is a network
+        near the linear model: θ̄₂ moves by w₂, or by a share of it where the network is far from its linearization
+        there, and the head is fitted, at the end of `fit`, to the linear model's logits of the training samples (see
+        `gradfeat.merge`). Give held-out data, and look at its `report` before it is used.
 
         Args:
             X: Samples that the estimator was not fitted to.
@@ -359,10 +369,17 @@ class GradientFeatureEstimator(BaseEstimator):
             The network; with X, its `report` says how far it is from the linear model.
 
         Raises:
-            ConfigurationError: `gradient` has no network with its predictions, since it lacks the term w₁ᵀf.
+            ConvergenceError: The network's outputs for X are not finite.
+            ConfigurationError: The model has no head for it: it is of an older file, its fit was interrupted, or the
+                moved network was not finite.
         """
         model = self._fitted_model()
-        network = merge(self.backbone_, model)
+        if self.merged_head_ is None:
+            raise ConfigurationError(
+                "this model has no head for a merged network: it was saved by an older version, interrupted, or the "
+                "moved network's features were not finite; fit it again, or use the linear model itself"
+            )
+        network = merge(self.backbone_, model, self.merged_head_)
         if X is not None:
             linear, samples = self._logits(X), self._read_X(X, reset=False)
             inputs = samples if isinstance(samples, Inputs) else Inputs(samples, self.backbone_.preprocessing)
@@ -371,7 +388,8 @@ class GradientFeatureEstimator(BaseEstimator):
                 labels = np.asarray(labels_of(samples, y, self))
                 truth = read_truth(labels, self.loss_.task, getattr(self, "classes_", None))
                 check_lengths(samples, truth)
-            network.report = report_on(network, linear, inputs, self.loss_, truth, self.batch_size)
+            step = self.merged_head_.step
+            network.report = report_on(network, linear, inputs, self.loss_, truth, self.batch_size, step)
         return network
 
     def __getstate__(self) -> dict[str, Any]:

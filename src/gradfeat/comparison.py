@@ -294,7 +294,8 @@ def compare(
     if "full" in outputs:
         full = fitted["full"]._fitted_model()
         try:
-            found = approximation(full, store_of(full, store), loss, batch_size=base.batch_size)
+            head = fitted["full"].merged_head_
+            found = approximation(full, store_of(full, store), loss, head=head, batch_size=base.batch_size)
         except KeyboardInterrupt:
             notes.append("interrupted while the approximation was measured: the models are complete")
         if found is not None and "finetune" in outputs:

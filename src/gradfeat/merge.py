@@ -1,4 +1,9 @@
-"""Merging: a fitted model as an ordinary network with θ₂ + w₂ and head w₁."""
+"""Merging: a fitted model as an ordinary network with θ₂ + w₂ and a head of its own.
+
+With the head w₁ the network would be the linear model to first order only where w₁ is ω̄, and the penalties make w₁
+many times smaller, or larger, than the ω̄ that w₂ was fitted through. So the head is fitted as well: by ridge
+regression of the linear model's logits on the moved network's features, of the training samples without their labels.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,122 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import ShuffleSplit
 from torch import Tensor, nn
 
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.errors import ConvergenceError
 from gradfeat.evaluation import agreement, metrics_of
+from gradfeat.fitting import store_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
-from gradfeat.losses import Loss
+from gradfeat.losses import Loss, Squared
 from gradfeat.model import GradientFeatureModel
+from gradfeat.solvers.probe import fit_probe
 
 if TYPE_CHECKING:
     from gradfeat.backbones import Backbone
+    from gradfeat.cache import SampleStore
+
+STEPS = (1.0, 0.5, 0.25, 0.125)
+"""Shares of w₂ by which θ̄₂ may move, tried from the longest on."""
+
+CLOSE = 0.1
+"""Error (see `MergedHead`) with which a step is taken, and no shorter one is tried."""
+
+MOST_SAMPLES = 10_000
+"""Samples that a head is fitted to at most."""
+
+ONE_PART_FROM = 500
+"""From this number of samples on, the ridge penalty is chosen on one held-out fifth of them, else on five."""
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class MergedHead:
+    """How far θ̄₂ moves in the merged network, and its head.
+
+    Attributes:
+        step: r, the share of w₂.
+        weight: (d, c).
+        bias: (c,).
+        error: Squared error of its logits as a share of the variance of the linear model's, on training samples that
+            the head was not fitted to; 0 where the two are one model, None where samples are too few to tell.
+    """
+
+    step: float
+    weight: Tensor
+    bias: Tensor
+    error: float | None
+
+    def moved(self, model: GradientFeatureModel) -> dict[str, Tensor]:
+        """Return θ̄₂ + r w₂."""
+        return _moved(model, self.step)
+
+    def logits(self, model: GradientFeatureModel, z0: Any) -> Tensor:
+        """Return the merged network's logits from the bottom's output, (n, c)."""
+        f = model.linearization.network(self.moved(model), z0)
+        return f.to(model.w1) @ self.weight.to(model.w1) + self.bias.to(model.w1)
+
+
+def fit_head(model: GradientFeatureModel, store: SampleStore, *, random_state: int | None = None) -> MergedHead | None:
+    """Return the step and the head with which the moved network is nearest to a linear model.
+
+    The longest of `STEPS` is taken whose error is at most `CLOSE`; where there is none, that with the least error.
+    A model of mode `activation` or `finetune`, or without w₂, is a network already.
+
+    Args:
+        model: The fitted model.
+        store: The samples that it was fitted to; up to `MOST_SAMPLES` of them are used.
+        random_state: Seed of which, and of the folds that choose the ridge penalty.
+
+    Returns:
+        The step and the head; None where the moved network's features are finite at no step.
+    """
+    if model.mode in ("activation", "finetune") or not any(bool(value.any()) for value in model.w2.values()):
+        weight = torch.zeros_like(model.w1) if model.mode == "gradient" else model.w1.detach().clone()
+        return MergedHead(1.0, weight.cpu(), model.b.detach().clone().cpu(), 0.0)
+    if len(store) > MOST_SAMPLES:
+        picked = np.random.RandomState(random_state).permutation(len(store))[:MOST_SAMPLES]
+        store = store.rows(torch.from_numpy(np.sort(picked)))
+    store = store_of(model, store)
+    cv: Any = 5
+    if len(store) >= ONE_PART_FROM:
+        cv = ShuffleSplit(1, test_size=0.2, random_state=random_state)
+    best: MergedHead | None = None
+    for step in STEPS:
+        f, logits = _pairs(model, store, step)
+        try:
+            ridge = fit_probe(f, logits, Squared(), cv=cv, random_state=random_state)
+        except ConvergenceError:
+            continue
+        spread = float(Squared().value(logits.mean(0).expand_as(logits), logits))
+        error = min(loss for _, loss, _ in ridge.path) / spread if ridge.path and spread else None
+        head = MergedHead(step, ridge.omega.cpu(), ridge.bias.cpu(), error)
+        if error is None or error <= CLOSE:
+            return head
+        if best is None or best.error is None or error < best.error:
+            best = head
+    return best
+
+
+def _pairs(model: GradientFeatureModel, store: SampleStore, step: float) -> tuple[Tensor, Tensor]:
+    """Return f(x; θ̄₂ + r w₂), (n, d), and the linear model's logits, (n, c), of the same samples."""
+    lin, moved = model.linearization, _moved(model, step)
+    features, logits = [], []
+    with torch.no_grad():
+        for batch in torch.arange(len(store)).split(_BATCH):
+            z0 = store.z0(batch)
+            features.append(lin.network(moved, z0).to(model.w1))
+            # samples that change are drawn once for both
+            logits.append(model.logits(*(lin.primal(z0) if store.inputs.random else store.primal(batch))))
+    return torch.cat(features), torch.cat(logits)
+
+
+def _moved(model: GradientFeatureModel, step: float) -> dict[str, Tensor]:
+    w2 = model.w2
+    return {name: value + step * w2[name].detach().to(value) for name, value in model.linearization.theta2.items()}
 
 
 @dataclass(frozen=True)
@@ -30,14 +139,18 @@ class MergeReport:
         agreement: Share of equal decisions (see `gradfeat.evaluation.agreement`).
         linear: Metrics of the linear model, by name; empty without labels.
         merged: Metrics of the merged network.
+        step: Share of w₂ by which the network was moved.
     """
 
     agreement: float
     linear: dict[str, float]
     merged: dict[str, float]
+    step: float = 1.0
 
     def __str__(self) -> str:
         text = f"the merged network agrees with the linear model in {100 * self.agreement:.1f} % of decisions"
+        if self.step != 1:
+            text += f" (moved by {self.step:g} of w₂: at all of it the network is too far from its linearization)"
         both = [f"{name} {self.linear[name]:.4g} -> {self.merged[name]:.4g}" for name in self.linear]
         return "; ".join([text, *both])
 
@@ -68,36 +181,33 @@ class MergedNetwork(nn.Module):
         return self.head(self._extract((x,), {}))
 
 
-def merge(backbone: Backbone, model: GradientFeatureModel) -> MergedNetwork:
-    """Return a copy of the network with θ̄₂ + w₂ in place of θ̄₂, and w₁, b as its head.
+def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -> MergedNetwork:
+    """Return a copy of the network with θ̄₂ + r w₂ in place of θ̄₂, and a head.
 
     A change of a folded weight is written back into the layer and its batch norm, so that the architecture stays as
     it was.
 
-    Raises:
-        ConfigurationError: The model is of mode `gradient`, which no network computes.
+    Args:
+        backbone: The network that the model linearizes.
+        model: The fitted model.
+        merged: Its r and head, from `fit_head`.
     """
-    if model.mode == "gradient":
-        raise ConfigurationError(
-            "a model of mode 'gradient' has no merged network: it lacks the term w₁ᵀf; fit mode='full'"
-        )
     network = copy.deepcopy(backbone.network)
     state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     with torch.no_grad():
-        for name, value in merged_values(model.linearization, model.w2).items():
+        for name, value in original_values(model.linearization, merged.moved(model)).items():
             state[name].copy_(value)
     some = next(value for value in state.values() if value.is_floating_point())
-    d, c = model.w1.shape
+    d, c = merged.weight.shape
     head = nn.Linear(d, c, device=some.device, dtype=some.dtype)
     with torch.no_grad():
-        head.weight.copy_(model.w1.T)
-        head.bias.copy_(model.b)
+        head.weight.copy_(merged.weight.T)
+        head.bias.copy_(merged.bias)
     return MergedNetwork(network, backbone.features, head).eval()
 
 
-def merged_values(linearization: Linearization, w2: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return new values, by the network's own names, under which it computes f(x; θ̄₂ + w₂)."""
-    moved = {name: value + w2[name].to(value) for name, value in linearization.theta2.items()}
+def original_values(linearization: Linearization, moved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return values, by the network's own names, with which it computes f(x; θ₂) at another θ₂."""
     values = dict(moved)
     original = linearization.original
     for folding in linearization.foldings:
@@ -117,6 +227,7 @@ def report_on(
     loss: Loss,
     truth: np.ndarray | None,
     batch_size: int,
+    step: float = 1.0,
 ) -> MergeReport:
     """Compare a merged network with the linear model on some samples.
 
@@ -127,6 +238,7 @@ def report_on(
         loss: The task's loss.
         truth: Their labels, for the metrics of both; or None.
         batch_size: Samples at a time.
+        step: Share of w₂ by which the network was moved.
 
     Raises:
         ConvergenceError: The network's outputs are not finite.
@@ -141,7 +253,7 @@ def report_on(
     merged = torch.cat(rows)
     if not bool(torch.isfinite(merged).all()):
         raise ConvergenceError("the merged network's outputs are not finite: use the linear model")
-    metrics: list[dict[str, float]] = [{}, {}]
+    both: list[dict[str, float]] = [{}, {}]
     if truth is not None:
-        metrics = [metrics_of(loss, logits.double().numpy(), truth) for logits in (linear, merged)]
-    return MergeReport(agreement(linear, merged.to(linear), loss), *metrics)
+        both = [metrics_of(loss, logits.double().numpy(), truth) for logits in (linear, merged)]
+    return MergeReport(agreement(linear, merged.to(linear), loss), both[0], both[1], step)

@@ -170,6 +170,29 @@ def test_float64(X: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(after.decision_function(X), before.decision_function(X), rtol=1e-12, atol=1e-12)
 
 
+def test_a_loaded_model_merges_as_the_fitted_one(saved: Path, X: np.ndarray, y: np.ndarray) -> None:
+    before, after = fitted(X, y), gradfeat.load(saved, backbone=network())
+    x = torch.from_numpy(X)
+    torch.testing.assert_close(after.merge()(x), before.merge()(x))
+    assert after.merged_head_.step == before.merged_head_.step
+    assert after.merged_head_.error == before.merged_head_.error
+
+
+def test_a_file_of_the_first_format_has_no_merged_network(saved: Path, X: np.ndarray, tmp_path: Path) -> None:
+    def first(about: dict[str, Any]) -> None:
+        del about["merged_head"]
+        about["format_version"] = 1
+
+    def without_head(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["head/weight"], tensors["head/bias"]
+
+    path = rewritten(saved, tmp_path / "m.safetensors", first, without_head)
+    old = gradfeat.load(path, backbone=network())
+    np.testing.assert_array_equal(old.predict(X), gradfeat.load(saved, backbone=network()).predict(X))
+    with pytest.raises(ConfigurationError, match="older version"):
+        old.merge()
+
+
 # ---- what is in the file ------------------------------------------------------------------------
 
 
@@ -179,7 +202,7 @@ def test_the_file_holds_tensors_and_json_and_nothing_else(saved: Path) -> None:
         names = set(file.keys())
     assert set(metadata) == {"gradfeat_model"}
     about = json.loads(metadata["gradfeat_model"])
-    assert names == {"omega", "w1", "b", "probe_bias", "w2/2.weight", "w2/2.bias"}
+    assert names == {"omega", "w1", "b", "probe_bias", "w2/2.weight", "w2/2.bias", "head/weight", "head/bias"}
     assert about["theta2_names"] == ["2.weight", "2.bias"]
     assert about["format_version"] == adapter.FORMAT_VERSION
     assert about["backbone"]["summary"]["n_parameters"] == sum(p.numel() for p in network().parameters())

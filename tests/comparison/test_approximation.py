@@ -13,6 +13,7 @@ from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.evaluation import agreement
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared
+from gradfeat.merge import MergedHead
 from gradfeat.model import GradientFeatureModel
 
 X = np.random.default_rng(0).normal(size=(30, 4))
@@ -33,7 +34,8 @@ def model_of(network: nn.Module, size: float) -> tuple[GradientFeatureModel, Sam
 
 def test_network_linear_in_theta2_has_no_remainder_and_merges_exactly() -> None:
     model, store = model_of(nn.Sequential(nn.Linear(4, 5)), 1.0)
-    found = approximation(model, store, CrossEntropy())
+    assert approximation(model, store, CrossEntropy()).merged_agreement is None
+    found = approximation(model, store, CrossEntropy(), head=MergedHead(1.0, model.w1, model.b, None))
     assert max(error for _, error in found.remainder) < 1e-12
     assert found.merged_agreement == 1
     length = torch.cat([value.flatten() for value in model.w2.values()]).norm().detach()

@@ -15,6 +15,7 @@ from benchmarks.lora import LowRank, fit_lora
 
 from gradfeat.convex import fit_convex
 from gradfeat.fitting import Problem, loss_at, new_model
+from gradfeat.merge import fit_head
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
@@ -77,10 +78,11 @@ def test_judge_tells_the_calibration_error(arguments: argparse.Namespace) -> Non
 def test_merged_is_the_network_at_the_moved_weights(problem: Problem) -> None:
     full = low_shot.fit(problem, "full", 1)
     merged = low_shot.merged(problem, full)
-    moved = {name: value + full.model.w2[name] for name, value in problem.linearization.theta2.items()}
+    head = fit_head(full.model, problem.store, random_state=0)
+    moved = {name: value + head.step * full.model.w2[name] for name, value in problem.linearization.theta2.items()}
     f = problem.linearization.network(moved, problem.store.z0(torch.arange(problem.n)))
     found = merged.model.finetuned(problem.store.z0(torch.arange(problem.n)))
-    torch.testing.assert_close(found, f @ full.model.w1 + full.model.b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, f @ head.weight + head.bias, rtol=1e-5, atol=1e-5)
     assert any(value.any() for value in full.model.w2.values())
 
 

@@ -90,8 +90,9 @@ def test_merged_network_has_the_parameters_where_the_rounds_end() -> None:
     assert model.theta2_ is not None
     network, x = model.merge(), torch.from_numpy(X[:10])
     lin = model.linearization_
-    moved = {name: value + model.w2_[name] for name, value in model.theta2_.items()}
-    expected = lin.network(moved, lin.bottom(x)) @ model.w1_ + model.b_
+    head = model.merged_head_
+    moved = {name: value + head.step * model.w2_[name] for name, value in model.theta2_.items()}
+    expected = lin.network(moved, lin.bottom(x)) @ head.weight + head.bias
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
     assert {name for name, _ in network.backbone.named_parameters()} == dict(convolutions().named_parameters()).keys()
 

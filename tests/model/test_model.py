@@ -12,7 +12,7 @@ from gradfeat.cache import SampleStore, available_memory, choose_level
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import fit_mode, prepare
 from gradfeat.losses import CrossEntropy
-from gradfeat.merge import merge
+from gradfeat.merge import CLOSE, STEPS, fit_head, merge
 from gradfeat.solvers.schedule import paper_schedule
 
 
@@ -208,30 +208,93 @@ def test_merged_network_is_the_finetuned_one(variant: dict[str, bool]) -> None:
     lin = linearize(network, X, ["3", "6"])
     model = GradientFeatureModel(lin, torch.randn(5, 3, dtype=torch.float64), mode="finetune")
     random_weights(model)
-    merged = merge(backbone, model).double()
+    merged = merge(backbone, model, fit_head(model, SampleStore(lin, Samples(X)))).double()
     torch.testing.assert_close(merged(X), model(X), rtol=1e-6, atol=1e-6)  # the head is a float32 layer
     assert merged.backbone.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_merged_network_agrees_with_full_to_first_order() -> None:
+def linear_in_theta2() -> tuple[GradientFeatureModel, SampleStore]:
+    """Return a model of a network that is linear in θ₂, so that f(x; θ̄₂ + w₂) = f(x) + J(x) w₂."""
+    torch.manual_seed(1)
+    lin = linearize(nn.Sequential(nn.Tanh(), nn.Linear(4, 6)).double(), torch.randn(3, 4).double(), ["1"])
+    store = SampleStore(lin, Samples(torch.randn(60, 4, dtype=torch.float64)))
+    omega = torch.randn(6, 2, dtype=torch.float64)
+    model = GradientFeatureModel(lin, omega, mode="full")
+    random_weights(model)
+    return model, store
+
+
+@pytest.mark.parametrize("mode", ["gradient", "full"])
+def test_head_of_a_linear_network_is_the_least_squares_solution(mode: str) -> None:
+    full, store = linear_in_theta2()
+    model = GradientFeatureModel(full.linearization, full.omega, mode=mode)
+    model.set_weights(w1=full.w1, b=full.b, w2=full.w2)  # w₁ is far from ω̄
+    head = fit_head(model, store, random_state=0)
+    assert head is not None
+    assert head.step == 1
+    everything = torch.arange(60)
+    logits = model.logits(*store.primal(everything)).detach()
+    f = (store.features + store.linearization.tangent(model.w2, store.primal(everything)[1])).detach()
+    ones = torch.ones(60, 1, dtype=torch.float64)
+    best = torch.linalg.lstsq(torch.cat([f, ones], 1), logits).solution
+    # four inputs span all that six features and two outputs can be of them: nothing is left but the lightest ridge
+    torch.testing.assert_close(f @ head.weight + head.bias, torch.cat([f, ones], 1) @ best, rtol=0, atol=0.05)
+    assert head.error is not None
+    assert head.error < 1e-3
+    torch.testing.assert_close(head.logits(model, store.z0(everything)), f @ head.weight + head.bias)
+
+
+def test_a_model_that_is_a_network_keeps_its_head() -> None:
+    full, store = linear_in_theta2()
+    for mode in ("activation", "finetune"):
+        model = GradientFeatureModel(full.linearization, full.omega, mode=mode)
+        random_weights(model)
+        head = fit_head(model, store)
+        assert head is not None
+        assert torch.equal(head.weight, model.w1)
+        assert (head.step, head.error) == (1.0, 0.0)
+    model = GradientFeatureModel(full.linearization, full.omega, mode="gradient", bias=torch.zeros(2))
+    head = fit_head(model, store)  # w₂ is zero: the intercept alone
+    assert head is not None
+    assert not head.weight.any()
+
+
+def test_step_is_shorter_where_the_network_is_far_from_its_linearization() -> None:
     network = small_network()
     lin = linearize(network, X, THETA2)
-    omega = torch.randn(5, 3, dtype=torch.float64)
+    samples = torch.randn(200, *X.shape[1:], dtype=X.dtype, generator=torch.Generator().manual_seed(0))
+    store = SampleStore(lin, Samples(samples))
+    omega = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     model = GradientFeatureModel(lin, omega, mode="full")
     direction = {name: torch.randn_like(value) for name, value in lin.theta2.items()}
-    errors = []
-    for size in (1e-3, 1e-4):
+    steps, errors = [], []
+    for size in (1e-3, 10.0):
         model.set_weights(w1=omega, b=torch.zeros(3), w2={name: size * value for name, value in direction.items()})
-        merged = (
-            lin.network({name: value + model.w2[name] for name, value in lin.theta2.items()}, lin.bottom(X)) @ omega
-        )
-        errors.append((merged - model(X)).abs().max().item())
-    assert errors[1] < errors[0] / 50  # quadratic: a hundredth, but for kinks of the activations
+        head = fit_head(model, store, random_state=0)
+        assert head is not None
+        assert head.error is not None
+        steps.append(head.step)
+        errors.append(head.error)
+    assert steps[0] == 1
+    assert errors[0] < CLOSE
+    assert steps[1] < 1
+    assert steps[1] in STEPS
 
 
-def test_gradient_has_no_merged_network() -> None:
-    network = small_network()
-    model = GradientFeatureModel(linearize(network, X, "auto"), torch.zeros(5, 3).double(), mode="gradient")
-    with pytest.raises(ConfigurationError, match="no merged network"):
-        merge(resolve(network), model)
+def test_merged_features_that_are_not_finite_have_no_head() -> None:
+    model, store = linear_in_theta2()
+    model.set_weights(w1=model.w1, b=model.b, w2={name: value * torch.inf for name, value in model.w2.items()})
+    assert fit_head(model, store) is None
+
+
+def test_many_samples_are_too_many_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, store = linear_in_theta2()
+    seen = []
+    monkeypatch.setattr("gradfeat.merge.MOST_SAMPLES", 20)
+    monkeypatch.setattr(
+        store.linearization, "network", lambda theta2, z0: seen.append(len(z0)) or torch.randn(len(z0), 6).double()
+    )
+    fit_head(model, store, random_state=0)
+    assert seen
+    assert set(seen) == {20}
