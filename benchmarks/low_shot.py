@@ -59,7 +59,7 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
 def merged(problem: Problem, full: Fit) -> Fit:
     """Return the merged network of `full`, as a model."""
     begun = time.perf_counter()
-    head = fit_head(full.model, problem.store, random_state=0)
+    head = fit_head(full.model, problem.store, views=problem.views, random_state=0)
     if head is None:
         raise ConvergenceError("the moved network is not finite")
     model = new_model(problem, "finetune", "standard")

@@ -99,7 +99,7 @@ def save(estimator: Any, path: str | Path) -> Path:
 
 
 def load(
-    path: str | Path, backbone: Any = None, *, weights: str | Path | None = None
+    path: str | Path, backbone: Any = None, *, weights: str | Path | None = None, device: str = "auto"
 ) -> GradientFeatureClassifier | GradientFeatureRegressor:
     """Read a saved model.
 
@@ -107,6 +107,7 @@ def load(
         path: File that `save` wrote.
         backbone: The network it was made for: a module, a name or a callable; None takes the name in the file.
         weights: File of the backbone's weights, for a name; None takes the one that the file names.
+        device: Where it predicts: "auto", "cpu", "cuda", ...
 
     Returns:
         The fitted estimator.
@@ -131,7 +132,7 @@ def load(
         if isinstance(backbone, str | Path) and preprocessing is not None:
             # a named backbone brings its tokenizer, perhaps from another folder than the file names
             preprocessing = {name: value for name, value in preprocessing.items() if name != "tokenizer"}
-        estimator: Any = cls(backbone, weights=weights, preprocessing=preprocessing, **settings)
+        estimator: Any = cls(backbone, weights=weights, preprocessing=preprocessing, device=device, **settings)
         X_shape, seed = (stored["built_from"][name] for name in ("X_shape", "random_state"))
         estimator._built_from = {"X_shape": None if X_shape is None else tuple(X_shape), "random_state": seed}
         estimator.backbone_ = _backbone(path, stored, backbone, weights, estimator)
@@ -157,7 +158,9 @@ def load(
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
     estimator.modules_, precision = estimator.theta2, estimator.precision
-    linearization = linearize_backbone(estimator.backbone_, estimator.example_, estimator.modules_, precision=precision)
+    linearization = linearize_backbone(
+        estimator.backbone_, estimator.example_, estimator.modules_, device, precision=precision
+    )
     _check_theta2(path, linearization.theta2, estimator.w2_)
     estimator._model = model_from_weights(
         linearization,

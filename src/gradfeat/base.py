@@ -40,6 +40,7 @@ from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.representer import fit_representer
+from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.validation import (
@@ -64,7 +65,7 @@ class GradientFeatureEstimator(BaseEstimator):
         theta2: str | Sequence[str] = "auto",
         mode: str = "full",
         solver: str = "auto",
-        penalty: float | str = "auto",
+        penalty: float | Sequence[float] | str = "auto",
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
@@ -164,7 +165,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 targets,
                 loss,
                 weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
-                penalty=self.penalty[0] if isinstance(self.penalty, (list, tuple)) else self.penalty,
+                penalty=self.penalty if isinstance(self.penalty, str) else as_pair(self.penalty)[0],
                 cv=cv,
                 cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
                 batch_size=self.batch_size,
@@ -210,16 +211,16 @@ class GradientFeatureEstimator(BaseEstimator):
         return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
 
     def _solver(self, problem: Problem, mode: str) -> str:
-        """Return what trains a mode: without a learning rate where samples stay and no length was asked for."""
-        if self.solver == "subspace" and problem.store.inputs.random:
+        """Return what trains a mode: without a learning rate, where samples stay."""
+        changing = problem.store.inputs.random
+        if self.solver == "subspace" and changing:
             raise ConfigurationError(
                 "solver='subspace' needs samples that do not change, and this data set may change them: take "
                 "solver='adam'"
             )
         if self.solver != "auto":
             return str(self.solver)
-        by_schedule = self.epochs is not None or self.clip_norm is not None or problem.store.inputs.random
-        if by_schedule:
+        if changing:
             asked = {
                 "a checkpoint is": self.checkpoint is not None,
                 "metric='whitened' is": self.metric != "plain",
@@ -228,8 +229,8 @@ class GradientFeatureEstimator(BaseEstimator):
             what = next((name for name, wanted in asked.items() if wanted), None)
             if what is not None:
                 raise ConfigurationError(
-                    f"{what} of the subspace solver, which needs samples that do not change, and neither epochs nor "
-                    "clip_norm; solver='subspace' takes epochs for fine-tuning alone"
+                    f"{what} of the subspace solver, which needs samples that do not change, and this data set may "
+                    "change them"
                 )
             return "adam"
         if self.rounds == 1 and self.metric == "plain" and takes_closed_form(problem):
@@ -267,6 +268,14 @@ class GradientFeatureEstimator(BaseEstimator):
         )
 
     def _fit_mode(self, problem: Problem) -> Fit:
+        by_schedule = self.epochs is not None or self.clip_norm is not None
+        if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode) not in SOLVERS:
+            warnings.warn(
+                "epochs and clip_norm are of mode='finetune' and of solver='adam' or 'sgd'; this model is solved "
+                "without them",
+                GradfeatWarning,
+                stacklevel=3,
+            )
         fit = self._train(problem, self.mode, Progress(self.verbose))
         for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
             warnings.warn(note, GradfeatWarning, stacklevel=3)
@@ -295,7 +304,7 @@ class GradientFeatureEstimator(BaseEstimator):
         start = time.perf_counter()
         try:
             with Progress(self.verbose).step("head of the merged network"):
-                self.merged_head_ = fit_head(fit.model, problem.store, random_state=self._seed())
+                self.merged_head_ = fit_head(fit.model, problem.store, views=problem.views, random_state=self._seed())
         except KeyboardInterrupt:  # the model itself is complete
             warnings.warn("interrupted: there is no head for merge()", GradfeatWarning, stacklevel=4)
         self.seconds_["merged head"] = time.perf_counter() - start

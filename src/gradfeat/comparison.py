@@ -70,6 +70,7 @@ class Comparison:
         notes: What the user should know.
         estimators: The fitted estimator of each mode.
         approximation: How well `full` approximates the real network, on the test data; None without `full`.
+        interrupted: Whether Ctrl-C ended it before all was done.
     """
 
     rows: list[Row]
@@ -80,6 +81,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     estimators: dict[str, Any] = field(default_factory=dict, repr=False)
     approximation: Approximation | None = None
+    interrupted: bool = False
 
     @property
     def metric_names(self) -> list[str]:
@@ -267,6 +269,7 @@ def compare(
         notes.append(f"predictions are the mean over {crops} random crops of each test image")
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
+    interrupted = False
     for mode in modes:
         try:
             fit = base._train(problem, mode, progress)
@@ -276,6 +279,7 @@ def compare(
             training = problem.loss.value(_logits(fit.model, problem.store, base.batch_size), problem.y, problem.weight)
         except KeyboardInterrupt:
             notes.append(f"interrupted in {mode}: the models before it are complete")
+            interrupted = True
             break
         except ConvergenceError as error:
             notes.append(f"{mode} has no row: {error}")
@@ -288,6 +292,7 @@ def compare(
         fitted[mode], outputs[mode] = estimators[mode], logits
         notes.extend(fit.notes)
         if _interrupted(fit):
+            interrupted = True
             break
     theta2 = list(problem.linearization.theta2)
     found = None
@@ -298,9 +303,10 @@ def compare(
             found = approximation(full, store_of(full, store), loss, head=head, batch_size=base.batch_size)
         except KeyboardInterrupt:
             notes.append("interrupted while the approximation was measured: the models are complete")
+            interrupted = True
         if found is not None and "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
-    return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found)
+    return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found, interrupted)
 
 
 def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:

@@ -94,12 +94,13 @@ def fit_convex(
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
     omega, probes = problem.head or problem.probe, [problem.probe]
     if choice is not None:
+        probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), lightest(problem.probe))
+        chosen = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
         if not choice.gradients:
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
-            model = new_model(problem, mode, parametrization)
+            model = new_model(problem, mode, parametrization, chosen)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), lightest(problem.probe))
-        omega = problem.head or min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        omega = problem.head or chosen
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(

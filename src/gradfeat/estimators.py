@@ -35,9 +35,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "subspace" (to convergence, without a learning rate); "dual" (in the samples' space, for few samples:
             a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
-            paper's schedule. "auto" is "adam" for samples that change (augmentation) or where `epochs` or `clip_norm`
-            is given; else "dual" for a squared loss with few samples × outputs (`gradfeat.closed_form`), and "subspace"
-            for all else. `solution_` says which it was.
+            paper's schedule. "auto" is "adam" for samples that may change (a torch Dataset that augments); else
+            "dual" for a squared loss with few samples × outputs (`gradfeat.closed_form`), and "subspace" for all else.
+            `solution_` says which it was.
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
             of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" with a squared loss by
@@ -55,7 +55,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
             where that is less.
         batch_size: Samples in a minibatch.
-        clip_norm: Largest norm of a gradient; None does not clip.
+        clip_norm: Largest norm of a gradient, of the same; None does not clip.
         device: "auto", "cpu", "cuda", ...
         precision: "auto" (float32), "float32", "bfloat16" or "float64".
         cache: What is kept of each sample between passes: "auto", "residuals", "z0" or "none".
@@ -90,7 +90,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(60, 2)); y = X[:, 0] > 0
         >>> network = lambda shape: nn.Sequential(nn.Linear(shape[1], 16), nn.Tanh(), nn.Linear(16, 8))
-        >>> classifier = GradientFeatureClassifier(network, epochs=5, random_state=0).fit(X, y)
+        >>> classifier = GradientFeatureClassifier(network, penalty=0.1, random_state=0).fit(X, y)
         >>> bool(classifier.score(X, y) > 0.9)
         True
     """
@@ -102,7 +102,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         theta2: str | Sequence[str] = "auto",
         mode: str = "full",
         solver: str = "auto",
-        penalty: float | str = "auto",
+        penalty: float | Sequence[float] | str = "auto",
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
@@ -224,9 +224,14 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         logits = self._logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable class of each sample, (n,); for multi-label targets an indicator matrix, (n, c)."""
-        logits = self._logits(X)
+    def predict(self, X: Any, crops: int = 1) -> np.ndarray:
+        """Return the most probable class of each sample, (n,); for multi-label targets an indicator matrix, (n, c).
+
+        Args:
+            X: As in `predict_proba`.
+            crops: As in `predict_proba`.
+        """
+        logits = self._logits(X, crops)
         if self.multilabel_:
             return (logits > 0).numpy().astype(int)
         return self.classes_[logits.argmax(1).numpy()]
@@ -291,9 +296,14 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
         check_lengths(X, targets)
         return X, targets, Squared(), read_weight(sample_weight, len(targets))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return predictions, (n,) or (n, k) as y was."""
-        values = self._logits(X).double().numpy()
+    def predict(self, X: Any, crops: int = 1) -> np.ndarray:
+        """Return predictions, (n,) or (n, k) as y was.
+
+        Args:
+            X: Samples, in any form that `fit` takes.
+            crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
+        """
+        values = self._logits(X, crops).double().numpy()
         return values[:, 0] if self._one_output else values
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

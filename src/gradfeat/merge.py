@@ -72,7 +72,9 @@ class MergedHead:
         return f.to(model.w1) @ self.weight.to(model.w1) + self.bias.to(model.w1)
 
 
-def fit_head(model: GradientFeatureModel, store: SampleStore, *, random_state: int | None = None) -> MergedHead | None:
+def fit_head(
+    model: GradientFeatureModel, store: SampleStore, *, views: int = 1, random_state: int | None = None
+) -> MergedHead | None:
     """Return the step and the head with which the moved network is nearest to a linear model.
 
     The longest of `STEPS` is taken whose error is at most `CLOSE`; where there is none, that with the least error.
@@ -81,6 +83,8 @@ def fit_head(model: GradientFeatureModel, store: SampleStore, *, random_state: i
     Args:
         model: The fitted model.
         store: The samples that it was fitted to; up to `MOST_SAMPLES` of them are used.
+        views: Versions of each sample, all first ones before all second ones; only the first are used, since two of a
+            sample must not be on both sides of a split.
         random_state: Seed of which, and of the folds that choose the ridge penalty.
 
     Returns:
@@ -89,10 +93,10 @@ def fit_head(model: GradientFeatureModel, store: SampleStore, *, random_state: i
     if model.mode in ("activation", "finetune") or not any(bool(value.any()) for value in model.w2.values()):
         weight = torch.zeros_like(model.w1) if model.mode == "gradient" else model.w1.detach().clone()
         return MergedHead(1.0, weight.cpu(), model.b.detach().clone().cpu(), 0.0)
-    if len(store) > MOST_SAMPLES:
-        picked = np.random.RandomState(random_state).permutation(len(store))[:MOST_SAMPLES]
-        store = store.rows(torch.from_numpy(np.sort(picked)))
-    store = store_of(model, store)
+    samples = np.arange(len(store) // views)
+    if len(samples) > MOST_SAMPLES:
+        samples = np.sort(np.random.RandomState(random_state).permutation(samples)[:MOST_SAMPLES])
+    store = store_of(model, store.rows(torch.from_numpy(samples)))
     cv: Any = 5
     if len(store) >= ONE_PART_FROM:
         cv = ShuffleSplit(1, test_size=0.2, random_state=random_state)

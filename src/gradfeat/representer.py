@@ -65,12 +65,12 @@ def fit_representer(
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if choice is not None:
-        if not choice.gradients:
-            notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
-            model = new_model(problem, mode, parametrization)
-            return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
         probes = samples.probes(torch.arange(len(samples.rows)), lightest(problem.probe))
         probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        if not choice.gradients:
+            notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
+            model = new_model(problem, mode, parametrization, probe)
+            return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
     with progress.step(mode):
         kernel = samples.kernel(probe)
         if choice is not None:

@@ -27,7 +27,7 @@ from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
 
 MOST = 12
-"""Rounds at most, for "auto"."""
+"""Steps at most, for "auto"; the last linearization comes after them."""
 
 PLACE = 4
 """Place of the grid at which a round's step is preconditioned: λ₂ of one unit."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import sklearn.exceptions
 import torch
+from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -143,13 +144,15 @@ def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     Raises:
         DataError: A table with NaN, of another number of features than in fit, or of values that are no numbers.
     """
-    if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset)):
+    if isinstance(X, (list, tuple, np.ndarray, torch.Tensor)) and getattr(X, "ndim", True) and len(X) == 0:
+        raise DataError("X has no samples: found 0 sample(s), and one at least is needed")
+    if isinstance(X, (Inputs, torch.Tensor, torch.utils.data.Dataset, Image.Image)):
         return X
     if hasattr(X, "to_numpy") and np.ndim(X) == 1:  # a column of a table: texts, or paths
         X = X.to_numpy()
     if isinstance(X, np.ndarray) and (X.ndim > 2 or _are_strings(X)):
         return X
-    if isinstance(X, (list, tuple)) and _are_strings(X):
+    if isinstance(X, (list, tuple)) and (_are_strings(X) or all(isinstance(item, Image.Image) for item in X)):
         return X
     try:
         return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])

@@ -41,7 +41,7 @@ def y(X: np.ndarray) -> np.ndarray:
 
 
 def fitted(X: np.ndarray, y: np.ndarray, backbone: Any = None, **parameters: Any) -> Any:
-    parameters = {"penalty": 0.1, "epochs": 1, "random_state": 3, **parameters}
+    parameters = {"penalty": 0.1, "solver": "adam", "epochs": 1, "random_state": 3, **parameters}
     cls = parameters.pop("cls", GradientFeatureClassifier)
     return cls(network() if backbone is None else backbone, **parameters).fit(X, y)
 

@@ -22,7 +22,7 @@ from gradfeat.pretrain.encoder import ConvEncoder
 
 COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect", "pretrain")
 CLASSES = ("dark", "light")
-FAST = ("--epochs", "1", "--batch-size", "8")
+FAST = ("--solver", "adam", "--epochs", "1", "--batch-size", "8")
 
 
 class Output:
@@ -245,15 +245,93 @@ def test_compare_after_an_interruption_keeps_what_is_done(
 
     monkeypatch.setattr(base, "fit_mode", interrupted)
     stop = "gradient"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "finetune.safetensors").touch()
+    (tmp_path / "out" / "penalty_full.png").touch()
     found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "out", *FAST)
-    assert found.code == 0, found.err
+    assert found.code == 130, found.err
     assert "activation" in found.out
     assert "interrupted in gradient" in found.out
+    assert found.err.endswith("interrupted\n")
+    assert "of an earlier run there is still finetune.safetensors" in found.out
+    assert not (tmp_path / "out" / "penalty_full.png").exists()
     assert (tmp_path / "out" / "activation.safetensors").is_file()
     stop = "activation"
     found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "none", *FAST)
     assert found.code == 2
     assert "no model was finished" in found.err
+
+
+def test_ctrl_c_is_said_and_nothing_is_saved(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(base, "fit_convex", interrupted)
+    path, parts = tmp_path / "model.safetensors", tmp_path / "parts"
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path)
+    assert (found.code, found.err) == (130, "nothing was saved\ninterrupted\n")
+    assert not path.exists()
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--checkpoint", parts)
+    assert f"the same command goes on from {parts}" in found.err
+
+
+def test_a_fit_that_was_cut_short_is_saved_and_ends_as_interrupted(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_mode = base.fit_mode
+
+    def cut_short(*args: Any, **kwargs: Any) -> Any:
+        found = fit_mode(*args, **kwargs)
+        found.history.stopped = "interrupted"
+        return found
+
+    monkeypatch.setattr(base, "fit_mode", cut_short)
+    for i, more in enumerate(((), ("--json",))):
+        path = tmp_path / f"model{i}.safetensors"
+        found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *FAST, *more)
+        assert found.code == 130
+        assert path.is_file()
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "pretrain", "reproduce", "demo", "predict"])
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(
+    run: Any, pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    arguments = {
+        "fit": [pictures, "-b", "gradfeat/none", "-o", taken / "model.safetensors"],
+        "compare": [pictures, "-b", "gradfeat/none", "--out", taken],
+        "pretrain": ["rotation", tmp_path / "nowhere", "--out", taken],
+        "reproduce": ["table1", "--out", taken],
+        "demo": ["--out", taken],
+        "predict": [model, pictures, "-o", taken / "predictions.csv"],
+    }[command]
+    found = run(command, *arguments)
+    assert found.code == 2
+    assert "taken" in found.err
+    assert not found.out
+
+
+def test_a_folder_is_no_file_for_a_model(run: Any, pictures: Path, tmp_path: Path) -> None:
+    found = run("fit", pictures, "-b", "gradfeat/none", "-o", tmp_path)
+    assert found.code == 2
+    assert "is a folder" in found.err
+
+
+def test_penalties_losses_and_weights_by_hand(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    options = ("--penalty", "0.1,0.01", "--loss", "one_hot_squared", "--class-weight", "balanced", "--json")
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *options)
+    assert found.code == 0, found.err
+    assert found.json["probe_penalty"] == 0.1
+    assert found.json["penalties"] is None
+    assert load(path).loss == "one_hot_squared"
+    wrong = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--penalty", "light")
+    assert wrong.code == 2
+    assert "--penalty must be numbers" in wrong.err
 
 
 # ---- predict and evaluate -----------------------------------------------------------------------
@@ -466,3 +544,27 @@ def test_checkpoint_of_another_command_is_refused(run: Any, pictures: Path, enco
     other = run(*command, "-o", tmp_path / "c.safetensors", "--seed", "1")
     assert other.code
     assert "random_state 0 there, 1 now" in " ".join(other.err.split())
+
+
+def test_no_part_but_the_usual_of_data_without_parts(run: Any, pictures: Path, model: Path) -> None:
+    whole = pictures / "test"
+    assert run("evaluate", model, whole).code == 0
+    found = run("evaluate", model, whole, "--split", "validation")
+    assert found.code == 2
+    assert "no parts" in found.err
+    assert "no parts" in run("fit", whole, "-b", "gradfeat/none", "--split", "test").err
+
+
+def test_predictions_of_crops_and_on_a_device(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    plain, roomy = tmp_path / "plain.safetensors", tmp_path / "roomy.safetensors"
+    network = ("-b", f"gradfeat/{encoder}", "--penalty", "0.1", "--json")
+    assert run("fit", pictures, *network, "-o", plain).code == 0
+    assert run("fit", pictures, *network, "--crop-pct", "0.5", "-o", roomy).code == 0
+    found = run("predict", plain, pictures / "test", "--crops", "2")
+    assert found.code == 2
+    assert "--crop-pct" in found.err
+    one, many = (rows(run("predict", roomy, pictures / "test", "--crops", crops).out) for crops in ("1", "3"))
+    assert [row["sample"] for row in one] == [row["sample"] for row in many]
+    assert one != many
+    assert rows(run("predict", roomy, pictures / "test", "--device", "cpu").out) == one
+    assert run("evaluate", roomy, pictures, "--device", "none").code == 2

@@ -20,7 +20,7 @@ from gradfeat.losses import CrossEntropy
 from gradfeat.model import MODES
 from gradfeat.validation import read_truth
 
-SETTINGS: dict[str, Any] = {"epochs": 3, "penalty": 0.1, "random_state": 0}
+SETTINGS: dict[str, Any] = {"solver": "adam", "epochs": 3, "penalty": 0.1, "random_state": 0}
 
 
 def network() -> nn.Module:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from gradfeat.data import Dataset, Inputs, Preprocessing, load_dataset
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
@@ -226,3 +227,45 @@ def test_clothing10(shared_data):
     for i in (0, 7):
         with Image.open(data.X[i]) as image:
             assert torch.equal(batch[i], ours.from_pil(image))
+
+
+def pictures(count: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (20 + i, 16, 3)).astype(np.uint8)) for i in range(count)]
+
+
+def test_images_in_memory_are_as_those_on_disk(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    images = pictures()
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    found, expected = Inputs(images, preprocessing), Inputs(paths, preprocessing)
+    assert torch.equal(found.batch([3, 0, 0]), expected.batch([3, 0, 0]))
+    assert all(np.array_equal(a, b) for a, b in zip(found.pictures([1]), expected.pictures([1]), strict=True))
+    opened = [Image.open(path) for path in paths]
+    assert torch.equal(Inputs(opened, preprocessing).batch([1]), expected.batch([1]))
+
+
+def test_images_in_memory_need_a_preprocessing_and_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--image-size"):
+        Inputs(pictures())
+    with pytest.raises(ConfigurationError, match="a single image"):
+        Inputs(pictures(1)[0])
+    path = tmp_path / "cut.png"
+    pictures(1)[0].save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    cut = [*pictures(1), Image.open(path)]
+    with pytest.raises(DataError, match="image 1 of X cannot be read"):
+        Inputs(cut, Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3))
+
+
+def test_pixels_that_nobody_scaled_are_said() -> None:
+    preprocessing = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)  # images are within ±2
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 3, 8, 8)).astype(np.float32)
+    with pytest.warns(GradfeatWarning, match="pixels from 0 to 255 belong in a uint8 array"):
+        Inputs(pixels, preprocessing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Inputs(pixels / 64 - 2, preprocessing)
+        Inputs(pixels)

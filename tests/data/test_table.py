@@ -8,7 +8,7 @@ import pytest
 
 from gradfeat.data import load_dataset
 from gradfeat.data.table import load_texts
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 
 @pytest.fixture
@@ -21,6 +21,7 @@ def write(tmp_path):
     return write
 
 
+@pytest.mark.filterwarnings("ignore:.*have an empty text")
 def test_csv(write):
     data = load_dataset(write('text,label\n"good, very",yes\n"two\nlines, ""quoted""",no\n\n"",yes\n'))
     assert data.X == ["good, very", 'two\nlines, "quoted"', ""]
@@ -31,6 +32,7 @@ def test_csv(write):
     assert data.subset([2, 0]).X == ["", "good, very"]
 
 
+@pytest.mark.filterwarnings("ignore:.*have an empty text")
 def test_every_field_survives_the_csv_module(tmp_path):
     texts = ['a "b"', "c,d", "e\nf", "g\r\nh", " i ", "ü\tj", ""]
     with (tmp_path / "data.csv").open("w", newline="", encoding="utf-8") as file:
@@ -45,6 +47,7 @@ def test_tsv_and_formats(write):
     assert load_dataset(write(content, "data.txt"), format="tsv").y.tolist() == [1, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.*have an empty text")
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
 def test_json_lines(write, name):
     rows = [{"text": "a\u2028b", "label": "x", "id": 1}, {"label": "y", "text": "", "id": 2}]
@@ -181,3 +184,9 @@ def test_real_tables(shared_data):
     train = load_dataset(shared_data / "text/trec_train.csv")
     assert train.describe() == "trec_train (all): 5,452 texts, 6 classes"
     assert load_dataset(shared_data / "text/sst2_test.csv").classes == ["negative", "positive"]
+
+
+def test_rows_with_an_empty_text_are_said(write):
+    with pytest.warns(GradfeatWarning, match=r"2 rows have an empty text: line 3, line 5"):
+        data = load_dataset(write("text,label\ngood,a\n,b\nbad,b\n  ,a\n"))
+    assert len(data) == 4

@@ -49,7 +49,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(digits: tuple[np.ndarray, np.ndarray], **parameters: object) -> GradientFeatureClassifier:
-    settings = {"epochs": 3, "random_state": 0, "cv": 2, **parameters}
+    settings = {"solver": "adam", "epochs": 3, "random_state": 0, "cv": 2, **parameters}
     return GradientFeatureClassifier(convnet(), **settings).fit(*digits)
 
 
@@ -79,7 +79,7 @@ def test_same_seed_same_weights(digits: tuple[np.ndarray, np.ndarray]) -> None:
 
 def test_scikit_learn_tools(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits[0].reshape(200, -1), digits[1]
-    base = GradientFeatureClassifier(mlp, epochs=2, cv=2, random_state=0)
+    base = GradientFeatureClassifier(mlp, solver="adam", epochs=2, cv=2, random_state=0)
     assert clone(base).get_params().keys() == base.get_params().keys()
     search = GridSearchCV(make_pipeline(StandardScaler(), base), {"gradientfeatureclassifier__mode": MODES[:2]}, cv=2)
     assert search.fit(X, y).best_score_ > 0.5
@@ -123,10 +123,10 @@ def test_regression() -> None:
     X = rng.normal(size=(80, 5))
     y = np.sin(X[:, 0]) + X[:, 1]
     for mode in MODES:
-        model = GradientFeatureRegressor(mlp, mode=mode, epochs=20, random_state=0).fit(X, y)
+        model = GradientFeatureRegressor(mlp, mode=mode, solver="adam", epochs=20, random_state=0).fit(X, y)
         assert model.predict(X).shape == (80,)
         assert model.score(X, y) > 0.5
-    both = GradientFeatureRegressor(mlp, epochs=5, random_state=0).fit(X, np.stack([y, -y], axis=1))
+    both = GradientFeatureRegressor(mlp, solver="adam", epochs=5, random_state=0).fit(X, np.stack([y, -y], axis=1))
     assert both.predict(X).shape == (80, 2)
 
 
@@ -134,7 +134,7 @@ def test_regressor_of_a_dataset_of_pairs() -> None:
     rng = np.random.default_rng(0)
     X = torch.from_numpy(rng.normal(size=(60, 5))).float()
     pairs = TensorDataset(X, X[:, 0] - X[:, 1])
-    model = GradientFeatureRegressor(mlp, epochs=2, random_state=0).fit(pairs)
+    model = GradientFeatureRegressor(mlp, solver="adam", epochs=2, random_state=0).fit(pairs)
     assert model.predict(X).shape == (60,)
     assert model.score(pairs) == model.score(X, (X[:, 0] - X[:, 1]).numpy()) > 0.5
 
@@ -168,7 +168,7 @@ class Noisy(Dataset):
 
 def test_dataset_is_read_anew_in_every_epoch(digits: tuple[np.ndarray, np.ndarray]) -> None:
     data = Noisy(digits[0][:60], digits[1][:60])
-    model = GradientFeatureClassifier(convnet(), epochs=4, cv=2, random_state=0).fit(data)
+    model = GradientFeatureClassifier(convnet(), solver="adam", epochs=4, cv=2, random_state=0).fit(data)
     assert data.reads >= 5 * 60  # once for the probe, and in each epoch
     assert model.score(digits[0][:60], digits[1][:60]) > 0.5
     with pytest.raises(ConfigurationError, match="freeze"):
@@ -180,7 +180,7 @@ def test_weights_equal_repetition(digits: tuple[np.ndarray, np.ndarray], mode: s
     X, y = digits[0][:50], digits[1][:50]
     weight = np.arange(50) % 3
     repeated = np.repeat(np.arange(50), weight)
-    settings = {"mode": mode, "penalty": 0.1, "batch_size": 1000, "precision": "float64", "epochs": 5}
+    settings = {"mode": mode, "penalty": 0.1, "batch_size": 1000, "precision": "float64", "solver": "adam", "epochs": 5}
     weighted = GradientFeatureClassifier(convnet(), random_state=0, **settings).fit(X, y, sample_weight=weight)
     plain = GradientFeatureClassifier(convnet(), random_state=0, **settings).fit(X[repeated], y[repeated])
     np.testing.assert_allclose(weighted.decision_function(X), plain.decision_function(X), atol=tolerance)
@@ -188,7 +188,7 @@ def test_weights_equal_repetition(digits: tuple[np.ndarray, np.ndarray], mode: s
 
 def test_samples_of_weight_zero_are_absent(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits[0][:80], digits[1][:80]
-    settings = {"epochs": 2, "cv": 2, "random_state": 0}
+    settings = {"solver": "adam", "epochs": 2, "cv": 2, "random_state": 0}
     present = y != 9
     garbage = np.where(present[:, None, None, None], X, 100.0).astype(np.float32)
     weighted = GradientFeatureClassifier(convnet(), **settings).fit(garbage, y, sample_weight=present * 1.0)
@@ -213,7 +213,7 @@ def test_pairs_of_cv_count_all_samples(digits: tuple[np.ndarray, np.ndarray]) ->
 
 def test_balanced_is_the_inverse_frequency(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits[0][:60], (digits[1][:60] == 3).astype(int)
-    settings = {"penalty": 0.1, "epochs": 2, "random_state": 0}
+    settings = {"penalty": 0.1, "solver": "adam", "epochs": 2, "random_state": 0}
     balanced = GradientFeatureClassifier(convnet(), class_weight="balanced", **settings).fit(X, y)
     weight = 60 / (2 * np.bincount(y))
     by_sample = GradientFeatureClassifier(convnet(), **settings).fit(X, y, sample_weight=weight[y])
@@ -223,7 +223,7 @@ def test_balanced_is_the_inverse_frequency(digits: tuple[np.ndarray, np.ndarray]
 @pytest.mark.parametrize("cache", ["residuals", "z0", "none"])
 def test_what_is_kept_changes_nothing(digits: tuple[np.ndarray, np.ndarray], cache: str) -> None:
     X, y = digits[0][:60], digits[1][:60]
-    settings = {"epochs": 2, "penalty": 0.1, "random_state": 0}
+    settings = {"solver": "adam", "epochs": 2, "penalty": 0.1, "random_state": 0}
     expected = GradientFeatureClassifier(convnet(), **settings).fit(X, y)
     model = GradientFeatureClassifier(convnet(), cache=cache, **settings).fit(X, y)
     torch.testing.assert_close(model.w1_, expected.w1_)
@@ -284,7 +284,7 @@ def test_bfloat16_is_close(digits: tuple[np.ndarray, np.ndarray]) -> None:
 def test_training_mode_is_said_and_left(digits: tuple[np.ndarray, np.ndarray]) -> None:
     network = convnet().train()
     with pytest.warns(GradfeatWarning, match="evaluation mode"):
-        GradientFeatureClassifier(network, epochs=1, random_state=0).fit(*digits)
+        GradientFeatureClassifier(network, solver="adam", epochs=1, random_state=0).fit(*digits)
     assert network.training
     assert all(module.training for module in network.modules())
 

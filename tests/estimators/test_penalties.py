@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import gradfeat.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.losses import CrossEntropy
 from gradfeat.selection import SPLITS, choose_penalties
+from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Subspace
 
 
@@ -21,6 +24,19 @@ def data(n: int = 240, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 6)).astype(np.float32)
     return X, (X[:, 0] * X[:, 1] + noise * rng.normal(size=n) > 0).astype(int)
+
+
+class Changing(Dataset):
+    """Samples of which nobody knows whether they stay."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray) -> None:
+        self.pairs = [(torch.from_numpy(x), int(label)) for x, label in zip(X, y, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.pairs[i]
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -87,8 +103,13 @@ def test_no_gradient_term_where_labels_are_chance() -> None:
     y = np.random.default_rng(5).integers(0, 2, size=80)
     full = classifier().fit(X, y)
     losses = {tried.w2: tried.loss for tried in full.choice_.path}
-    if not full.choice_.gradients:  # the probe itself
-        np.testing.assert_allclose(full.w1_, full.omega_)
+    if not full.choice_.gradients:  # a probe, with the penalty that it says
+        features, targets = (
+            full.linearization_.primal(full.linearization_.bottom(torch.from_numpy(X)))[0],
+            torch.from_numpy(y),
+        )
+        probe = fit_probe(features, targets, CrossEntropy(), penalty=full.choice_.w1)
+        np.testing.assert_allclose(full.w1_, probe.omega, rtol=1e-3, atol=1e-5)
         assert all(not value.any() for value in full.w2_.values())
     # chance is log 2: neither is far above it on held-out data
     assert min(losses.values()) < 0.75
@@ -227,9 +248,25 @@ def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver() -> None
     assert squared.solution_.solver == "subspace"
     with pytest.raises(ConfigurationError, match="metric='whitened' is of solver='subspace'"):
         GradientFeatureClassifier(backbone, metric="whitened", solver="dual", **settings).fit(X, y)
+    changing = Changing(X, y)
     with pytest.raises(ConfigurationError, match="metric='whitened' is of the subspace solver"):
-        GradientFeatureClassifier(backbone, metric="whitened", epochs=1, random_state=0).fit(X, y)
+        GradientFeatureClassifier(backbone, metric="whitened", random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="rounds are of the subspace solver"):
-        GradientFeatureClassifier(backbone, rounds=2, epochs=1, random_state=0).fit(X, y)
+        GradientFeatureClassifier(backbone, rounds=2, random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
         GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)
+
+
+def test_epochs_are_of_schedules_and_of_finetuning() -> None:
+    X, y = data(60)
+    with pytest.warns(GradfeatWarning, match="epochs and clip_norm are of mode='finetune'"):
+        model = classifier(epochs=1, penalty=0.1).fit(X, y)
+    assert model.solution_.solver == "subspace"
+    np.testing.assert_allclose(model.predict_proba(X), classifier(penalty=0.1).fit(X, y).predict_proba(X), atol=1e-6)
+    by_adam = classifier(epochs=1, penalty=0.1, solver="adam").fit(X, y)
+    assert by_adam.solution_ is None
+    assert by_adam.n_iter_ == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert classifier(epochs=2, penalty=0.1).fit(Changing(X, y)).n_iter_ == 2  # samples that change
+        assert classifier(epochs=2, penalty=0.1, mode="finetune").fit(X, y).n_iter_ == 2

@@ -288,6 +288,16 @@ def test_merged_features_that_are_not_finite_have_no_head() -> None:
     assert fit_head(model, store) is None
 
 
+def test_mirror_images_of_a_sample_are_on_no_other_side_of_a_split() -> None:
+    model, store = linear_in_theta2()
+    twice = store.rows(torch.arange(60).repeat(2))
+    found, expected = fit_head(model, twice, views=2, random_state=0), fit_head(model, store, random_state=0)
+    assert found is not None
+    assert expected is not None
+    assert found.error == expected.error
+    assert torch.equal(found.weight, expected.weight)
+
+
 def test_many_samples_are_too_many_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, store = linear_in_theta2()
     seen = []

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `gradfeat`; an error that gradfeat raises on purpose is shown as one message, without a traceback.
@@ -27,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (GradfeatError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what the library below makes of Ctrl-C, without a word
+            sys.stderr.write("interrupted\n")
+        raise
     finally:
         warnings.showwarning = plain
 

@@ -58,9 +58,25 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Standard deviation of the backbone's input, as for --mean.")]
 Resize = Annotated[str | None, typer.Option(help="How images are brought to size: shortest (crop) or squash.")]
+CropPct = Annotated[
+    float | None,
+    typer.Option(help="Part of a resized image's side that the crop keeps: 0.875 leaves room for --crops."),
+]
+Penalty = Annotated[
+    str, typer.Option(help="auto, or L2 penalties by hand: one number, or one of w₁ and one of w₂ (0.01,0.001).")
+]
+LossName = Annotated[
+    str, typer.Option(help="auto (by the labels), cross_entropy, one_hot_squared, logistic or squared.")
+]
+ClassWeight = Annotated[
+    str | None, typer.Option(help="balanced: every class counts the same, however many samples it has.")
+]
 Epochs = Annotated[
     int | None,
-    typer.Option(help="Passes over the data. [the paper's 50 epochs, or 80,000 iterations if that is less]"),
+    typer.Option(
+        help="Passes over the data, of fine-tuning and of adam and sgd. [the paper's 50 epochs, or 80,000 iterations "
+        "if that is less]"
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples in a minibatch.")]
 Solver = Annotated[
@@ -138,7 +154,11 @@ def fit(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    crop_pct: CropPct = None,
     max_length: MaxLength = None,
+    penalty: Penalty = "auto",
+    loss: LossName = "auto",
+    class_weight: ClassWeight = None,
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
@@ -165,7 +185,11 @@ def fit(
         mean=mean,
         std=std,
         resize=resize,
+        crop_pct=crop_pct,
         max_length=max_length,
+        penalty=penalty,
+        loss=loss,
+        class_weight=class_weight,
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
@@ -207,7 +231,11 @@ def compare(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    crop_pct: CropPct = None,
     max_length: MaxLength = None,
+    penalty: Penalty = "auto",
+    loss: LossName = "auto",
+    class_weight: ClassWeight = None,
     epochs: Epochs = None,
     batch_size: BatchSize = 64,
     solver: Solver = "auto",
@@ -234,7 +262,11 @@ def compare(
         mean=mean,
         std=std,
         resize=resize,
+        crop_pct=crop_pct,
         max_length=max_length,
+        penalty=penalty,
+        loss=loss,
+        class_weight=class_weight,
         epochs=epochs,
         batch_size=batch_size,
         solver=solver,
@@ -262,13 +294,16 @@ def predict(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
+    crops: Crops = 1,
     data_format: Format = "auto",
     text_column: TextColumn = None,
     encoding: Encoding = None,
+    seconds: Seconds = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of CSV.")] = False,
 ) -> None:
@@ -276,8 +311,8 @@ def predict(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import predict_command
 
-    source = Source(data_format, skip_unreadable, text_column, encoding=encoding)
-    predict_command(model, data, out, split, source, backbone, weights, json)
+    source = Source(data_format, skip_unreadable, text_column, encoding=encoding, seconds=seconds)
+    predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
 
 
 @app.command()
@@ -295,6 +330,7 @@ def evaluate(
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Json = False,
 ) -> None:
@@ -303,7 +339,7 @@ def evaluate(
     from gradfeat.cli.saved import evaluate_command
 
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    evaluate_command(model, data, split, source, backbone, weights, json, crops)
+    evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
 
 
 @app.command()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradfeat.cli.show import layers_of, note, print_json, table
+from gradfeat.cli.show import check_file, check_folder, layers_of, note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.model import MODES
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Settings:
     mean: str | None
     std: str | None
     resize: str | None
+    crop_pct: float | None
     max_length: int | None
+    penalty: str
+    loss: str
+    class_weight: str | None
     epochs: int | None
     batch_size: int
     solver: str
@@ -61,11 +67,14 @@ class Settings:
             text = getattr(self, name)
             if text is not None:
                 changes[name] = _numbers(name, text)
-        if self.resize is not None:
-            changes["resize"] = self.resize
-        if self.max_length is not None:
-            changes["max_length"] = self.max_length
+        for name in ("resize", "crop_pct", "max_length"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        given = {} if self.class_weight is None else {"class_weight": self.class_weight}
         return {
+            **given,
+            "penalty": self.penalty if self.penalty == "auto" else _numbers("penalty", self.penalty),
+            "loss": self.loss,
             "weights": self.weights,
             "theta2": self.theta2 or "auto",
             "image_size": self.image_size,
@@ -134,11 +143,18 @@ def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | Non
 
 def fit_command(data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path) -> None:
     """Fit one model and save it."""
+    check_file(out)
     dataset = read(data, split, source)
+    check_part(data, split, "train", dataset)
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
     estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
     note(settings.json, dataset.describe())
-    estimator.fit(dataset.X, labels(dataset))
+    try:
+        estimator.fit(dataset.X, labels(dataset))
+    except KeyboardInterrupt:
+        on = f"; the same command goes on from {settings.checkpoint}" if settings.checkpoint is not None else ""
+        sys.stderr.write(f"nothing was saved{on}\n")
+        raise
     estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
     path = estimator.save(out)
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
@@ -157,8 +173,11 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
         "seconds": estimator.seconds_,
         "notes": list(estimator.backbone_.notes),
     }
+    interrupted = estimator.history_ is not None and estimator.history_.stopped == "interrupted"
     if settings.json:
         print_json(result)
+        if interrupted:
+            raise KeyboardInterrupt
         return
     rows = [
         ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
@@ -172,6 +191,8 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
     table(["model", mode], rows)
     for text in estimator.backbone_.notes:
         note(False, text)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def compare_command(
@@ -186,7 +207,9 @@ def compare_command(
     crops: int = 1,
 ) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
+    check_folder(out)
     train = read(data, split, source)
+    check_part(data, split, "train", train)
     test = read(test_data or data, test_split, source)
     _check_apart(data, test_data, train, test)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
@@ -208,12 +231,21 @@ def compare_command(
         _keep(result, train, out, title)
     if settings.json:
         print_json(result.to_dict())
+        if result.interrupted:
+            raise KeyboardInterrupt
         return
     table(*result.cells(), title=title)
     for text in result.remarks():
         note(False, text)
     if out is not None:
         note(False, f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row")
+        older = [
+            file.name for mode in MODES if mode not in result.estimators and (file := _model_in(out, mode)).exists()
+        ]
+        if older:
+            note(False, f"of an earlier run there is still {', '.join(older)}")
+    if result.interrupted:
+        raise KeyboardInterrupt
 
 
 def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Dataset) -> None:
@@ -233,8 +265,24 @@ def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Datas
     )
 
 
+def check_part(data: Path, split: str, usual: str, dataset: Dataset) -> None:
+    """Refuse another part than the usual one of data that have none.
+
+    Raises:
+        ConfigurationError: The data have no parts.
+    """
+    if dataset.split == WHOLE and split != usual:
+        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out --split")
+
+
+def _model_in(out: Path, mode: str) -> Path:
+    return out / f"{mode}.safetensors"
+
+
 def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    for pattern in ("penalty_*.png", "rounds_*.png", "remainder.png"):  # of an earlier run, with other modes
+        for picture in out.glob(pattern):
+            picture.unlink()
     result.save_json(out / "comparison.json")
     remarks = "\n".join(f"- {text}" for text in result.remarks())
     (out / "comparison.md").write_text(f"{title}\n\n{result}\n\n{remarks}\n")
@@ -242,4 +290,4 @@ def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
     result.plot_more(out)
     for mode, estimator in result.estimators.items():
         estimator.class_names_ = class_names(train, getattr(estimator, "classes_", None))
-        estimator.save(out / f"{mode}.safetensors")
+        estimator.save(_model_in(out, mode))

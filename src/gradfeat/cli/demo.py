@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gradfeat.adapter import load
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.show import check_folder, note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder_file import FILE
@@ -39,7 +39,7 @@ def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, n
 def run(out: Path, seed: int, json: bool) -> None:
     """Pre-train without labels, fit the four models, show and keep the results, load a model again and predict."""
     start = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    check_folder(out)
     unlabelled, X, y, X_test, y_test = digits(seed)
     note(
         json,

@@ -10,7 +10,7 @@ import torch
 
 from gradfeat.backbones import resolve
 from gradfeat.cli.commands import Source, read
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.show import check_folder, note, print_json, table
 from gradfeat.data import Dataset, load_images
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import is_image, without_unreadable
@@ -57,6 +57,7 @@ def run(
     """
     if task not in TASKS:
         raise ConfigurationError(f"Unknown task {task!r}. Known: {', '.join(TASKS)}." + did_you_mean(task, TASKS))
+    check_folder(out)
     name = network or TASKS[task].network
     check_device(device)
     if device == "auto":

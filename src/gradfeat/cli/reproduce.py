@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.show import check_folder, note, print_json, table
 from gradfeat.reproduce import reproduce
 
 
@@ -19,6 +19,7 @@ def run(name: str, out: Path | None, json: bool, **arguments: Any) -> None:
         arguments: Of `gradfeat.reproduce.reproduce`.
     """
     folder = out or Path("reproduced") / f"{name}-{arguments['scale']}"
+    check_folder(folder)
     outcome = reproduce(name, out=folder, say=lambda line: note(json, line), **arguments)
     files = [str(path) for path in outcome.files]
     if json:

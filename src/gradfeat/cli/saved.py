@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gradfeat.adapter import load
-from gradfeat.cli.commands import Source, class_names, labels, read
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.commands import Source, check_part, class_names, labels, read
+from gradfeat.cli.show import check_file, note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
@@ -36,12 +36,15 @@ def predict_command(
     backbone: str | None,
     weights: str | None,
     json: bool,
+    crops: int = 1,
+    device: str = "auto",
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
-    estimator = _load(model, backbone, weights, json)
+    check_file(out)
+    estimator = _load(model, backbone, weights, json, device)
     X, names = _samples(estimator, data, split, source)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
-    header, rows = table_of(estimator, X)
+    header, rows = table_of(estimator, X, crops)
     if json:
         text = json_module.dumps(
             {
@@ -75,10 +78,12 @@ def evaluate_command(
     weights: str | None,
     json: bool,
     crops: int = 1,
+    device: str = "auto",
 ) -> None:
     """Show the metrics of a saved model."""
-    estimator = _load(model, backbone, weights, json)
+    estimator = _load(model, backbone, weights, json, device)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
+    check_part(data, split, "test", dataset)
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
@@ -94,8 +99,8 @@ def evaluate_command(
     table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
 
 
-def _load(model: Path, backbone: str | None, weights: str | None, json: bool) -> Any:
-    estimator = load(model, backbone=backbone, weights=weights)
+def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str) -> Any:
+    estimator = load(model, backbone=backbone, weights=weights, device=device)
     estimator.verbose = not json
     return estimator
 
@@ -133,11 +138,11 @@ def _as_fitted(estimator: Any, data: Path, source: Source) -> Source:
     return dataclasses.replace(source, seconds=estimator.example_.shape[1] / RATE)
 
 
-def _probabilities(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:
+def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
     """Return the head and the rows of the predictions: class (for multi-label the classes), then all probabilities."""
     known = getattr(estimator, "class_names_", None)
     names = [str(name) for name in (estimator.classes_ if known is None else known)]
-    probability = estimator.predict_proba(X)
+    probability = estimator.predict_proba(X, crops=crops)
     if estimator.multilabel_:
         chosen: list[Any] = [[name for name, p in zip(names, row, strict=True) if p > 0.5] for row in probability]
     else:
@@ -145,8 +150,8 @@ def _probabilities(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:
     return ["prediction", *names], [[label, *map(float, row)] for label, row in zip(chosen, probability, strict=True)]
 
 
-def _values(estimator: Any, X: Any) -> tuple[list[str], list[list[Any]]]:
-    values = estimator.predict(X)
+def _values(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
+    values = estimator.predict(X, crops=crops)
     if values.ndim == 1:
         return ["prediction"], [[float(value)] for value in values]
     return [f"prediction {i + 1}" for i in range(values.shape[1])], [list(map(float, row)) for row in values]

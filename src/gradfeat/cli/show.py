@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from gradfeat.errors import ConfigurationError
 
 _LONG = 30  # a cell longer than this may be broken between words
 
@@ -67,3 +71,23 @@ def print_json(value: Any) -> None:
 
 def _is_number(text: str) -> bool:
     return bool(text) and text.lstrip("-")[:1].isdigit()
+
+
+def check_folder(path: Path | None) -> None:
+    """Make a folder for results, before any work, or fail with the system's own message if nothing can be put there."""
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+
+
+def check_file(path: Path | None) -> None:
+    """Make the folder of a file, before any work, or fail if the file cannot be put there.
+
+    Raises:
+        ConfigurationError: There is a folder of that name.
+    """
+    if path is not None:
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder: name a file in it")
+        check_folder(path.parent)

@@ -44,7 +44,8 @@ class Crops:
         if all(picture.shape[:2] == preprocessing.size for picture in first):
             raise ConfigurationError(
                 f"random crops need images larger than the network's {preprocessing.size} after resizing, and the "
-                f"first {len(first)} are not: preprocessing=dict(crop_pct=0.875) resizes them to more"
+                f"first {len(first)} are not: preprocessing=dict(crop_pct=0.875) at the fit (on the command "
+                "line: --crop-pct 0.875) resizes them to more"
             )
         self._inputs, self._count, self._preprocessing = inputs, int(count), preprocessing
         self._draws = np.random.default_rng(random_state).random((len(inputs), self._count, 3))

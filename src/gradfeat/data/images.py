@@ -145,7 +145,7 @@ def without_unreadable(dataset: Dataset, on_error: str) -> Dataset:
     if on_error == "raise":
         raise DataError(
             f"{dataset.name}: {files} cannot be read:{listed}\n"
-            "Repair or remove them, or leave them out with on_error='skip'."
+            "Repair or remove them, or leave them out: on_error='skip' (on the command line: --skip-unreadable)."
         )
     rest = dataset.subset([i for i, path in enumerate(dataset.X) if Path(path) not in bad])
     if rest.task == "multiclass" and rest.y is not None:

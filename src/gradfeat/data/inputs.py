@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
 from gradfeat.data.arrays import check_finite
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.images import in_threads, names, read_image
+from gradfeat.data.images import eight_bit, in_threads, names, read_image, upright
 from gradfeat.data.preprocessing import Preprocessing, to_unit
 from gradfeat.data.text import TextPreprocessing
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 _ACCEPTED = (
-    "a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of image paths or of "
-    "texts, or a torch Dataset"
+    "a float array or tensor in the network's own layout, uint8 images (n, h, w, c), a list of images (PIL), of image "
+    "paths or of texts, or a torch Dataset"
 )
+
+_RAW = 10.0
+"""Floats this many times larger than any image is as the network takes it are pixels that nobody scaled."""
 
 
 class Inputs:
@@ -31,9 +36,10 @@ class Inputs:
 
     Args:
         X: A numeric array or tensor (n, ...) in the network's own layout, which keeps its dtype; uint8 images
-            (n, h, w, c); paths of images; texts; or a map-style torch Dataset of tensors x or pairs (x, y).
-        preprocessing: How images or texts become inputs. Paths and texts need it; uint8 images without it are scaled to
-            [0, 1].
+            (n, h, w, c); paths of images, or PIL images; texts; or a map-style torch Dataset of tensors x or pairs
+            (x, y).
+        preprocessing: How images or texts become inputs. Paths, PIL images and texts need it; uint8 images without it
+            are scaled to [0, 1].
 
     Raises:
         DataError: X has no samples, NaN, another shape or other channels than the network takes, or files that are not
@@ -74,7 +80,7 @@ class Inputs:
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How images become inputs; None for any other X, and for uint8 images without one."""
-        return self._source.preprocessing if isinstance(self._source, (_Images, _Paths)) else None
+        return self._source.preprocessing if isinstance(self._source, (_Images, _Pictures)) else None
 
     def pictures(self, indices: Sequence[int] | range) -> list[np.ndarray]:
         """Return images as they are before the crop, each uint8 (h, w, c).
@@ -83,7 +89,7 @@ class Inputs:
             ConfigurationError: X has no `preprocessing`.
             DataError: An image cannot be read; the message names it.
         """
-        if self.preprocessing is None or not isinstance(self._source, (_Images, _Paths)):
+        if self.preprocessing is None or not isinstance(self._source, (_Images, _Pictures)):
             raise ConfigurationError("only images with a preprocessing are resized")
         return self._source.pictures(self._positions[np.asarray(indices, dtype=np.int64)])
 
@@ -219,31 +225,30 @@ class _Tokens(_Array):
         self.preprocessing = preprocessing
 
 
-class _Paths:
-    """Images on disk, decoded when they are asked for."""
+class _Pictures:
+    """Images of any size: on disk, decoded when they are asked for, or in memory."""
 
     random = False
     shape: tuple[int, ...] | None = None
 
-    def __init__(self, paths: list[Path], preprocessing: Preprocessing) -> None:
-        self.paths, self.preprocessing = paths, preprocessing
+    def __init__(self, items: Sequence[Path | Image.Image], preprocessing: Preprocessing) -> None:
+        self.items, self.preprocessing = items, preprocessing
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     def batch(self, positions: np.ndarray) -> Tensor:
-        return torch.stack(in_threads(self._read, [self.paths[i] for i in positions]))
+        return torch.stack(self._each(self.preprocessing.from_pil, positions))
 
     def pictures(self, positions: np.ndarray) -> list[np.ndarray]:
-        return in_threads(
-            lambda path: self.preprocessing.resized_pil(read_image(path)), [self.paths[i] for i in positions]
-        )
+        return self._each(self.preprocessing.resized_pil, positions)
 
     def labels(self, positions: np.ndarray) -> np.ndarray | None:
         return None
 
-    def _read(self, path: Path) -> Tensor:
-        return self.preprocessing.from_pil(read_image(path))
+    def _each(self, work: Callable[[Image.Image], Any], positions: np.ndarray) -> list[Any]:
+        picked = [self.items[i] for i in positions]
+        return in_threads(lambda item: work(read_image(item) if isinstance(item, Path) else item), picked)
 
 
 class _Items:
@@ -320,6 +325,10 @@ def _source(X: Any, preprocessing: Preprocessing | TextPreprocessing | None) -> 
         )
     if isinstance(X, (list, tuple)) and X and all(isinstance(item, (str, Path)) for item in X):
         return _files(X, preprocessing)
+    if isinstance(X, Image.Image):
+        raise ConfigurationError("X is a single image: pass a list, [image]")
+    if isinstance(X, (list, tuple)) and X and all(isinstance(item, Image.Image) for item in X):
+        return _pictures(X, preprocessing)
     if isinstance(X, Tensor):
         return _numeric(X, preprocessing)
     try:
@@ -378,7 +387,22 @@ def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Ten
         )
         raise DataError(f"The network takes (n, {preprocessing.channels}, h, w); X has the shape {shape}.{way}")
     check_finite(X)
+    if preprocessing is not None and len(shape) == 4 and shape[0] and kind == "f":
+        _warn_of_pixels(X, preprocessing)
     return _Array(X, y)
+
+
+def _warn_of_pixels(X: np.ndarray | Tensor, preprocessing: Preprocessing) -> None:
+    """Warn of floats far beyond what any image is as the network takes it: they are not scaled, nor normalized."""
+    ends = [abs((end - m) / s) for m, s in zip(preprocessing.mean, preprocessing.std, strict=True) for end in (0, 1)]
+    largest = float(torch.as_tensor(X[:8]).abs().max())
+    if largest > _RAW * max(ends):
+        warnings.warn(
+            f"X has values up to {largest:.4g}, and images have values up to {max(ends):.3g} as this network takes "
+            "them. Floats are taken as they are; pixels from 0 to 255 belong in a uint8 array (n, h, w, c)",
+            GradfeatWarning,
+            stacklevel=4,
+        )
 
 
 def _check_images(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> None:
@@ -388,7 +412,9 @@ def _check_images(shape: tuple[int, ...], preprocessing: Preprocessing | None) -
             preprocessing.check_channels(shape[3])
         return
     way = ""
-    if len(shape) == 3:
+    if len(shape) == 3 and shape[2] in known:
+        way = " For one image: X[np.newaxis]."
+    elif len(shape) == 3:
         way = " For grey images: X[..., np.newaxis]."
     elif len(shape) == 4 and shape[1] in known:
         way = " It looks like (n, c, h, w): X.transpose(0, 2, 3, 1), or as floats in the network's own layout."
@@ -410,13 +436,30 @@ def _files(X: Sequence[str | Path], preprocessing: Preprocessing | None) -> _Sou
         )
     if missing:
         raise DataError(f"{len(missing)} of {len(paths)} files are not there:{names(missing)}")
+    return _Pictures(paths, _needed(preprocessing))
+
+
+def _pictures(X: Sequence[Image.Image], preprocessing: Preprocessing | None) -> _Source:
+    """Decode images in memory; a list of equal ones need not be an array."""
+    preprocessing = _needed(preprocessing)
+    images: list[Path | Image.Image] = []
+    for i, image in enumerate(X):
+        try:
+            image.load()
+            images.append(eight_bit(upright(image)))
+        except (OSError, DataError) as error:
+            raise DataError(f"image {i} of X cannot be read: {error}") from error
+    return _Pictures(images, preprocessing)
+
+
+def _needed(preprocessing: Preprocessing | None) -> Preprocessing:
     if preprocessing is None:
         raise ConfigurationError(
-            "X is a list of image paths, and how the network wants its images is not known: give preprocessing="
-            "dict(size=[224, 224], mean=[...], std=[...]), or a backbone that brings its own (timm and torchvision "
-            "names do)"
+            "X is a list of images or of their paths, and how the network wants its images is not known: give "
+            "preprocessing=dict(size=[224, 224], mean=[...], std=[...]) (on the command line: --image-size, --mean and "
+            "--std), or a backbone that brings its own (timm and torchvision names do)"
         )
-    return _Paths(paths, preprocessing)
+    return preprocessing
 
 
 def _is_file(path: Path) -> bool:

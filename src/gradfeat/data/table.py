@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from gradfeat.data.dataset import WHOLE, Dataset
 from gradfeat.data.folder import SPLITS
 from gradfeat.data.images import is_hidden
-from gradfeat.errors import DataError, did_you_mean
+from gradfeat.errors import DataError, GradfeatWarning, did_you_mean
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}
 _TEXT = (
@@ -88,6 +89,10 @@ def load_table(
     if text == label:
         raise DataError(f"{file}: texts and labels are both read from the column {text!r}")
     X = [_text(file, where, values, text) for where, values in rows]
+    empty = [where for (where, _), value in zip(rows, X, strict=True) if not value.strip()]
+    if empty:
+        shown = ", ".join(empty[:3]) + (" ..." if len(empty) > 3 else "")
+        warnings.warn(f"{file}: {len(empty)} rows have an empty text: {shown}", GradfeatWarning, stacklevel=2)
     y, classes, task = _labels(file, [(where, _label(file, where, values, label)) for where, values in rows], label)
     note = f"the labels in {label!r} have fractions: regression" if task == "regression" else ""
     name = file.stem if part == WHOLE or path.resolve() == file.resolve() else path.resolve().name

@@ -123,7 +123,7 @@ class TextPreprocessing:
         if self.limit is not None and longest >= self.limit:
             return "the network takes no more"
         most = "" if self.limit is None else f", {self.limit} at most"
-        return f"preprocessing={{'max_length': ...}} takes more{most}"
+        return f"preprocessing={{'max_length': ...}} (on the command line: --max-length) takes more{most}"
 
     @functools.cached_property
     def _tokenizer(self) -> Any:

@@ -75,6 +75,11 @@ def linearize(
         >>> torch.allclose(lin.tangent(w2, residuals), x.sum(1, keepdim=True).expand(5, 2))  # J w2 = w2 x
         True
     """
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(
+            f"network must be a torch module, not {type(network).__name__}; "
+            "gradfeat.backbones.resolve(name).network is the one of a name"
+        )
     example = _three_samples(example_input)
     captured = capture(network, example, features, set(RULES))
     chosen, by_module, _ = select(network, captured, theta2)
