@@ -296,14 +296,12 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def earlier(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
+def earlier(name: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Return the readings of ways that an earlier run with the same settings left in the folder of the results."""
-    path = arguments.out / "time_to_accuracy.json"
+    path = arguments.out / f"{name}.json"
     content = json.loads(path.read_text()) if path.exists() else {}
-    about = settings(arguments)
-    if {name: content.get(name) for name in about} != about:
-        return {}
-    return {way: [Reading(**reading) for reading in readings] for way, readings in content["readings"].items()}
+    about = {**settings(arguments), **more}
+    return dict(content["readings"]) if {key: content.get(key) for key in about} == about else {}
 
 
 def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
@@ -323,7 +321,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
-    found = {**earlier(arguments), **run(arguments)}
+    before = earlier("time_to_accuracy", arguments)
+    found = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()} | run(arguments)
     found = {way: found[way] for way in ("probe", *WAYS) if way in found}
     readings = {way: [asdict(reading) for reading in readings] for way, readings in found.items()}
     write("time_to_accuracy", arguments, table(found), {"readings": readings})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,12 @@ def test_solver_is_judged_after_each_iteration_and_ends_where_a_fit_with_its_pen
 
 def test_ways_of_an_earlier_run_with_the_same_settings_stay(arguments: argparse.Namespace, tmp_path: Path) -> None:
     here = argparse.Namespace(**vars(arguments), out=tmp_path)
-    assert time_to_accuracy.earlier(here) == {}
-    readings = [time_to_accuracy.Reading(1.0, 2.0, 3.0, {"accuracy": 0.5})]
-    time_to_accuracy.write("time_to_accuracy", here, "", {"readings": {"adam": [asdict(readings[0])]}})
-    assert time_to_accuracy.earlier(here) == {"adam": readings}
-    other = argparse.Namespace(**{**vars(here), "labelled": 20})
-    assert time_to_accuracy.earlier(other) == {}
+    assert time_to_accuracy.earlier("low_shot", here) == {}
+    readings = {"full": {"5": [[0.5, 1.0, 2.0]]}}
+    time_to_accuracy.write("low_shot", here, "", {"readings": readings, "draws": 1})
+    assert time_to_accuracy.earlier("low_shot", here, draws=1) == readings
+    assert time_to_accuracy.earlier("low_shot", here, draws=5) == {}
+    assert time_to_accuracy.earlier("low_shot", argparse.Namespace(**{**vars(here), "labelled": 20}), draws=1) == {}
 
 
 def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace, tmp_path: Path) -> None:
