@@ -27,7 +27,7 @@ from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
 
 FORMAT = "gradfeat.fit"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ABOUT = "configuration.json"
 
 T = TypeVar("T")

@@ -1,9 +1,10 @@
 """Rounds: linearize, fit, move θ̄₂ by w₂, take ω̄ = w₁, linearize again. Fine-tuning without a learning rate.
 
 Each round is a convex problem at the present point, of which one preconditioned step is taken (a damped Gauss-Newton
-step). How far it goes, the penalties of w₁ and w₂ say: they are a trust region, chosen by the loss of the real network
-on held-out training data, that no fit has seen. Rounds end where no step lowers it. The same steps, with the same
-penalties, are then repeated on all training data, and the last linearization is solved there.
+step), in the span of a preconditioned gradient and the step before. How far it goes, the penalties of w₁ and w₂ say:
+they are a trust region, chosen by the loss of the real network on held-out training data, that no fit has seen. Rounds
+end where no step lowers it. The same steps, with the same penalties, are then repeated on all training data, and the
+last linearization is solved there.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Point:
         w1: (d, c).
         b: (c,).
         w2: By the names of θ₂, in its units; None is zero.
+        move: By what θ̄₂ moved to come here, in the same units; None where it starts.
     """
 
     theta2: dict[str, Tensor]
@@ -68,6 +70,7 @@ class Point:
     w1: Tensor
     b: Tensor
     w2: dict[str, Tensor] | None = None
+    move: dict[str, Tensor] | None = None
 
     def model(self, problem: Problem, parametrization: str, mode: str = "full") -> GradientFeatureModel:
         """Return the model of a mode with these weights."""
@@ -90,19 +93,21 @@ class Point:
         """Return the point to which θ̄₂ moves by w₂, where ω̄ = w₁."""
         theta2 = {name: value + w2[name].to(value) for name, value in self.theta2.items()}
         w1 = w1.to(self.omega)
-        return Point(theta2, w1, w1, b.to(self.omega))
+        return Point(theta2, w1, w1, b.to(self.omega), move=w2)
 
     def pack(self) -> dict[str, Tensor]:
         """Return its tensors by name."""
         theta2 = {f"theta2/{name}": value for name, value in self.theta2.items()}
-        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **named_w2(self.w2)}
+        move = {f"move/{name}": value for name, value in (self.move or {}).items()}
+        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **move, **named_w2(self.w2)}
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> Point:
         """Return the point of some tensors, each in memory as θ₂'s own."""
         device = next(iter(theta2.values())).device
         omega, w1, b = (tensors[name].to(device) for name in ("omega", "w1", "b"))
-        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2_of(tensors, theta2))
+        move = like_theta2(tensors, "move/", theta2) if any(name.startswith("move/") for name in tensors) else None
+        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2_of(tensors, theta2), move)
 
 
 @dataclass(frozen=True)
@@ -299,12 +304,15 @@ def _start(problem: Problem, penalty: float, rows: Tensor) -> Point:
 
 
 def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared: Any) -> Subspace:
-    """Return the problem at a point, fitted to the first `count` of some samples of the store."""
+    """Return the problem at a point, fitted to the first `count` of some samples of the store.
+
+    Its first direction of w₂ is the move that led there, as momentum is in first-order methods.
+    """
     store = problem.store.rows(rows)
     if point.theta2 is not problem.linearization.theta2:
         store = store.at(problem.linearization.at(point.theta2))
     weight = problem.weight_of(rows)
-    return make_subspace(
+    subspace = make_subspace(
         store,
         problem.y[rows],
         problem.loss,
@@ -316,6 +324,10 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
         weight=weight,
         **shared,
     )
+    direction = None if point.move is None else subspace.features.variables(point.move)
+    if direction is not None:
+        subspace.add_w2(direction)
+    return subspace
 
 
 def _heads(choice: Choice) -> list[float]:

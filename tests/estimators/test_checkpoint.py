@@ -182,7 +182,6 @@ def test_damaged_and_impossible(tmp_path: Path) -> None:
         ({"random_state": None}, "needs random_state"),
         ({"mode": "finetune"}, "training by epochs does not resume"),
         ({"solver": "adam"}, "training by epochs does not resume"),
-        ({"epochs": 1}, "neither epochs nor clip_norm"),
         ({"checkpoint": 3}, "checkpoint must be None or a folder"),
     ):
         with pytest.raises(ConfigurationError, match=message):

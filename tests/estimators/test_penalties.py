@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -231,7 +232,7 @@ def test_rare_classes_keep_a_sample_that_is_seen() -> None:
         assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))
 
 
-def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver() -> None:
+def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
     y = (X[:, 0] * X[:, 1] > 0).astype(int)
@@ -253,6 +254,8 @@ def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver() -> None
         GradientFeatureClassifier(backbone, metric="whitened", random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="rounds are of the subspace solver"):
         GradientFeatureClassifier(backbone, rounds=2, random_state=0).fit(changing)
+    with pytest.raises(ConfigurationError, match="a checkpoint is of the subspace solver"):
+        GradientFeatureClassifier(backbone, checkpoint=tmp_path, random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
         GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)
 

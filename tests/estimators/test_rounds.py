@@ -15,9 +15,12 @@ from torch import nn
 from torch.func import functional_call, jvp
 
 import gradfeat.convex
+import gradfeat.rounds as rounds_module
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
 from gradfeat.errors import ConvergenceError
+from gradfeat.losses import CrossEntropy
 from gradfeat.metrics import log_loss
+from gradfeat.rounds import Point
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -142,6 +145,26 @@ def test_mirror_images_stay_with_their_samples(monkeypatch: pytest.MonkeyPatch) 
             held.tolist()
         )  # held out: originals that no fit has seen, mirrored or not
         assert (held < len(X)).all()
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
+@pytest.mark.parametrize("metric", ["plain", "whitened"])
+def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> None:
+    X, y = data(60)
+    problem = classifier()._prepare(X, y, CrossEntropy(), None)
+    start = Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
+    move = {name: 0.1 * torch.randn_like(value) for name, value in start.theta2.items()}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
+    for point, directions in ((start, 0), (start.moved(start.w1, start.b, move), 1)):
+        generator = torch.Generator().manual_seed(0)
+        subspace = rounds_module._subspace(problem, point, torch.arange(60), 50, generator=generator, **shared)
+        found = subspace.features.natural(subspace._w2[0]) if subspace._w2 else {}
+        assert len(subspace._w2) == (directions if metric == "plain" else 0)  # the whitened metric has other variables
+        ratios = torch.cat([(value / move[name]).flatten() for name, value in found.items()] or [torch.ones(2)])
+        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
+        kept = Point.unpack(point.pack(), start.theta2).move
+        assert (kept is None) == (point.move is None)
+        assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:

@@ -63,6 +63,12 @@ class GradientFeatures:
         w2 = w2 if self._turn is None else self._turn(w2)
         return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
+    def variables(self, w2: Mapping[str, Tensor]) -> Weights | None:
+        """Return the inverse of `natural`; None where the variables are turned, which is not undone."""
+        if self._turn is not None:
+            return None
+        return {name: value if (s := self._scales[name]) == 1.0 else value / s for name, value in w2.items()}
+
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Yield the samples at `indices` in batches: their places in `indices`, and their residuals."""
         for places in self.store.batches(indices, self.batch_size):
