@@ -44,7 +44,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             leave-one-out. Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
-            while the network's loss on held-out training data falls; "auto" ends there alone (`gradfeat.rounds`).
+            while the network's loss on held-out training data falls; "auto" ends there, or after 12 steps
+            (`gradfeat.rounds`).
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         metric: "plain": λ₂ penalizes ‖w₂‖²; "whitened": w₂ᵀ S w₂, with the Kronecker factors of the loss's Hessian as S
