@@ -68,10 +68,10 @@ class Checkpoint:
         about = {name: digest(value) for name, value in {**theta2, **data}.items()}
         own = copy.copy(self)
         own.folder = self.folder / hashlib.sha256(json.dumps(list(theta2)).encode()).hexdigest()[:12]
-        own._open(own.folder, about)
+        own._open(own.folder, about, digests=True)
         return own
 
-    def _open(self, folder: Path, about: dict[str, str]) -> None:
+    def _open(self, folder: Path, about: dict[str, str], *, digests: bool = False) -> None:
         path = folder / ABOUT
         try:
             if not path.exists():
@@ -82,7 +82,7 @@ class Checkpoint:
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}. Remove {self.folder} to start again") from error
         differing = [
-            f"{name} {_short(there.get(name))} there, {_short(about.get(name))} now"
+            f"other {name}" if digests else f"{name} {_short(there.get(name))} there, {_short(about.get(name))} now"
             for name in dict.fromkeys([*about, *there])
             if there.get(name) != about.get(name)
         ]

@@ -139,9 +139,9 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
     fits = {
         "rounds 1 there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
         "network ": lambda: classifier(tmp_path, backbone=network(1)).fit(X, y),
-        "activations ": lambda: classifier(tmp_path).fit(X + 1e-3, y),
-        "y ": lambda: classifier(tmp_path).fit(X, 1 - y),
-        "weight none there": lambda: classifier(tmp_path).fit(X, y, np.ones(len(y))),
+        "other activations": lambda: classifier(tmp_path).fit(X + 1e-3, y),
+        "other targets": lambda: classifier(tmp_path).fit(X, 1 - y),
+        "other sample weights": lambda: classifier(tmp_path).fit(X, y, np.ones(len(y))),
         "random_state 0 there, 1 now": lambda: classifier(tmp_path, random_state=1).fit(X, y),
         "cv 5 there": lambda: classifier(tmp_path, cv=[(np.arange(20), np.arange(20, 40))]).fit(X, y),
     }
