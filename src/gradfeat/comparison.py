@@ -21,6 +21,7 @@ from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.evaluation import agreement, mean_of_views, metrics_of
 from gradfeat.fitting import Fit, Problem, batch_logits, store_of
+from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.validation import check_lengths, labels_of, read_truth
@@ -122,7 +123,7 @@ class Comparison:
         return [
             *(f"{row.mode}: {row.note}" for row in self.rows if row.note),
             *([f"approximation: {self.approximation}"] if self.approximation is not None else []),
-            f"θ₂: {', '.join(self.theta2)}",
+            f"θ₂: {layers_of(self.theta2)}",
             f"{self.n_train:,} training and {self.n_test:,} test samples; shared by all models: {shared}",
             *self.notes,
         ]

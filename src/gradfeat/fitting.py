@@ -231,7 +231,9 @@ def prepare(
     with progress.step("activations") as done:
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
     if checkpoint is not None:
-        checkpoint = checkpoint.of(linearization.theta2, {"activations": store.features, "targets": y, "sample weights": weight})
+        checkpoint = checkpoint.of(
+            linearization.theta2, {"activations": store.features, "targets": y, "sample weights": weight}
+        )
     after_store = time.perf_counter()
     own = slice(None)  # what the probe is fitted to
     if views > 1:

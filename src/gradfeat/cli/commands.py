@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.cli.show import check_file, check_folder, layers_of, note, print_json, table
+from gradfeat.cli.show import check_file, check_folder, note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
 
 

@@ -10,10 +10,11 @@ import torch
 from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
-from gradfeat.cli.show import layers_of, note, print_json, table
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import TextPreprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
+from gradfeat.linearization.theta2 import layers_of
 from gradfeat.progress import Progress
 
 _TOKENS = 64  # of the text whose costs are shown: two or three sentences

@@ -189,3 +189,20 @@ def _block_of(network: nn.Module, name: str) -> str:
 def _some(names: Iterable[str], most: int = 8) -> str:
     shown = [name for name in names if "." not in name][:most]
     return f" Modules at the top are {', '.join(shown)}." if shown else ""
+
+
+def layers_of(parameters: Sequence[str], most: int = 4) -> str:
+    """Return names of parameters in a line: all of a few, or else how many there are, and the layers they belong to.
+
+    Example:
+        >>> layers_of([f"{i}.{j}.weight" for i in range(2) for j in range(3)])
+        '6 parameters: 0.0, 0.1, 0.2, 1.0, 1.1, 1.2'
+        >>> layers_of([f"{i}.{j}.weight" for i in range(4) for j in range(3)])
+        '12 parameters of 12 layers: 0.0, 0.1 ... 3.1, 3.2'
+    """
+    if len(parameters) <= most:
+        return ", ".join(parameters)
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+    if len(layers) <= 2 * most:
+        return f"{len(parameters)} parameters: {', '.join(layers)}"
+    return f"{len(parameters)} parameters of {len(layers)} layers: {', '.join(layers[:2])} ... {', '.join(layers[-2:])}"
