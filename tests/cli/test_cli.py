@@ -315,6 +315,12 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
     assert not found.out
 
 
+def test_folders_of_outputs_are_made(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some" / "folder" / "predictions.csv"
+    assert run("predict", model, pictures / "test", "-o", path).code == 0
+    assert rows(path.read_text())
+
+
 def test_a_folder_is_no_file_for_a_model(run: Any, pictures: Path, tmp_path: Path) -> None:
     found = run("fit", pictures, "-b", "gradfeat/none", "-o", tmp_path)
     assert found.code == 2

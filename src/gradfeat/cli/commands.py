@@ -281,6 +281,7 @@ def _model_in(out: Path, mode: str) -> Path:
 
 
 def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     for pattern in ("penalty_*.png", "rounds_*.png", "remainder.png"):  # of an earlier run, with other modes
         for picture in out.glob(pattern):
             picture.unlink()

@@ -65,6 +65,7 @@ def predict_command(
     if out is None:
         sys.stdout.write(text)
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
         note(json, f"{len(names):,} predictions written to {out}")
 

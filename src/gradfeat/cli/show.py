@@ -57,15 +57,15 @@ def _is_number(text: str) -> bool:
 
 
 def check_folder(path: Path | None) -> None:
-    """Make a folder for results, before any work, or fail with the system's own message if nothing can be put there."""
+    """Fail with the system's own message, before any work, if nothing can be put into a folder; it may be made yet."""
     if path is not None:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
 
 
 def check_file(path: Path | None) -> None:
-    """Make the folder of a file, before any work, or fail if the file cannot be put there.
+    """Fail, before any work, if a file cannot be put where it shall be; its folder may be made yet.
 
     Raises:
         ConfigurationError: There is a folder of that name.
