@@ -24,7 +24,7 @@ class Tabular:
 
 # The penalty is given, for time (the checks fit some hundred models), and because weights equal repetition to 1e-7 only
 # so: cross-validation puts repeated samples into different folds. (Tested with it in test_estimators.py.)
-SETTINGS: dict[str, Any] = {"epochs": 2, "penalty": 1e-3, "random_state": 0, "precision": "float64"}
+SETTINGS: dict[str, Any] = {"solver": "adam", "epochs": 2, "penalty": 1e-3, "random_state": 0, "precision": "float64"}
 
 
 @pytest.mark.filterwarnings("ignore")
