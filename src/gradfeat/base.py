@@ -282,7 +282,7 @@ class GradientFeatureEstimator(BaseEstimator):
         return fit
 
     def _adopt(self, problem: Problem, fit: Fit) -> None:
-        """Take a fitted model as this estimator's own."""
+        """Take a fitted model as this estimator's own, and fit the head of its merged network."""
         self._model = fit.model
         self.loss_ = problem.loss
         self.probe_ = problem.probe

@@ -98,16 +98,16 @@ class Point:
     def pack(self) -> dict[str, Tensor]:
         """Return its tensors by name."""
         theta2 = {f"theta2/{name}": value for name, value in self.theta2.items()}
-        move = {f"move/{name}": value for name, value in (self.move or {}).items()}
-        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **move, **named_w2(self.w2)}
+        directions = named_w2(self.w2) | named_w2(self.move, "move/")
+        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **directions}
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> Point:
         """Return the point of some tensors, each in memory as θ₂'s own."""
         device = next(iter(theta2.values())).device
         omega, w1, b = (tensors[name].to(device) for name in ("omega", "w1", "b"))
-        move = like_theta2(tensors, "move/", theta2) if any(name.startswith("move/") for name in tensors) else None
-        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2_of(tensors, theta2), move)
+        w2, move = w2_of(tensors, theta2), w2_of(tensors, theta2, "move/")
+        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2, move)
 
 
 @dataclass(frozen=True)

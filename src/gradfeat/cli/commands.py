@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.cli.show import check_file, check_folder, note, print_json, table
+from gradfeat.cli.outputs import check_file, check_folder
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.dataset import WHOLE

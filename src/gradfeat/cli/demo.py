@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gradfeat.adapter import load
-from gradfeat.cli.show import check_folder, note, print_json, table
+from gradfeat.cli.outputs import check_folder
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder_file import FILE

@@ -10,7 +10,8 @@ import torch
 
 from gradfeat.backbones import resolve
 from gradfeat.cli.commands import Source, read
-from gradfeat.cli.show import check_folder, note, print_json, table
+from gradfeat.cli.outputs import check_folder
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import Dataset, load_images
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import is_image, without_unreadable

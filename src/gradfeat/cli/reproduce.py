@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradfeat.cli.show import check_folder, note, print_json, table
+from gradfeat.cli.outputs import check_folder
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.reproduce import reproduce
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from gradfeat.adapter import load
 from gradfeat.cli.commands import Source, check_part, class_names, labels, read
-from gradfeat.cli.show import check_file, note, print_json, table
+from gradfeat.cli.outputs import check_file
+from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from gradfeat.errors import ConfigurationError
 
 _LONG = 30  # a cell longer than this may be broken between words
 
@@ -54,23 +50,3 @@ def print_json(value: Any) -> None:
 
 def _is_number(text: str) -> bool:
     return bool(text) and text.lstrip("-")[:1].isdigit()
-
-
-def check_folder(path: Path | None) -> None:
-    """Fail with the system's own message, before any work, if nothing can be put into a folder; it may be made yet."""
-    if path is not None:
-        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-
-
-def check_file(path: Path | None) -> None:
-    """Fail, before any work, if a file cannot be put where it shall be; its folder may be made yet.
-
-    Raises:
-        ConfigurationError: There is a folder of that name.
-    """
-    if path is not None:
-        if path.is_dir():
-            raise ConfigurationError(f"{path} is a folder: name a file in it")
-        check_folder(path.parent)
