@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
-from gradfeat import base, load
-from gradfeat.cli import demo, main
+from gradfeat import load
+from gradfeat.cli import demo
 from gradfeat.cli.app import app
 from gradfeat.data.preprocessing import Preprocessing
 from gradfeat.pretrain import save_encoder
@@ -22,76 +21,6 @@ from gradfeat.pretrain.encoder import ConvEncoder
 
 COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect", "pretrain")
 CLASSES = ("dark", "light")
-FAST = ("--solver", "adam", "--epochs", "1", "--batch-size", "8")
-
-
-class Output:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a command line in this process, as the installed program does."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def command(*arguments: object) -> Output:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return Output(code, captured.out, captured.err)
-
-    return command
-
-
-def draw(folder: Path, count: int, seed: int) -> None:
-    """Class folders with small pictures, dark ones and light ones."""
-    rng = np.random.default_rng(seed)
-    for name, low in zip(CLASSES, (0, 128), strict=True):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(low, low + 128, size=(8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the parts train and test."""
-    root = tmp_path_factory.mktemp("data") / "shades"
-    draw(root / "train", 10, 0)
-    draw(root / "test", 6, 1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    scaling = {"size": [8, 8], "crop_pct": 1.0, "mean": [0.5], "std": [0.5], "channels": 1}
-    return save_encoder(
-        ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval(),
-        tmp_path_factory.mktemp("encoder") / "encoder.safetensors",
-        task="vae",
-        preprocessing=scaling,
-    )
-
-
-@pytest.fixture(scope="module")
-def model(pictures: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    with pytest.raises(SystemExit) as end:
-        main(["fit", str(pictures), "-b", f"gradfeat/{encoder}", "-o", str(path), *FAST, "--json"])
-    assert not end.value.code
-    return path
 
 
 # ---- help ---------------------------------------------------------------------------------------
@@ -138,9 +67,11 @@ def test_fit_shows_a_table(run: Any, pictures: Path, encoder: Path, tmp_path: Pa
     assert max(map(len, found.out.splitlines())) <= 80
 
 
-def test_fit_json_is_all_of_standard_output(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+def test_fit_json_is_all_of_standard_output(
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "m.safetensors"
-    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--theta2", "blocks.0", *FAST, "--json")
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--theta2", "blocks.0", *fast, "--json")
     assert found.code == 0, found.err
     assert found.json["model"] == str(path)
     assert found.json["bytes"] == path.stat().st_size
@@ -198,9 +129,11 @@ def test_missing_data_and_a_file_that_cannot_be_written(
 # ---- compare ------------------------------------------------------------------------------------
 
 
-def test_compare_shows_and_keeps_everything(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+def test_compare_shows_and_keeps_everything(
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "results"
-    found = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--out", out, *FAST)
+    found = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--out", out, *fast)
     assert found.code == 0, found.err
     assert max(map(len, found.out.splitlines())) <= 80
     modes = ("activation", "gradient", "full", "finetune")
@@ -213,8 +146,8 @@ def test_compare_shows_and_keeps_everything(run: Any, pictures: Path, encoder: P
     assert load(out / "full.safetensors").class_names_ == list(CLASSES)
 
 
-def test_compare_json(run: Any, pictures: Path, encoder: Path) -> None:
-    found = run("compare", pictures, "-b", encoder, "--modes", "activation, full", *FAST, "--json")
+def test_compare_json(run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path) -> None:
+    found = run("compare", pictures, "-b", encoder, "--modes", "activation, full", *fast, "--json")
     assert found.code == 0, found.err
     assert [row["mode"] for row in found.json["rows"]] == ["activation", "full"]
     assert (found.json["n_train"], found.json["n_test"]) == (20, 12)
@@ -231,100 +164,6 @@ def test_compare_never_tests_on_training_data(run: Any, pictures: Path, encoder:
     found = run("compare", pictures / "train", "-b", encoder, *apart)
     assert found.code == 0, found.err
     assert found.json["n_test"] == 12
-
-
-def test_compare_after_an_interruption_keeps_what_is_done(
-    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit_mode = base.fit_mode
-
-    def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
-        if mode == stop:
-            raise KeyboardInterrupt
-        return fit_mode(problem, mode, *args, **kwargs)
-
-    monkeypatch.setattr(base, "fit_mode", interrupted)
-    stop = "gradient"
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "finetune.safetensors").touch()
-    (tmp_path / "out" / "penalty_full.png").touch()
-    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "out", *FAST)
-    assert found.code == 130, found.err
-    assert "activation" in found.out
-    assert "interrupted in gradient" in found.out
-    assert found.err.endswith("interrupted\n")
-    assert "of an earlier run there is still finetune.safetensors" in found.out
-    assert not (tmp_path / "out" / "penalty_full.png").exists()
-    assert (tmp_path / "out" / "activation.safetensors").is_file()
-    stop = "activation"
-    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "none", *FAST)
-    assert found.code == 2
-    assert "no model was finished" in found.err
-
-
-def test_ctrl_c_is_said_and_nothing_is_saved(
-    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(base, "fit_convex", interrupted)
-    path, parts = tmp_path / "model.safetensors", tmp_path / "parts"
-    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path)
-    assert (found.code, found.err) == (130, "nothing was saved\ninterrupted\n")
-    assert not path.exists()
-    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--checkpoint", parts)
-    assert f"the same command goes on from {parts}" in found.err
-
-
-def test_a_fit_that_was_cut_short_is_saved_and_ends_as_interrupted(
-    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit_mode = base.fit_mode
-
-    def cut_short(*args: Any, **kwargs: Any) -> Any:
-        found = fit_mode(*args, **kwargs)
-        found.history.stopped = "interrupted"
-        return found
-
-    monkeypatch.setattr(base, "fit_mode", cut_short)
-    for i, more in enumerate(((), ("--json",))):
-        path = tmp_path / f"model{i}.safetensors"
-        found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *FAST, *more)
-        assert found.code == 130
-        assert path.is_file()
-
-
-@pytest.mark.parametrize("command", ["fit", "compare", "pretrain", "reproduce", "demo", "predict"])
-def test_outputs_that_cannot_be_written_are_refused_before_any_work(
-    run: Any, pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    taken = tmp_path / "taken"
-    taken.touch()
-    arguments = {
-        "fit": [pictures, "-b", "gradfeat/none", "-o", taken / "model.safetensors"],
-        "compare": [pictures, "-b", "gradfeat/none", "--out", taken],
-        "pretrain": ["rotation", tmp_path / "nowhere", "--out", taken],
-        "reproduce": ["table1", "--out", taken],
-        "demo": ["--out", taken],
-        "predict": [model, pictures, "-o", taken / "predictions.csv"],
-    }[command]
-    found = run(command, *arguments)
-    assert found.code == 2
-    assert "taken" in found.err
-    assert not found.out
-
-
-def test_folders_of_outputs_are_made(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
-    path = tmp_path / "some" / "folder" / "predictions.csv"
-    assert run("predict", model, pictures / "test", "-o", path).code == 0
-    assert rows(path.read_text())
-
-
-def test_a_folder_is_no_file_for_a_model(run: Any, pictures: Path, tmp_path: Path) -> None:
-    found = run("fit", pictures, "-b", "gradfeat/none", "-o", tmp_path)
-    assert found.code == 2
-    assert "is a folder" in found.err
 
 
 def test_penalties_losses_and_weights_by_hand(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Ctrl-C, and outputs that cannot be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradfeat import base
+
+
+def test_compare_after_an_interruption_keeps_what_is_done(
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_mode = base.fit_mode
+
+    def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
+        if mode == stop:
+            raise KeyboardInterrupt
+        return fit_mode(problem, mode, *args, **kwargs)
+
+    monkeypatch.setattr(base, "fit_mode", interrupted)
+    stop = "gradient"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "finetune.safetensors").touch()
+    (tmp_path / "out" / "penalty_full.png").touch()
+    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "out", *fast)
+    assert found.code == 130, found.err
+    assert "activation" in found.out
+    assert "interrupted in gradient" in found.out
+    assert found.err.endswith("interrupted\n")
+    assert "of an earlier run there is still finetune.safetensors" in found.out
+    assert not (tmp_path / "out" / "penalty_full.png").exists()
+    assert (tmp_path / "out" / "activation.safetensors").is_file()
+    stop = "activation"
+    found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "none", *fast)
+    assert found.code == 2
+    assert "no model was finished" in found.err
+
+
+def test_ctrl_c_is_said_and_nothing_is_saved(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(base, "fit_convex", interrupted)
+    path, parts = tmp_path / "model.safetensors", tmp_path / "parts"
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path)
+    assert (found.code, found.err) == (130, "nothing was saved\ninterrupted\n")
+    assert not path.exists()
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--checkpoint", parts)
+    assert f"the same command goes on from {parts}" in found.err
+
+
+def test_a_fit_that_was_cut_short_is_saved_and_ends_as_interrupted(
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_mode = base.fit_mode
+
+    def cut_short(*args: Any, **kwargs: Any) -> Any:
+        found = fit_mode(*args, **kwargs)
+        found.history.stopped = "interrupted"
+        return found
+
+    monkeypatch.setattr(base, "fit_mode", cut_short)
+    for i, more in enumerate(((), ("--json",))):
+        path = tmp_path / f"model{i}.safetensors"
+        found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *fast, *more)
+        assert found.code == 130
+        assert path.is_file()
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "pretrain", "reproduce", "demo", "predict"])
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(
+    run: Any, pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    arguments = {
+        "fit": [pictures, "-b", "gradfeat/none", "-o", taken / "model.safetensors"],
+        "compare": [pictures, "-b", "gradfeat/none", "--out", taken],
+        "pretrain": ["rotation", tmp_path / "nowhere", "--out", taken],
+        "reproduce": ["table1", "--out", taken],
+        "demo": ["--out", taken],
+        "predict": [model, pictures, "-o", taken / "predictions.csv"],
+    }[command]
+    found = run(command, *arguments)
+    assert found.code == 2
+    assert "taken" in found.err
+    assert not found.out
+
+
+def test_folders_of_outputs_are_made(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some" / "folder" / "predictions.csv"
+    assert run("predict", model, pictures / "test", "-o", path).code == 0
+    assert path.read_text().startswith("sample,prediction,")
+
+
+def test_a_folder_is_no_file_for_a_model(run: Any, pictures: Path, tmp_path: Path) -> None:
+    found = run("fit", pictures, "-b", "gradfeat/none", "-o", tmp_path)
+    assert found.code == 2
+    assert "is a folder" in found.err
