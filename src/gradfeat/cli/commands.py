@@ -175,25 +175,24 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
         "seconds": estimator.seconds_,
         "notes": list(estimator.backbone_.notes),
     }
-    interrupted = estimator.history_ is not None and estimator.history_.stopped == "interrupted"
     if settings.json:
         print_json(result)
-        if interrupted:
-            raise KeyboardInterrupt
-        return
-    rows = [
-        ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
-        ["θ₂", layers_of(list(estimator.w2_))],
-        *(["tried", depth] for depth in result["depths"]),
-        ["trained parameters", f"{parameters:,}"],
-        ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
-        ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
-    ]
-    rows += [[name, str(value)] for name in ("solver", "penalties", "rounds") if (value := result[name]) is not None]
-    table(["model", mode], rows)
-    for text in estimator.backbone_.notes:
-        note(False, text)
-    if interrupted:
+    else:
+        rows = [
+            ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
+            ["θ₂", layers_of(list(estimator.w2_))],
+            *(["tried", depth] for depth in result["depths"]),
+            ["trained parameters", f"{parameters:,}"],
+            ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
+            ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
+        ]
+        rows += [
+            [name, str(value)] for name in ("solver", "penalties", "rounds") if (value := result[name]) is not None
+        ]
+        table(["model", mode], rows)
+        for text in estimator.backbone_.notes:
+            note(False, text)
+    if estimator.history_ is not None and estimator.history_.stopped == "interrupted":
         raise KeyboardInterrupt
 
 
@@ -233,19 +232,20 @@ def compare_command(
         _keep(result, train, out, title)
     if settings.json:
         print_json(result.to_dict())
-        if result.interrupted:
-            raise KeyboardInterrupt
-        return
-    table(*result.cells(), title=title)
-    for text in result.remarks():
-        note(False, text)
-    if out is not None:
-        note(False, f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row")
-        older = [
-            file.name for mode in MODES if mode not in result.estimators and (file := _model_in(out, mode)).exists()
-        ]
-        if older:
-            note(False, f"of an earlier run there is still {', '.join(older)}")
+    else:
+        table(*result.cells(), title=title)
+        for text in result.remarks():
+            note(False, text)
+        if out is not None:
+            note(
+                False,
+                f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row",
+            )
+            older = [
+                file.name for mode in MODES if mode not in result.estimators and (file := _model_in(out, mode)).exists()
+            ]
+            if older:
+                note(False, f"of an earlier run there is still {', '.join(older)}")
     if result.interrupted:
         raise KeyboardInterrupt
 
