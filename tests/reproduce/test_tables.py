@@ -251,6 +251,44 @@ def test_encoders_of_files(tmp_path):
     other = save_encoder(ConvEncoder(3), tmp_path / "r.safetensors", task="rotation", preprocessing=scaling)
     with pytest.raises(ConfigurationError, match="'rotation'; the table has encoders of bigan, vae"):
         plan_of(other, plans)
+    assert plan_of(other, plans, other=BIGAN_PLAN) is BIGAN_PLAN
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "columns"),
+    [
+        ("bigan", BIGAN, ["conv5", "published", "conv4-5", "published", "conv3-5", "published"]),
+        ("rotation", BIGAN, ["conv5", "published", "conv4-5", "published", "conv3-5", "published"]),
+        ("vae", VAE_PLAN.arguments, ["conv8", "conv7-8", "conv6-8"]),
+    ],
+)
+def test_table1_of_other_encoders(small_cifar, tmp_path, task, arguments, columns):
+    scaling = input_scaling(np.zeros((1, 32, 32, 3)))
+    file = save_encoder(ConvEncoder(3, **arguments), tmp_path / f"{task}.safetensors", task=task, preprocessing=scaling)
+    arguments = {"scale": "reduced", "data": small_cifar, "encoder": file, "finished": True, "say": print}
+    table = reproduce("table1", out=tmp_path, **arguments).table  # of no cell, in no time
+    assert table.header[3:] == columns
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert any(remark.startswith("published") for remark in table.remarks) == ("published" in columns)
+    assert any(f"pre-trained by {task}" in remark for remark in table.remarks)
+
+
+def test_table1_is_of_one_network_and_one_data_set(small_cifar, tmp_path):
+    with pytest.raises(ConfigurationError, match="table1 is of one network"):
+        reproduce("table1", out=tmp_path / "o", scale="reduced", data=small_cifar, only=["bigan", "vae"], say=print)
+    lines = []
+    with pytest.raises(ConfigurationError, match="no network of the table is left"):
+        reproduce(
+            "table1",
+            out=tmp_path / "o",
+            scale="reduced",
+            data=small_cifar,
+            only=["vae"],
+            finished=True,
+            say=lines.append,
+        )
+    assert [line.split(":")[0] for line in lines if "left out" in line] == ["vae"]
+    assert not any("not found" in line for line in lines)  # CIFAR-10 is there, and one is enough
 
 
 def test_the_vae_has_eight_convolutions_for_small_images():

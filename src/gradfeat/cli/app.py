@@ -469,7 +469,10 @@ def reproduce(
     seeds: Annotated[int, typer.Option(help="How many seeds: mean and spread are shown.")] = 1,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only the rows of this network: bigan, vae; jigsaw, rotation, supervised, ImageNet."),
+        typer.Option(
+            help="Only the rows of this network: bigan, vae; jigsaw, rotation, supervised, ImageNet. table1 is of "
+            "bigan, or of this one."
+        ),
     ] = None,
     finished: Annotated[
         bool, typer.Option("--finished", help="Write the table of the cells that are there; compute no more.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradfeat.reproduce.cells import Cell, Result
-from gradfeat.reproduce.report import PUBLISHED, Metric, Number, Panel, Table
+from gradfeat.reproduce.report import PUBLISHED, SOURCE, Metric, Number, Panel, Table
 from gradfeat.reproduce.setting import Baseline, Gradients, Setting
 
 MODES = ("gradient", "full")
@@ -22,6 +22,7 @@ class Ablation:
         depths: Of the columns.
         metrics: The first is shown first.
         published: Of each row, (gradient, full) of each column.
+        of: What network and data were published; None where the table can be of no other.
         activation: Published.
         finetune: Published, of each column.
         baselines: Rows of other methods.
@@ -34,6 +35,7 @@ class Ablation:
     activation: float
     finetune: Sequence[float]
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    of: tuple[str, str] | None = None
 
     def cells(self, setting: Setting, seeds: Sequence[int]) -> list[Cell]:
         """Return all cells, those of one network one after another, since they share its kept samples."""
@@ -62,12 +64,19 @@ class AblationTable:
         setting: Of the run.
         seeds: Of the run.
         results: By the names of cells; those not there are shown as missing.
+        of: Network and data of the run.
     """
 
     def __init__(
-        self, ablation: Ablation, setting: Setting, seeds: Sequence[int], results: Mapping[str, Result]
+        self,
+        ablation: Ablation,
+        setting: Setting,
+        seeds: Sequence[int],
+        results: Mapping[str, Result],
+        of: tuple[str, str],
     ) -> None:
         self.ablation, self.setting, self.seeds, self.results = ablation, setting, seeds, results
+        self._comparable = ablation.of in (None, of) or setting.scale.digits
         self.columns = dict(zip(ablation.depths, setting.columns, strict=True))
 
     def _of(self, mode: str, gradients: Gradients, metric: Metric) -> Number:
@@ -80,9 +89,11 @@ class AblationTable:
     def table(self, title: str, remarks: list[str]) -> Table:
         """Return the rows of the ablation, then activation, fine-tuning and other methods."""
         header = ["θ₁", "θ₂", "ω", *(part for name in self.columns.values() for part in (name, PUBLISHED))]
+        shown = [i for i, name in enumerate(header) if self._comparable or name != PUBLISHED]
         first, *others = self.ablation.metrics
-        more = (others[0].title, self._rows(others[0])) if others else None
-        return Table(title, header, self._rows(first), [f"each cell: gradient / full, {first.title}", *remarks], more)
+        rows, *more = ([[row[i] for i in shown] for row in self._rows(metric)] for metric in self.ablation.metrics)
+        notes = [f"each cell: gradient / full, {first.title}", *([SOURCE] if self._comparable else []), *remarks]
+        return Table(title, [header[i] for i in shown], rows, notes, (others[0].title, more[0]) if others else None)
 
     def _rows(self, metric: Metric) -> list[list[str]]:
         ablation = self.ablation
@@ -117,7 +128,7 @@ class AblationTable:
                     for mode in MODES
                 },
                 {"activation": self._activation(metric), "finetune": self._of("finetune", Gradients(depth), metric)},
-                {} if self.setting.scale.digits else self._published(i),
+                self._published(i) if self._comparable and not self.setting.scale.digits else {},
                 "θ₁ · θ₂ · ω of the gradient's network",
                 apart=0.28,
                 unit=metric.unit,

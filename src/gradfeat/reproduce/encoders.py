@@ -55,8 +55,13 @@ TINY_PLAN = EncoderPlan("tiny", "vae", {"channels": (8, 8, 16, 16, 16), "strides
 """Five small convolutions for images of 8 × 8, so that a table has the same columns without any download."""
 
 
-def plan_of(path: Path, plans: Sequence[EncoderPlan]) -> EncoderPlan:
+def plan_of(path: Path, plans: Sequence[EncoderPlan], other: EncoderPlan | None = None) -> EncoderPlan:
     """Return which of a table's encoders a file stands for: the only one, or the one of its pre-training task.
+
+    Args:
+        path: The file.
+        plans: The table's.
+        other: What a file of another task stands for, if it may.
 
     Raises:
         BackboneError: The file is missing or damaged, or no encoder.
@@ -68,6 +73,8 @@ def plan_of(path: Path, plans: Sequence[EncoderPlan]) -> EncoderPlan:
     for plan in plans:
         if plan.task == task:
             return plan
+    if other is not None:
+        return other
     raise ConfigurationError(
         f"{path} was pre-trained by {task!r}; the table has encoders of {', '.join(plan.task for plan in plans)}"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gradfeat.model import MODES
 from gradfeat.reproduce.cells import Cell, Result
-from gradfeat.reproduce.report import PUBLISHED, Metric, Number, Panel, Table
+from gradfeat.reproduce.report import PUBLISHED, SOURCE, Metric, Number, Panel, Table
 from gradfeat.reproduce.setting import Baseline, Gradients, Setting
 
 TOP = Gradients(1)
@@ -66,7 +66,7 @@ class ModelsTable:
         header = ["network", "data", *(part for mode in MODES for part in (mode, PUBLISHED)), *self.models.baselines]
         first, *others = self.models.metrics
         more = (others[0].title, self._rows(others[0])) if others else None
-        return Table(title, header, self._rows(first), [first.title, *remarks], more)
+        return Table(title, header, self._rows(first), [first.title, SOURCE, *remarks], more)
 
     def _rows(self, metric: Metric) -> list[list[str]]:
         rows = []

@@ -29,9 +29,9 @@ from gradfeat.reproduce.protocols import Protocol
 from gradfeat.reproduce.scales import Scale
 from gradfeat.reproduce.setting import Setting
 
-SMALL_IMAGES = {"table1": ("cifar10",), "table3": tuple(KNOWN)}
+SMALL_IMAGES = {"table1": tuple(KNOWN), "table3": tuple(KNOWN)}
 SCENES = {"table2": ("voc07",), "table4": ("voc07", "coco2014")}
-_PLANS = {"table1": (BIGAN_PLAN,), "table3": (BIGAN_PLAN, VAE_PLAN)}
+_PLANS = (BIGAN_PLAN, VAE_PLAN)  # of tables 1 and 3; the published Table 1 is of the first
 IMAGENET = "ImageNet"
 
 
@@ -74,7 +74,7 @@ class Request:
         if self.name == "table4":
             known = [*networks.TASKS, *([] if self.size.digits else [IMAGENET])]
         else:
-            plans = (TINY_PLAN,) if self.size.digits else _PLANS.get(self.name, ())
+            plans = (TINY_PLAN,) if self.size.digits else _PLANS if self.name in SMALL_IMAGES else ()
             known = [plan.name for plan in plans]
         for name in self.only or ():
             if len(known) < 2:
@@ -83,6 +83,8 @@ class Request:
                 raise ConfigurationError(
                     f"{self.name} has the networks {', '.join(known)}, not {name!r}.{did_you_mean(name, known)}"
                 )
+        if self.name == "table1" and len(set(self.only or ())) > 1:
+            raise ConfigurationError("table1 is of one network: give --only once, and another --out to each network")
 
     def wants(self, network: str) -> bool:
         """Return whether the rows of a network are wanted."""
@@ -136,6 +138,8 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
         raise DataError(f"there is no folder {folder}")
     places = {key: look(key, folder) for key in advice}
     found = {key: path for key, path in places.items() if path is not None}
+    if request.name == "table1" and found:
+        return dict([next(iter(found.items()))]), []  # it is of one data set
     missing = [f"{_title(key)}: not found in the data folder: {advice[key]}" for key in places if key not in found]
     if not found:
         raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
@@ -158,12 +162,7 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
     size = request.size
     images = digits() if path is None else load_data(key, path, extra=size.name == "full")
     remarks = _introduced(request, key, images)
-    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if size.digits else _PLANS[request.name]
-    if request.file is not None:
-        plans = (plan_of(request.file, plans),)
-    for plan in plans:
-        if not request.wants(plan.name):
-            continue
+    for plan in _plans(request):
         if request.file is not None:
             backbone = read_encoder(request.file, plan, images.train.shape[-1])
             about = _from_file(request.file, read_architecture(request.file)[1]["task"], backbone)
@@ -194,6 +193,17 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
         )
         yield Planned(plan.name, key, setting, [*remarks, f"{key}, encoder {plan.name}: {about}"])
         remarks = []
+
+
+def _plans(request: Request) -> list[EncoderPlan]:
+    """Return the encoders that are wanted."""
+    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if request.size.digits else _PLANS
+    one = request.name == "table1"
+    if request.file is not None:
+        plans = (plan_of(request.file, plans, other=plans[0] if one else None),)
+    elif one and request.only is None:
+        plans = plans[:1]
+    return [plan for plan in plans if request.wants(plan.name)]
 
 
 def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planned]:

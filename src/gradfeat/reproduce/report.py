@@ -13,6 +13,7 @@ from gradfeat.reproduce.cells import Result
 
 MISSING = "–"
 PUBLISHED = "published"  # header of a column of the paper's numbers
+SOURCE = f"{PUBLISHED}: Mu, Liang & Li, ICLR 2020"
 
 
 @dataclass(frozen=True)

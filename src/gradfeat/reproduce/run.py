@@ -71,14 +71,16 @@ def reproduce(
         scale: "smoke", "reduced" or "full" (see `gradfeat.reproduce.scales`).
         data: Folder with the data sets; not for "smoke".
         encoder: File of a network. For table1 and table3, of `gradfeat pretrain` instead of pre-training in place; for
-            table3 it stands for the encoder of its task, and the other one is left out. For table2 and table4, weights
+            table3 it stands for the encoder of its task, and the other one is left out; for table1 it is a VAE's, or
+            of any task with the layers of the BiGAN's. For table2 and table4, weights
             of the network trained on ImageNet instead of downloading them; or of `gradfeat pretrain`: in table2 in the
             place of that network, in table4 as a row beside it.
         protocol: Of `gradfeat.reproduce.protocols`; None is the scale's own.
         labels: Labelled training images; None is the scale's own number.
         seeds: How many: of labelled draws, random layers and orders. The encoder is the same for all.
         only: Names of the networks of table3 or table4 whose rows are wanted; None is all. Processes side by side can
-            share a folder so; a last call for all of them writes the whole table.
+            share a folder so; a last call for all of them writes the whole table. For table1, which is of one, it may
+            be "vae" instead of "bigan".
         finished: Write the table of the cells that are there, and compute no more.
         device: By name.
         say: Takes lines of progress.
@@ -144,7 +146,6 @@ def _about(request: Request, seeds: int) -> list[str]:
     lines = [
         f"protocol {protocol.name}: {protocol.summary}{shortened}",
         f"labelled training images: {number}; seeds: {seeds}{spread}",
-        "published: Mu, Liang & Li, ICLR 2020",
     ]
     if isinstance(TABLES[request.name], Ablation):
         lines.append(
@@ -177,7 +178,7 @@ def _write(
     form = TABLES[name]
     made: AblationTable | ModelsTable
     if isinstance(form, Ablation):
-        made = AblationTable(form, setting, seeds, results)
+        made = AblationTable(form, setting, seeds, results, of=next(iter(shown)))
     else:
         made = ModelsTable(form, shown, seeds, results)
     table = made.table(title, remarks)

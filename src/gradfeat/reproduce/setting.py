@@ -233,7 +233,4 @@ def activations_of(backbone: Backbone, inputs: Batches, device: torch.device) ->
 
 def _how(found: Fit) -> str:
     """Say how a model was fitted, in one line."""
-    parts = [str(part) for part in (found.choice, found.solution) if part is not None]
-    if found.selection is not None:
-        parts.append(f"{found.selection.best}, the best of {len(found.selection.scores)}")
-    return "; ".join(parts)
+    return "; ".join(str(part) for part in (found.choice, found.solution, found.selection) if part is not None)

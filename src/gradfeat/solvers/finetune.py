@@ -28,6 +28,9 @@ class Selection:
     best: Schedule
     scores: list[tuple[Schedule, float]]
 
+    def __str__(self) -> str:
+        return f"{self.best}, the best of {len(self.scores)}"
+
 
 def select(candidates: Sequence[Schedule], run: Callable[[Schedule], float]) -> Selection:
     """Train with each candidate and return the one with the highest score.
