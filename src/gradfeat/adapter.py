@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2  # 1 had no head of the merged network
 _KEY = "gradfeat_model"  # an encoder file, of gradfeat.pretrain, has the key "gradfeat"
 _SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss", "rounds", "augment")
-_OPTIONAL = ("class_names_", "feature_names_in_", "n_features_in_", "_one_output")
+_OPTIONAL = ("how_", "class_names_", "feature_names_in_", "n_features_in_", "_one_output")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64)

@@ -291,6 +291,14 @@ class GradientFeatureEstimator(BaseEstimator):
         self.choice_ = fit.choice
         self.solution_ = fit.solution
         self.rounds_ = fit.rounds
+        how = {
+            "solver": fit.solution,
+            "penalties": fit.choice,
+            "rounds": fit.rounds,
+            "schedule": fit.selection,
+            "epochs": len(fit.history.loss) if fit.history is not None else None,
+        }
+        self.how_ = {name: str(value) for name, value in how.items() if value is not None}
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()
         self.w1_ = fit.model.w1.detach().cpu().clone()

@@ -83,6 +83,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         choice_: Penalties that were chosen, with the path; None where none were.
         solution_: How the subspace or dual solver ended: passes, time, whether it converged; None for Adam and SGD, and
             where no gradient term was chosen.
+        how_: Solver, penalties and rounds in words; a saved model keeps them.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
 

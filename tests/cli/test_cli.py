@@ -358,6 +358,20 @@ def test_inspect_a_saved_model(run: Any, model: Path) -> None:
     assert run("inspect", model, "--json").json["task"] == "multiclass"
 
 
+def test_a_saved_model_says_how_it_was_fitted(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    fitted = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--penalty", "0.1,0.1", "--json").json
+    assert fitted["solver"].startswith("subspace: ")
+    again = load(path)
+    assert again.how_["solver"] == fitted["solver"]
+    again.save(path)
+    for seen in (path, again.save(tmp_path / "again.safetensors")):
+        shown = run("inspect", seen)
+        assert shown.code == 0, shown.err
+        assert "solver" in shown.out
+        assert "subspace: " in shown.out
+
+
 def test_inspect_unknown(run: Any) -> None:
     found = run("inspect", "resnet18")
     assert found.code == 2
@@ -386,6 +400,7 @@ def test_checkpoint_of_another_command_is_refused(run: Any, pictures: Path, enco
     assert first.code == again.code == 0, first.err
     assert list((tmp_path / "parts").glob("*/probe.safetensors"))
     assert first.json["probe_penalty"] == again.json["probe_penalty"]
+    assert "going on from" in run(*command, "-o", tmp_path / "b.safetensors").out
     other = run(*command, "-o", tmp_path / "c.safetensors", "--seed", "1")
     assert other.code
     assert "random_state 0 there, 1 now" in " ".join(other.err.split())
@@ -393,7 +408,9 @@ def test_checkpoint_of_another_command_is_refused(run: Any, pictures: Path, enco
 
 def test_no_part_but_the_usual_of_data_without_parts(run: Any, pictures: Path, model: Path) -> None:
     whole = pictures / "test"
-    assert run("evaluate", model, whole).code == 0
+    found = run("evaluate", model, whole)
+    assert found.code == 0
+    assert "has no parts: all of it is judged" in " ".join((found.out + found.err).split())
     found = run("evaluate", model, whole, "--split", "validation")
     assert found.code == 2
     assert "no parts" in found.err

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradfeat.checkpoint import ABOUT
 from gradfeat.cli.outputs import check_file, check_folder
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
@@ -151,6 +152,7 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
     estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
     note(settings.json, dataset.describe())
+    _note_checkpoint(settings)
     try:
         estimator.fit(dataset.X, labels(dataset))
     except KeyboardInterrupt:
@@ -169,9 +171,8 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
         "depths": [str(depth) for depth in estimator.depths_],
         "trained_parameters": parameters,
         "probe_penalty": float(estimator.probe_.penalty),
-        "solver": None if estimator.solution_ is None else str(estimator.solution_),
-        "penalties": None if estimator.choice_ is None else str(estimator.choice_),
-        "rounds": None if estimator.rounds_ is None else str(estimator.rounds_),
+        **dict.fromkeys(("solver", "penalties", "rounds")),
+        **estimator.how_,
         "seconds": estimator.seconds_,
         "notes": list(estimator.backbone_.notes),
     }
@@ -185,9 +186,7 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
             ["trained parameters", f"{parameters:,}"],
             ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
             ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
-        ]
-        rows += [
-            [name, str(value)] for name in ("solver", "penalties", "rounds") if (value := result[name]) is not None
+            *([name, value] for name, value in estimator.how_.items()),
         ]
         table(["model", mode], rows)
         for text in estimator.backbone_.notes:
@@ -214,6 +213,7 @@ def compare_command(
     test = read(test_data or data, test_split, source)
     _check_apart(data, test_data, train, test)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
+    _note_checkpoint(settings)
     result = compare(
         settings.backbone,
         train.X,
@@ -275,6 +275,11 @@ def check_part(data: Path, split: str, usual: str, dataset: Dataset) -> None:
     """
     if dataset.split == WHOLE and split != usual:
         raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out --split")
+
+
+def _note_checkpoint(settings: Settings) -> None:
+    if settings.checkpoint is not None and (settings.checkpoint.expanduser() / ABOUT).exists():
+        note(settings.json, f"going on from what is finished in {settings.checkpoint}")
 
 
 def _model_in(out: Path, mode: str) -> Path:

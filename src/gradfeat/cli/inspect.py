@@ -88,6 +88,7 @@ def _show_model(path: Path, json: bool) -> None:
         ["θ₂", layers_of(about["theta2_names"])],
         ["parametrization", about["settings"]["parametrization"]],
         ["probe penalty", f"{about['probe']['penalty']:.3g}"],
+        *([name, str(value)] for name, value in about["fitted"].get("how_", {}).items()),
         ["preprocessing", json_module.dumps(about["preprocessing"])],
         [
             "written by",

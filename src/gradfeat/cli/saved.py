@@ -20,6 +20,7 @@ from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
 from gradfeat.data.audio import SUFFIXES as SOUND
+from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, load_texts
@@ -86,6 +87,8 @@ def evaluate_command(
     estimator = _load(model, backbone, weights, json, device)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
     check_part(data, split, "test", dataset)
+    if dataset.split == WHOLE:
+        note(json, f"{data} has no parts: all of it is judged; samples that the model was fitted to tell little")
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
