@@ -20,7 +20,7 @@ from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compar
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics import log_loss
-from gradfeat.rounds import Point
+from gradfeat.rounds import Point, _descend
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -255,3 +255,16 @@ def test_compare_judges_the_moved_model(tmp_path: Path) -> None:
     assert row.metrics["log_loss"] == pytest.approx(log_loss(y_test, full.predict_proba(X_test)), rel=1e-4)
     assert table.to_dict()["rounds"]["full"]["steps"]
     assert tmp_path / "rounds_full.png" in table.plot_more(tmp_path)
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_the_least_loss_is_found_from_anywhere(start: int) -> None:
+    for losses in ([5, 4, 2, 1, 3, 6], [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 2, 1, 7, np.inf, np.inf]):
+        seen: list[int] = []
+
+        def loss(k: int, losses: list[float] = losses, seen: list[int] = seen) -> float:
+            seen.append(k)
+            return losses[k]
+
+        assert _descend(loss, start, len(losses)) == losses.index(min(losses))
+        assert len(set(seen)) <= abs(start - losses.index(min(losses))) + 3  # one beyond it, one the other way
