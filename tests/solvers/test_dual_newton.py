@@ -158,7 +158,7 @@ def test_subspace_solver_reaches_the_same_objective(loss: Loss, mode: str) -> No
     assert point.objective == pytest.approx(found.objective, rel=1e-6)
     assert point.objective <= found.objective * (1 + 1e-12)
     # the other estimates the trace by random signs
-    assert curvature_unit(kernel, start, y, loss) == pytest.approx(subspace.unit, rel=0.6)
+    assert curvature_unit(kernel, start, y, loss, weight) == pytest.approx(subspace.unit, rel=0.6)
 
 
 def test_logistic_regression_of_scikit_learn() -> None:
@@ -178,7 +178,7 @@ def test_closed_form_of_a_squared_loss() -> None:
     assert point.iterations <= 2  # a quadratic takes one step, and perhaps one for the rounding
     torch.testing.assert_close(point.a, closed.a, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(point.bias, closed.bias, rtol=1e-8, atol=1e-8)
-    unit = curvature_unit(rows @ rows.T, f[:, :C], y, Squared())
+    unit = curvature_unit(rows @ rows.T, f[:, :C], y, Squared(), weight)
     assert unit == pytest.approx(Dual(rows @ rows.T, f, y, weight).unit, rel=1e-12)
 
 

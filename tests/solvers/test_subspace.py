@@ -16,6 +16,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.solvers import kronecker
+from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.gradient_features import GradientFeatures, inner
 from gradfeat.solvers.kronecker import estimate_factors
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
@@ -144,6 +145,25 @@ def test_weights_part_of_the_samples_and_another_parametrization() -> None:
     share = weight[seen] / weight[seen].sum()
     optimum = reference(phi, store.features[seen], loss, share, labels(loss)[seen])
     assert point.objective == pytest.approx(optimum, rel=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_unit_of_the_penalty_is_the_mean_squared_length_of_the_features(weighted: bool) -> None:
+    store, omega = problem(kind="linear")
+    y, loss = labels(Squared()), Squared()
+    phi = dense(store, omega)
+    lengths = phi.square().view(N, -1).sum(1)
+    weight = lengths**3 if weighted else torch.ones(N, dtype=torch.float64)
+    features, rows = GradientFeatures(store, omega, batch_size=16), torch.arange(N)
+    logits, generator = store.features @ omega, torch.Generator().manual_seed(0)
+    found = [
+        estimate_factors(features, loss, logits, y, rows, generator, N * weight / weight.sum()).trace
+        for _ in range(200)  # each with random signs, whose mean is the length
+    ]
+    length = float(weight @ lengths / weight.sum())
+    assert np.mean(found) == pytest.approx(length, rel=0.1)
+    assert abs(length / float(lengths.mean()) - 1) > 0.3 or not weighted
+    assert Dual(phi @ phi.T, None, y, weight).unit == pytest.approx(length / N, rel=1e-9)
 
 
 def test_squared_loss_is_kernel_ridge_regression() -> None:

@@ -60,7 +60,7 @@ class Dual:
         single: Whether the kernel was computed in single precision.
 
     Attributes:
-        unit: Unit of λ₂: the mean squared length of a sample's gradient features, over n.
+        unit: Unit of λ₂: the mean squared length of a sample's gradient features, by the samples' weights, over n.
 
     Raises:
         DataError: Shapes that do not fit, or weights that are not above zero.
@@ -85,7 +85,8 @@ class Dual:
         self._share = share.detach().cpu().double() / float(share.double().sum())
         self._root = root = self._share.sqrt()
         self._y = targets.detach().cpu().double()
-        self.unit = max(float(kernel.diagonal().sum()) / n**2, 1e-30)
+        lengths = kernel.detach().diagonal().cpu().double().view(n, c).sum(1)
+        self.unit = max(float(self._share @ lengths) / n, 1e-30)
         blocks = kernel.detach().cpu().double().view(n, c, n, c) * (root[:, None, None, None] * root[:, None])
         self._mean = torch.einsum("i,iljk->ljk", root, blocks)  # mean rows, (c, n, c): for the intercept
         self._least2 = (LEAST_SINGLE if single else LEAST) * max(float(torch.einsum("ikik->", blocks)), 1e-30)

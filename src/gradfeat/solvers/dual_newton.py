@@ -147,7 +147,7 @@ def newton_dual(
     return NewtonPoint(a, head, bias, w2, best, gradient, done, converged)
 
 
-def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss) -> float:
+def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss, weight: Tensor) -> float:
     """Return the unit of λ₂: the mean squared length of a sample's gradient features, weighed by the curvature, over n.
 
     Args:
@@ -155,11 +155,13 @@ def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss) -> flo
         logits: Where the curvature is looked at, (n, c): those of a probe.
         y: Targets.
         loss: The task's loss.
+        weight: Of each sample, (n,).
     """
     n, c = logits.shape
     own = torch.einsum("ikil->ikl", kernel.view(n, c, n, c))
     bent = loss.curvature_product(logits.detach().cpu().double(), y.detach().cpu(), own.cpu())
-    return max(float(torch.einsum("ikk->", bent)) / n**2, 1e-30)
+    share = weight.detach().cpu().double() / float(weight.sum())
+    return max(float(torch.einsum("i,ikk->", share, bent.double())) / n, 1e-30)
 
 
 def _root(z: Tensor, y: Tensor, loss: Loss, share: Tensor) -> Tensor:

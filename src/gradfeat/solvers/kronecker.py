@@ -77,7 +77,13 @@ def _scaled(
 
 
 def estimate_factors(
-    features: GradientFeatures, loss: Loss, logits: Tensor, y: Tensor, indices: Tensor, generator: torch.Generator
+    features: GradientFeatures,
+    loss: Loss,
+    logits: Tensor,
+    y: Tensor,
+    indices: Tensor,
+    generator: torch.Generator,
+    weight: Tensor | None = None,
 ) -> KroneckerFactors:
     """Estimate the factors on as many samples as that takes, at random.
 
@@ -88,6 +94,7 @@ def estimate_factors(
         y: Targets of the samples.
         indices: The samples, (m,).
         generator: Draws the signs.
+        weight: Of each sample in the loss, of mean one, (m,); None is one.
     """
     lin = features.linearization
     squares = features.zeros()
@@ -101,7 +108,10 @@ def estimate_factors(
         used += len(rows)
         _, residuals = features.store.primal(indices[rows])
         signs = torch.randint(0, 2, tuple(logits[rows].shape), generator=generator).to(logits) * 2 - 1
-        u = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega) @ features.omega.T
+        root = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega)
+        if weight is not None:
+            root = root * weight[rows, None].sqrt().to(root)
+        u = root @ features.omega.T
         found, calls = lin.layer_calls(u, residuals)
         gradients = features.natural({name: g.to(squares[name]) for name, g in found.items()})
         for name, gradient in gradients.items():
