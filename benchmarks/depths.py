@@ -70,6 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = run(arguments)
     write("depths", arguments, table(rows), {"rows": rows})
+    print(table(rows))
 
 
 if __name__ == "__main__":

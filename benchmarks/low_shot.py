@@ -156,6 +156,7 @@ def main() -> None:
         parser.error(f"{arguments.out} has ways with other --shots: name another folder with --out")
     write("low_shot", arguments, table(found), {"draws": arguments.draws, "readings": found})
     plot(found, arguments.out / "low_shot.png", title_of(arguments))
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -192,17 +193,17 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
     return problem, Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
-    """Fit in every way; return the readings of each."""
+def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:
+    """Fit in every way; yield the readings of each."""
     problem, judge = prepared(arguments)
     probe = Reading(0.0, 0.0, 0.0, judge(new_model(problem, "activation", "standard")))
-    found: dict[str, list[Reading]] = {"probe": [probe]}
+    yield "probe", [probe]
     for name in arguments.ways:
         begun = clocks()
         if name in ("adam", "sgd"):
-            found[name] = by_schedule(problem, judge, name, arguments.epochs)
+            readings = by_schedule(problem, judge, name, arguments.epochs)
         elif name == "solver":
-            found[name] = by_solver(problem, judge, probe)
+            readings = by_solver(problem, judge, probe)
         elif name in ("finetune", "lora"):
             schedule = paper_schedule("adam", problem.n, batch_size=64, epochs=arguments.finetune_epochs)
             fit = (
@@ -212,13 +213,13 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Reading]]:
             )
             trials = 0.8 * TRIAL_LENGTH * len(fit.selection.scores) if fit.selection is not None else 0.0
             passes = (1 + trials) * fit.history.passes if fit.history is not None else 0.0
-            found[name] = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
+            readings = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         else:
             fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
             passes = fit.solution.passes if fit.solution is not None else fit.choice.passes if fit.choice else 0.0
-            found[name] = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
-        print(f"{name}: {found[name][-1]}", flush=True)
-    return found
+            readings = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
+        print(f"{name}: {readings[-1]}", flush=True)
+        yield name, readings
 
 
 def shown(metrics: dict[str, float]) -> list[str]:
@@ -305,12 +306,11 @@ def earlier(name: str, arguments: argparse.Namespace, **more: Any) -> dict[str, 
 
 
 def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
-    """Print a table, and write it and its numbers, with what they are of, into the folder of the results."""
+    """Write a table and its numbers, with what they are of, into the folder of the results."""
     about = {**settings(arguments), "date": date.today().isoformat()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{name}.json").write_text(json.dumps({**about, **content}, indent=1) + "\n")
     (arguments.out / f"{name}.md").write_text(text + "\n")
-    print(text)
 
 
 def main() -> None:
@@ -322,11 +322,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
     before = earlier("time_to_accuracy", arguments)
-    found = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()} | run(arguments)
-    found = {way: found[way] for way in ("probe", *WAYS) if way in found}
-    readings = {way: [asdict(reading) for reading in readings] for way, readings in found.items()}
-    write("time_to_accuracy", arguments, table(found), {"readings": readings})
-    plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))
+    found = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()}
+    for name, new in run(arguments):  # each is written when it is there, for the next may take an hour
+        found = {way: new if way == name else found[way] for way in ("probe", *WAYS) if way in (*found, name)}
+        readings = {way: [asdict(reading) for reading in own] for way, own in found.items()}
+        write("time_to_accuracy", arguments, table(found), {"readings": readings})
+        plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_ways_of_an_earlier_run_with_the_same_settings_stay(arguments: argparse.
 
 def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace, tmp_path: Path) -> None:
     ways = argparse.Namespace(**vars(arguments), ways=["subspace", "lora"], finetune_epochs=1, epochs=1)
-    text = time_to_accuracy.table(time_to_accuracy.run(ways))
+    text = time_to_accuracy.table(dict(time_to_accuracy.run(ways)))
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| probe", "| subspace", "| lora"]
     assert "| accuracy % | log loss | calibration error | passes |" in text
     half = argparse.Namespace(**{**vars(arguments), "labelled": 20})
