@@ -101,7 +101,10 @@ def save(estimator: Any, path: str | Path) -> Path:
 def load(
     path: str | Path, backbone: Any = None, *, weights: str | Path | None = None, device: str = "auto"
 ) -> GradientFeatureClassifier | GradientFeatureRegressor:
-    """Read a saved model.
+    """Read a saved model, which predicts as the one that was saved.
+
+    What a new `fit` would need beside what the model is (solver, penalty, metric, cv, epochs, clip_norm, class_weight,
+    random_state) is not in the file, and at its default.
 
     Args:
         path: File that `save` wrote.

@@ -80,19 +80,22 @@ def approximation(
     w2 = {name: value.detach() for name, value in model.w2.items()}
     wrong, length = [0.0] * len(radii), 0.0
     linear, merged = [], []
+    merged_logits = None if head is None else head.network(model)
+    exact = lin.full_precision()  # half precision would round a small r w₂ away
     with torch.no_grad():
         for batch in torch.arange(len(store)).split(batch_size):
             f, residuals = store.primal(batch)
             z0 = store.z0(batch)
             step = lin.tangent(w2, residuals).to(omega) @ omega
+            here = (f if exact is lin else exact.network(exact.theta2, z0)).to(omega)
             length += float(step.double().square().sum())
             for i, r in enumerate(radii):
-                there = lin.network({name: value + r * w2[name] for name, value in lin.theta2.items()}, z0).to(omega)
-                remainder = (there - f.to(omega)) @ omega - r * step
+                there = exact.network({name: v + r * w2[name].to(v) for name, v in exact.theta2.items()}, z0)
+                remainder = (there.to(omega) - here) @ omega - r * step
                 wrong[i] += float(remainder.double().square().sum())
             linear.append(model.logits(f, residuals))
-            if head is not None:
-                merged.append(head.logits(model, z0))
+            if merged_logits is not None:
+                merged.append(merged_logits(z0))
     errors = [math.sqrt(error / (r * r * length)) if length else 0.0 for r, error in zip(radii, wrong, strict=True)]
     return Approximation(
         list(zip(radii, errors, strict=True)),

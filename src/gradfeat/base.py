@@ -233,7 +233,7 @@ class GradientFeatureEstimator(BaseEstimator):
                     "change them"
                 )
             return "adam"
-        if self.rounds == 1 and self.metric == "plain" and takes_closed_form(problem):
+        if (self.rounds == 1 or mode == "gradient") and self.metric == "plain" and takes_closed_form(problem):
             return "dual"
         return "subspace"
 
@@ -312,7 +312,13 @@ class GradientFeatureEstimator(BaseEstimator):
         start = time.perf_counter()
         try:
             with Progress(self.verbose).step("head of the merged network"):
-                self.merged_head_ = fit_head(fit.model, problem.store, views=problem.views, random_state=self._seed())
+                self.merged_head_ = fit_head(
+                    fit.model,
+                    problem.store,
+                    weight=problem.weight,
+                    views=problem.views,
+                    random_state=self._seed(),
+                )
         except KeyboardInterrupt:  # the model itself is complete
             warnings.warn("interrupted: there is no head for merge()", GradfeatWarning, stacklevel=4)
         self.seconds_["merged head"] = time.perf_counter() - start

@@ -97,7 +97,7 @@ def fit_closed_form(
         w1, w2 = choice.w1, choice.w2 * dual.unit
     elif isinstance(penalty, str):
         notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
-        w1, w2 = probe.penalty, dual.unit
+        w1, w2 = probe.penalty, dual.unit * problem.views
     else:
         w1, w2 = as_pair(penalty)
     point = dual.at(w1).solve(w2)
@@ -126,6 +126,8 @@ class Samples:
         weight = problem.weight
         if problem.store.inputs.random:
             raise ConfigurationError("solver='dual' needs samples that do not change: take solver='adam'")
+        if problem.head is not None:
+            raise ConfigurationError("solver='dual' takes the probe as ω̄, and it is fixed from outside")
         self.rows = torch.arange(len(problem.store))
         if weight is not None:
             self.rows = self.rows[weight.cpu() > 0]
@@ -237,4 +239,6 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     best = min(path, key=lambda tried: tried.loss)  # among equals without the gradient term
     if not math.isfinite(best.loss):
         raise ConvergenceError(f"no leave-one-out loss of {samples.mode} is finite")
-    return Choice(best.omega, best.w1, best.w2, path, samples.passes, lengths.get(best.omega, 1.0), [best.loss])
+    return Choice(
+        best.omega, best.w1, best.w2, path, samples.passes, lengths.get(best.omega, 1.0), [best.loss], samples.mode
+    )

@@ -94,9 +94,10 @@ def choose_depth(
         )
         if choice is None:
             return problem, None, []
+        parameters = sum(value.numel() for value in problem.linearization.theta2.values())
         if omegas is None:
             omegas = [place_of_omega(choice, problem.probe)]
-        tried.append(Depth(candidate.modules, candidate.parameters, choice.loss, time.perf_counter() - begun))
+        tried.append(Depth(candidate.modules, parameters, choice.loss, time.perf_counter() - begun))
         if chosen is not None and tried[-1].loss >= chosen.loss * (1 - NEGLIGIBLE):
             break
         best, chosen = problem, tried[-1]

@@ -41,7 +41,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
             of w₁, w₂ and ω̄ on held-out training data (`gradfeat.selection`), for "dual" with a squared loss by
-            leave-one-out. Adam and SGD have no λ₂.
+            leave-one-out, and with another loss as for "subspace". Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
             while the network's loss on held-out training data falls; "auto" ends there, or after 12 steps
@@ -56,10 +56,13 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
             where that is less.
         batch_size: Samples in a minibatch.
-        clip_norm: Largest norm of a gradient, of the same; None does not clip.
-        device: "auto", "cpu", "cuda", ...
-        precision: "auto" (float32), "float32", "bfloat16" or "float64".
-        cache: What is kept of each sample between passes: "auto", "residuals", "z0" or "none".
+        clip_norm: Largest norm of a gradient, of the same; None is the schedule's own: 10 with solver="sgd", as in the
+            published code, and no limit with "adam".
+        device: "cpu", "cuda", ...; "auto" is the network's own GPU, else CUDA where there is one, else the CPU.
+        precision: "float32", "bfloat16" (not for rounds) or "float64"; "auto" is float64 for a network in float64, else
+            float32.
+        cache: What is kept of each sample between passes: "residuals", "z0" or "none"; "auto" is the most that half of
+            the free memory holds.
         weights: File of the backbone's weights (.safetensors, .pth), for a backbone given by name; "random" for none.
         preprocessing: Replaces the backbone's own, whole or (a dict) in some fields: those of
             `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
@@ -74,7 +77,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
     Attributes:
         classes_: Class labels, (c,); column numbers for multi-label targets.
         omega_: The probe ω̄, (d, c).
-        w1_: Weights of the activations, (d, c).
+        w1_: Weights of the activations, (d, c); of mode "gradient" they are ω̄, and not used.
         b_: Intercept, (c,).
         w2_: Weights of the gradients, by the names of θ₂.
         theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.

@@ -72,7 +72,7 @@ def linearize_backbone(
     else:
         linearization = linearize_lengths(network, example, theta2, lengths, features=backbone.features)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else str(network_device)
+        device = "cuda" if torch.cuda.is_available() and network_device.type == "cpu" else str(network_device)
     dtype = torch.float32 if precision == "auto" and floating != torch.float64 else PRECISIONS.get(precision, floating)
     return linearization.to(device=torch.device(device), dtype=dtype)
 

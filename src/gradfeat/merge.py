@@ -8,6 +8,7 @@ regression of the linear model's logits on the moved network's features, of the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,20 @@ class MergedHead:
     bias: Tensor
     error: float | None
 
-    def moved(self, model: GradientFeatureModel) -> dict[str, Tensor]:
-        """Return θ̄₂ + r w₂."""
-        return _moved(model, self.step)
-
-    def logits(self, model: GradientFeatureModel, z0: Any) -> Tensor:
-        """Return the merged network's logits from the bottom's output, (n, c)."""
-        f = model.linearization.network(self.moved(model), z0)
-        return f.to(model.w1) @ self.weight.to(model.w1) + self.bias.to(model.w1)
+    def network(self, model: GradientFeatureModel) -> Callable[[Any], Tensor]:
+        """Return the merged network above θ₁: its logits, (n, c), as a function of the bottom's output."""
+        lin, moved = _moved(model, self.step)
+        weight, bias = self.weight.to(model.w1), self.bias.to(model.w1)
+        return lambda z0: lin.network(moved, z0).to(weight) @ weight + bias
 
 
 def fit_head(
-    model: GradientFeatureModel, store: SampleStore, *, views: int = 1, random_state: int | None = None
+    model: GradientFeatureModel,
+    store: SampleStore,
+    *,
+    weight: Tensor | None = None,
+    views: int = 1,
+    random_state: int | None = None,
 ) -> MergedHead | None:
     """Return the step and the head with which the moved network is nearest to a linear model.
 
@@ -83,6 +86,7 @@ def fit_head(
     Args:
         model: The fitted model.
         store: The samples that it was fitted to; up to `MOST_SAMPLES` of them are used.
+        weight: Of each sample, or None.
         views: Versions of each sample, all first ones before all second ones; only the first are used, since two of a
             sample must not be on both sides of a split.
         random_state: Seed of which, and of the folds that choose the ridge penalty.
@@ -91,12 +95,16 @@ def fit_head(
         The step and the head; None where the moved network's features are finite at no step.
     """
     if model.mode in ("activation", "finetune") or not any(bool(value.any()) for value in model.w2.values()):
-        weight = torch.zeros_like(model.w1) if model.mode == "gradient" else model.w1.detach().clone()
-        return MergedHead(1.0, weight.cpu(), model.b.detach().clone().cpu(), 0.0)
+        w1 = torch.zeros_like(model.w1) if model.mode == "gradient" else model.w1.detach().clone()
+        return MergedHead(1.0, w1.cpu(), model.b.detach().clone().cpu(), 0.0)
     samples = np.arange(len(store) // views)
+    if weight is not None:
+        samples = samples[(weight[: len(samples)] > 0).cpu().numpy()]
     if len(samples) > MOST_SAMPLES:
         samples = np.sort(np.random.RandomState(random_state).permutation(samples)[:MOST_SAMPLES])
-    store = store_of(model, store.rows(torch.from_numpy(samples)))
+    rows = torch.from_numpy(samples)
+    store = store_of(model, store.rows(rows))
+    weight = None if weight is None else weight[rows.to(weight.device)]
     cv: Any = 5
     if len(store) >= ONE_PART_FROM:
         cv = ShuffleSplit(1, test_size=0.2, random_state=random_state)
@@ -104,10 +112,12 @@ def fit_head(
     for step in STEPS:
         f, logits = _pairs(model, store, step)
         try:
-            ridge = fit_probe(f, logits, Squared(), cv=cv, random_state=random_state)
+            ridge = fit_probe(f, logits, Squared(), sample_weight=weight, cv=cv, random_state=random_state)
         except ConvergenceError:
             continue
-        spread = float(Squared().value(logits.mean(0).expand_as(logits), logits))
+        share = torch.ones_like(logits[:, 0]) if weight is None else weight.to(logits)
+        mean = share @ logits / share.sum()
+        spread = float(Squared().value(mean.expand_as(logits), logits, weight))
         error = min(loss for _, loss, _ in ridge.path) / spread if ridge.path and spread else None
         head = MergedHead(step, ridge.omega.cpu(), ridge.bias.cpu(), error)
         if error is None or error <= CLOSE:
@@ -119,20 +129,22 @@ def fit_head(
 
 def _pairs(model: GradientFeatureModel, store: SampleStore, step: float) -> tuple[Tensor, Tensor]:
     """Return f(x; θ̄₂ + r w₂), (n, d), and the linear model's logits, (n, c), of the same samples."""
-    lin, moved = model.linearization, _moved(model, step)
+    lin = model.linearization
+    network, moved = _moved(model, step)
     features, logits = [], []
     with torch.no_grad():
         for batch in torch.arange(len(store)).split(_BATCH):
             z0 = store.z0(batch)
-            features.append(lin.network(moved, z0).to(model.w1))
+            features.append(network.network(moved, z0).to(model.w1))
             # samples that change are drawn once for both
             logits.append(model.logits(*(lin.primal(z0) if store.inputs.random else store.primal(batch))))
     return torch.cat(features), torch.cat(logits)
 
 
-def _moved(model: GradientFeatureModel, step: float) -> dict[str, Tensor]:
-    w2 = model.w2
-    return {name: value + step * w2[name].detach().to(value) for name, value in model.linearization.theta2.items()}
+def _moved(model: GradientFeatureModel, step: float) -> tuple[Linearization, dict[str, Tensor]]:
+    """Return a linearization, and θ̄₂ + r w₂; not in half precision, which would round a small w₂ away."""
+    lin, w2 = model.linearization.full_precision(), model.w2
+    return lin, {name: value + step * w2[name].detach().to(value) for name, value in lin.theta2.items()}
 
 
 @dataclass(frozen=True)
@@ -199,7 +211,7 @@ def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -
     network = copy.deepcopy(backbone.network)
     state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     with torch.no_grad():
-        for name, value in original_values(model.linearization, merged.moved(model)).items():
+        for name, value in original_values(*_moved(model, merged.step)).items():
             state[name].copy_(value)
     some = next(value for value in state.values() if value.is_floating_point())
     d, c = merged.weight.shape
@@ -213,7 +225,8 @@ def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -
 def original_values(linearization: Linearization, moved: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return values, by the network's own names, with which it computes f(x; θ₂) at another θ₂."""
     values = dict(moved)
-    original = linearization.original
+    device = next(iter(moved.values())).device
+    original = {name: value.to(device) for name, value in linearization.original.items()}
     for folding in linearization.foldings:
         if folding.weight not in moved and folding.bias not in moved:
             continue

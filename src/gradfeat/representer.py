@@ -78,7 +78,8 @@ def fit_representer(
             w1, w2 = penalties.w1, penalties.w2
         elif isinstance(penalty, str):
             start = samples.store.features.to(probe.omega) @ probe.omega + probe.bias
-            w1, w2 = probe.penalty, curvature_unit(kernel, start, samples.y, problem.loss, samples.weight)
+            unit = curvature_unit(kernel, start, samples.y, problem.loss, samples.weight)
+            w1, w2 = probe.penalty, unit * problem.views
         else:
             w1, w2 = as_pair(penalty)
         point = newton_dual(

@@ -10,6 +10,7 @@ last linearization is solved there.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor
 from gradfeat.checkpoint import Part, keep_part, like_theta2, load_part, named_w2, w2_of
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Problem
+from gradfeat.linearization import Linearization
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.selection import GRID, NEGLIGIBLE, Choice, grow, held_losses, make_subspace
@@ -75,9 +77,7 @@ class Point:
 
     def model(self, problem: Problem, parametrization: str, mode: str = "full") -> GradientFeatureModel:
         """Return the model of a mode with these weights."""
-        lin = problem.linearization
-        if any(self.theta2[name] is not value for name, value in lin.theta2.items()):
-            lin = lin.at(self.theta2)
+        lin = self.linearization(problem)
         dtype = torch.float64 if lin.dtype == torch.float64 else torch.float32
         model = GradientFeatureModel(
             lin, self.omega.to(lin.device, dtype), mode=mode, parametrization=parametrization
@@ -85,6 +85,12 @@ class Point:
         w2 = self.w2 if self.w2 is not None else {name: torch.zeros_like(v) for name, v in lin.theta2.items()}
         model.set_weights(w1=self.w1, b=self.b, w2=w2)
         return model
+
+    def linearization(self, problem: Problem) -> Linearization:
+        """Return the network's linearization at this point: the problem's own where θ̄₂ has not moved."""
+        lin = problem.linearization
+        same = all(self.theta2[name] is value for name, value in lin.theta2.items())
+        return lin if same else lin.at(self.theta2)
 
     def with_weights(self, w1: Tensor, b: Tensor, w2: dict[str, Tensor]) -> Point:
         """Return the linear model with other weights at the same point."""
@@ -212,7 +218,8 @@ def search_rounds(
         rounds = Rounds(start, point, last_loss=start)
     heads = _heads(choice)
     limit = MOST if isinstance(most, str) else int(most) - 1
-    rounds.reason = f"at most {limit} steps were asked for"
+    asked = "were asked for" if limit != MOST else "are taken"
+    rounds.reason = f"at most {limit} steps {asked}"
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     with progress.step("rounds") as done:
         try:
@@ -270,7 +277,9 @@ def repeat_rounds(
     with progress.step("rounds on all samples") as done:
         for i, step in enumerate(rounds.steps[first:], first):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
-            grow(subspace, heads[0], PLACE, step.iterations, tolerance=0.0)
+            for more, total in zip(ITERATIONS, itertools.accumulate(ITERATIONS), strict=True):  # as in the search
+                if total <= step.iterations:
+                    grow(subspace, heads[0], PLACE, more, tolerance=0.0)
             found = subspace.minimum(Penalties(step.w1, step.w2 / problem.n))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
@@ -310,8 +319,9 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
     Its first direction of w₂ is the move that led there, as momentum is in first-order methods.
     """
     store = problem.store.rows(rows)
-    if point.theta2 is not problem.linearization.theta2:
-        store = store.at(problem.linearization.at(point.theta2))
+    lin = point.linearization(problem)
+    if lin is not problem.linearization:
+        store = store.at(lin)
     weight = problem.weight_of(rows)
     subspace = make_subspace(
         store,

@@ -82,6 +82,7 @@ class Choice:
         length: The unit of w2, times the number of samples: the gradient features' mean squared length, as it was
             estimated for this choice. Another estimate may be far from it where samples are few.
         held: Its loss on each part that was held out.
+        mode: Of the model; `gradient` has no w₁.
     """
 
     omega: float
@@ -91,11 +92,13 @@ class Choice:
     passes: float
     length: float = 1.0
     held: list[float] = field(default_factory=list)
+    mode: str = "full"
 
     def __str__(self) -> str:
         if not self.gradients:
             return f"no gradient term, penalty {self.w1:.3g}"
-        return f"penalties {self.omega:.3g} of ω̄, {self.w1:.3g} of w₁, {self.w2:.3g} units of w₂"
+        w1 = f"{self.w1:.3g} of w₁, " if self.mode == "full" else ""
+        return f"penalties {self.omega:.3g} of ω̄, {w1}{self.w2:.3g} units of w₂"
 
     @property
     def loss(self) -> float:
@@ -304,7 +307,7 @@ def choose_penalties(
         points = [*((Tried(v, v, float("inf"), float(held.mean())), 1.0, held) for v, held in alone), *points]
     least, length, held = min(points, key=lambda point: point[0].loss)
     tried = [point for point, _, _ in points]
-    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist())
+    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode)
     return choice, start if choice.gradients and metric == "plain" else None
 
 

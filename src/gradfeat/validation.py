@@ -74,6 +74,8 @@ def check_parameters(estimator: Any) -> None:
             wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
         elif not _is_auto(penalty):
             wrong.append("rounds choose penalties on held-out data: penalty must be 'auto' with rounds other than 1")
+        if estimator.precision == "bfloat16":
+            wrong.append("rounds move θ̄₂ by less than bfloat16 can tell apart: take another precision")
     if estimator.metric == "whitened" and estimator.solver in ("dual", *SOLVERS):
         wrong.append("metric='whitened' is of solver='subspace' (or 'auto')")
     if estimator.checkpoint is not None:

@@ -93,6 +93,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "rounds": ({"rounds": 0}, "rounds must be 'auto' or a whole number"),
     "rounds of gradient": ({"rounds": 3, "mode": "gradient"}, "rounds other than 1 are of mode='full'"),
     "rounds of adam": ({"rounds": "auto", "solver": "adam"}, "rounds other than 1 are of mode='full'"),
+    "rounds in bfloat16": ({"rounds": "auto", "precision": "bfloat16"}, "take another precision"),
     "rounds with a penalty": ({"rounds": 2, "penalty": 1.0}, "penalty must be 'auto' with rounds"),
     "augment": ({"augment": "rotate"}, "augment must be None or 'mirror'"),
     "batch_size": ({"batch_size": 0}, "batch_size must be"),

@@ -57,6 +57,8 @@ def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken(monkeyp
     found = _fit()
     assert fits == [len(_data()[1])]  # f(x), and so the probe, is the same at all depths
     depths = found.depths_
+    fitted = next(depth for depth in depths if list(depth.modules) == found.modules_)
+    assert fitted.parameters == sum(value.numel() for value in found.w2_.values())
     blocks = [f"{i}" for i in range(5, -1, -1)]
     assert [list(depth.modules) for depth in depths] == [blocks[:k] for k in (1, 2, 4, 6)][: len(depths)]
     assert len(depths) >= 2

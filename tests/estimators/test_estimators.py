@@ -281,6 +281,22 @@ def test_bfloat16_is_close(digits: tuple[np.ndarray, np.ndarray]) -> None:
     assert (half.predict(digits[0]) == single.predict(digits[0])).mean() > 0.9
 
 
+@pytest.mark.parametrize("mode", ["activation", "full"])
+def test_what_bfloat16_rounds_is_not_lost_in_merging(digits: tuple[np.ndarray, np.ndarray], mode: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.Tanh())
+    X, y = digits[0].reshape(len(digits[0]), -1)[:200], digits[1][:200]
+    found = GradientFeatureClassifier(network, theta2="3", mode=mode, precision="bfloat16", random_state=0).fit(X, y)
+    merged = found.merge()
+    for name, value in network.state_dict().items():
+        w2 = found.w2_.get(name, torch.zeros(()))
+        expected = value + found.merged_head_.step * w2.float()
+        torch.testing.assert_close(merged.backbone.state_dict()[name], expected, rtol=1e-6, atol=1e-7)
+    inputs = torch.from_numpy(X)
+    f = merged.backbone(inputs)
+    torch.testing.assert_close(merged(inputs), f @ found.merged_head_.weight + found.merged_head_.bias)
+
+
 def test_training_mode_is_said_and_left(digits: tuple[np.ndarray, np.ndarray]) -> None:
     network = convnet().train()
     with pytest.warns(GradfeatWarning, match="evaluation mode"):

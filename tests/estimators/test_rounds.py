@@ -6,6 +6,7 @@ import pickle
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,26 @@ def test_compare_judges_the_moved_model(tmp_path: Path) -> None:
     assert row.metrics["log_loss"] == pytest.approx(log_loss(y_test, full.predict_proba(X_test)), rel=1e-4)
     assert table.to_dict()["rounds"]["full"]["steps"]
     assert tmp_path / "rounds_full.png" in table.plot_more(tmp_path)
+
+
+def test_where_nothing_has_moved_nothing_is_linearized_again() -> None:
+    found = classifier(rounds=1).fit(*data(100))
+    problem: Any = SimpleNamespace(linearization=found.linearization_)
+    start = Point(problem.linearization.theta2, found.omega_, found.w1_, found.b_)
+    assert start.linearization(problem) is problem.linearization
+    there = start.moved(found.w1_, found.b_, {name: torch.ones_like(value) for name, value in found.w2_.items()})
+    moved = there.linearization(problem).theta2
+    for name, value in problem.linearization.theta2.items():
+        torch.testing.assert_close(moved[name], value + 1)
+
+
+def test_rounds_concern_full_alone_in_a_comparison() -> None:
+    X, _ = data(60)
+    y = X[:, 0] * X[:, 1]
+    found = compare(network(), X, y, X, y, task="regression", modes=["gradient"], rounds="auto", random_state=0)
+    alone = GradientFeatureRegressor(network(), mode="gradient", random_state=0).fit(X, y)
+    assert found.estimators["gradient"].solution_.solver == alone.solution_.solver == "dual"
+    assert "w₁" not in alone.how_["penalties"]  # which it has not
 
 
 @pytest.mark.parametrize("start", range(6))

@@ -12,7 +12,7 @@ from gradfeat.cache import SampleStore, available_memory, choose_level
 from gradfeat.errors import ConfigurationError
 from gradfeat.fitting import fit_mode, prepare
 from gradfeat.losses import CrossEntropy
-from gradfeat.merge import CLOSE, STEPS, fit_head, merge
+from gradfeat.merge import CLOSE, STEPS, fit_head, merge, original_values
 from gradfeat.solvers.schedule import paper_schedule
 
 
@@ -242,7 +242,7 @@ def test_head_of_a_linear_network_is_the_least_squares_solution(mode: str) -> No
     torch.testing.assert_close(f @ head.weight + head.bias, torch.cat([f, ones], 1) @ best, rtol=0, atol=0.05)
     assert head.error is not None
     assert head.error < 1e-3
-    torch.testing.assert_close(head.logits(model, store.z0(everything)), f @ head.weight + head.bias)
+    torch.testing.assert_close(head.network(model)(store.z0(everything)), f @ head.weight + head.bias)
 
 
 def test_a_model_that_is_a_network_keeps_its_head() -> None:
@@ -296,6 +296,42 @@ def test_mirror_images_of_a_sample_are_on_no_other_side_of_a_split() -> None:
     assert expected is not None
     assert found.error == expected.error
     assert torch.equal(found.weight, expected.weight)
+
+
+def test_samples_without_weight_are_left_out_of_the_head() -> None:
+    model, store = linear_in_theta2()
+    weight = torch.ones(60)
+    weight[40:] = 0
+    found = fit_head(model, store, weight=weight, random_state=0)
+    expected = fit_head(model, store.rows(torch.arange(40)), random_state=0)
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.weight, expected.weight)
+    assert found.error == pytest.approx(expected.error)
+
+
+def test_weights_say_where_the_head_is_close() -> None:
+    network = small_network()
+    lin = linearize(network, X, THETA2)
+    samples = torch.randn(60, *X.shape[1:], dtype=X.dtype, generator=torch.Generator().manual_seed(0))
+    store = SampleStore(lin, Samples(samples))
+    model = GradientFeatureModel(lin, torch.randn(5, 3, dtype=torch.float64), mode="full")
+    random_weights(model)
+    own = torch.arange(60) < 10
+    wrong = []
+    for weight in (torch.ones(60), torch.where(own, 100.0, 0.01)):
+        head = fit_head(model, store, weight=weight, random_state=0)
+        assert head is not None
+        rest = head.network(model)(store.z0(torch.arange(60))) - model.logits(*store.primal(torch.arange(60)))
+        wrong.append(float(rest[own].detach().square().mean()))
+    assert wrong[1] < wrong[0]
+
+
+def test_values_are_unfolded_on_the_device_where_they_are() -> None:
+    lin = linearize(small_network(), X, ["3", "6"])
+    values = original_values(lin, {name: value.to("meta") for name, value in lin.theta2.items()})
+    assert {value.device.type for value in values.values()} == {"meta"}
+    assert "3.weight" in values
 
 
 def test_many_samples_are_too_many_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:

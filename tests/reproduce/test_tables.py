@@ -266,7 +266,9 @@ def test_table1_of_other_encoders(small_cifar, tmp_path, task, arguments, column
     scaling = input_scaling(np.zeros((1, 32, 32, 3)))
     file = save_encoder(ConvEncoder(3, **arguments), tmp_path / f"{task}.safetensors", task=task, preprocessing=scaling)
     arguments = {"scale": "reduced", "data": small_cifar, "encoder": file, "finished": True, "say": print}
-    table = reproduce("table1", out=tmp_path, **arguments).table  # of no cell, in no time
+    only = ["vae" if task == "vae" else "bigan"]
+    table = reproduce("table1", out=tmp_path, only=only, **arguments).table  # of no cell, in no time
+    assert not any("other networks" in remark for remark in table.remarks)
     assert table.header[3:] == columns
     assert {len(row) for row in table.rows} == {len(table.header)}
     assert any(remark.startswith("published") for remark in table.remarks) == ("published" in columns)

@@ -351,7 +351,10 @@ def inspect(
         ),
     ],
     weights: Weights = None,
-    theta2: Theta2 = None,
+    theta2: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this θ₂: module, parameter or glob; may be given several times. [from the top down]"),
+    ] = None,
     image_size: ImageSize = None,
     most: Annotated[int, typer.Option(min=1, help="How many candidates of θ₂ to show.")] = 5,
     json: Json = False,
@@ -470,8 +473,8 @@ def reproduce(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only the rows of this network: bigan, vae; jigsaw, rotation, supervised, ImageNet. table1 is of "
-            "bigan, or of this one."
+            help="Only the rows of this network; may be given several times. table3: bigan, vae; table4: jigsaw, "
+            "ImageNet, and below full size rotation, supervised; table1 is of one: bigan, or vae."
         ),
     ] = None,
     finished: Annotated[

@@ -157,6 +157,10 @@ class LengthGroups(Linearization):
         """Return the linearization of the same network at another θ̄₂; z₀ is the same."""
         return LengthGroups([self._of(i).at(theta2) for i in range(len(self.members))], self.lengths)
 
+    def full_precision(self) -> LengthGroups:
+        """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
+        return LengthGroups([self._of(i).full_precision() for i in range(len(self.members))], self.lengths)
+
     def _pull(self, u: Tensor, residuals: Any, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:
         total: dict[str, Tensor] = {}
         calls: list[LayerCall] = []

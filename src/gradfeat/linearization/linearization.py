@@ -251,6 +251,13 @@ class Linearization(nn.Module):
         moved = Linearization(self._blueprint, {name: value.to(parts.values[name]) for name, value in checked.items()})
         return moved.to(device=self.device, dtype=self.dtype)
 
+    def full_precision(self) -> Linearization:
+        """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
+        if self.dtype not in (torch.float16, torch.bfloat16):
+            return self
+        values = self._blueprint.parts.values
+        return Linearization(self._blueprint, {name: values[name] for name in self._blueprint.names}).to(self.device)
+
     def share_constants(self, other: Linearization) -> None:
         """Take the weights that a linearization of the same network has too from there, which frees one's own."""
         mine, theirs = self._blueprint.parts, other._blueprint.parts

@@ -241,7 +241,10 @@ def _networks_for_scenes(
         name, backbone = own
         columns = networks.columns_of(backbone.network, depths)
         if len(columns) < depths:
-            raise ConfigurationError(f"{request.file}: table2 takes own encoders, and weights of the ImageNet network")
+            raise ConfigurationError(
+                f"{request.file}: table2 takes an encoder of `gradfeat pretrain` with the small networks' layers, or "
+                "weights of the ImageNet network"
+            )
         yield name, backbone, columns, _from_file(request.file, name, backbone)
         if request.name == "table2":
             return

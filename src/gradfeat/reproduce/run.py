@@ -152,7 +152,7 @@ def _about(request: Request, seeds: int) -> list[str]:
             "random layers: PyTorch's initial weights, batch-norm statistics of the labelled training images; "
             "random ω: normal entries, of the Frobenius norm of the trained one"
         )
-    if request.only is not None:
+    if request.only is not None and request.name != "table1":
         lines.append(f"only {', '.join(request.only)}: the table has other networks too")
     if request.name == "table4":
         lines.append(f"predictions are averaged over {table4.CROPS} random crops of each test image")
