@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(READY)  ## Pre-train, fit the four models, save and load one: the method in a minute or two.
+demo: $(READY)  ## Pre-train, fit the four models, save and load one: the method in a minute.
 	$(BIN)/gradfeat demo
 
 test: $(READY)  ## Run the tests.

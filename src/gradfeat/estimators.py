@@ -81,12 +81,16 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         b_: Intercept, (c,).
         w2_: Weights of the gradients, by the names of θ₂.
         theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.
+        modules_: θ₂ as it was asked for, or found by theta2="search"; the depths that were tried are `depths_`.
+        backbone_: The network with its preprocessing; `linearization_` has its programs.
+        merged_head_: Step and head of the merged network; None where it has none (see `merge`).
         rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.
         choice_: Penalties that were chosen, with the path; None where none were.
         solution_: How the subspace or dual solver ended: passes, time, whether it converged; None for Adam and SGD, and
             where no gradient term was chosen.
         how_: Solver, penalties and rounds in words; a saved model keeps them.
+        selection_: Optimizers and rates that fine-tuning tried; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
 
