@@ -296,7 +296,6 @@ class GradientFeatureEstimator(BaseEstimator):
             "penalties": fit.choice,
             "rounds": fit.rounds,
             "schedule": fit.selection,
-            "epochs": len(fit.history.loss) if fit.history is not None else None,
         }
         self.how_ = {name: str(value) for name, value in how.items() if value is not None}
         self.seconds_ = {**problem.seconds, "train": fit.seconds}

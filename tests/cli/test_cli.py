@@ -362,6 +362,7 @@ def test_a_saved_model_says_how_it_was_fitted(run: Any, pictures: Path, encoder:
     path = tmp_path / "model.safetensors"
     fitted = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--penalty", "0.1,0.1", "--json").json
     assert fitted["solver"].startswith("subspace: ")
+    assert "epochs" not in fitted  # a solver has iterations
     again = load(path)
     assert again.how_["solver"] == fitted["solver"]
     again.save(path)
