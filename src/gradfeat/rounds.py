@@ -218,7 +218,7 @@ def search_rounds(
         rounds = Rounds(start, point, last_loss=start)
     heads = _heads(choice)
     limit = MOST if isinstance(most, str) else int(most) - 1
-    asked = "were asked for" if limit != MOST else "are taken"
+    asked = "are taken" if isinstance(most, str) else "were asked for"
     rounds.reason = f"at most {limit} steps {asked}"
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     with progress.step("rounds") as done:

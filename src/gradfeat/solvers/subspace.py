@@ -142,7 +142,6 @@ class Subspace:
     ) -> None:
         self.features, self.f, self.loss, self.y, self.seen = features, f, loss, y, seen
         self.share = _shares(seen, weight, y.device)
-        self._weighted = weight is not None
         everything = torch.arange(len(features.store))
         self._everything = everything
         curvature = loss.curvature(start[seen].double())
@@ -301,7 +300,7 @@ class Subspace:
 
     def _factors(self, logits: Tensor) -> KroneckerFactors:
         seen, logits = self.seen, logits.to(self.features.omega)
-        weight = self.share * len(seen) if self._weighted else None
+        weight = self.share * len(seen)  # of mean one
         return estimate_factors(self.features, self.loss, logits, self.y[seen], seen, self._generator, weight)
 
     def _fitting(self, start: Combination | None, penalties: Penalties) -> Combination:
