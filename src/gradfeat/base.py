@@ -149,6 +149,10 @@ class GradientFeatureEstimator(BaseEstimator):
             seed = int(np.random.default_rng().integers(2**31 - 1))
         checkpoint = None
         if self.checkpoint is not None:
+            if inputs.random:
+                raise ConfigurationError(
+                    "a checkpoint is of samples that do not change, and this data set may change them"
+                )
             if hasattr(cv, "split"):  # the folds themselves say whether a checkpoint is of them
                 cv = list(cv.split(np.zeros(len(y)), y))
             checkpoint = Checkpoint(self.checkpoint, self._configuration(cv))
@@ -222,7 +226,6 @@ class GradientFeatureEstimator(BaseEstimator):
             return str(self.solver)
         if changing:
             asked = {
-                "a checkpoint is": self.checkpoint is not None,
                 "metric='whitened' is": self.metric != "plain",
                 "rounds are": self.rounds != 1 and mode == "full",
             }

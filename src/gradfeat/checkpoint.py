@@ -3,7 +3,9 @@
 A part is one safetensors file: its tensors, the state of the random numbers after it, and all else as JSON, which
 writes a float with all its digits. So a fit that goes on ends with the weights of one that was never interrupted. The
 parts: the probe; the held-out losses and the best w₂ of each penalty of ω̄; the penalties that were chosen, and the w₂
-there; the rounds after each step, in the search and in its repetition. The last convex problem is solved again.
+there; the rounds after each step, in the search and in its repetition; of training by epochs the weights and the
+optimizer's state after an epoch, and the scores of the learning rates that were tried. The last convex problem is
+solved again.
 """
 
 from __future__ import annotations
@@ -114,6 +116,10 @@ class Checkpoint:
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in part.tensors.items()}
         content = safetensors.torch.save(tensors, {"values": json.dumps(part.values)})
         write_whole(self.folder / f"{name}.safetensors", content)
+
+    def drop(self, name: str) -> None:
+        """Remove a part that another one has made needless, if it is there."""
+        (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def like_theta2(tensors: Mapping[str, Tensor], prefix: str, theta2: Mapping[str, Tensor]) -> dict[str, Tensor]:

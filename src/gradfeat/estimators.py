@@ -69,8 +69,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         image_size: Side of the square that images are brought to; None is the backbone's own.
         class_weight: A dict from class to weight, or "balanced"; multi-class only.
         checkpoint: Folder where finished parts of a fit are written (`gradfeat.checkpoint`): the probe, each step of
-            the penalty path, each round. After an interruption the same fit goes on from there, with the same result;
-            another one is refused. Of "subspace" and "dual" (of a closed form the probe alone); needs a seed.
+            the penalty path, each round, epochs. After an interruption the same fit goes on from there, with the same
+            result; another one is refused. Of a closed form the probe alone is kept. Needs a seed, and samples that do
+            not change.
         random_state: Seed.
         verbose: Show progress bars with the time left.
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
-from gradfeat.checkpoint import Checkpoint, Part, resumed
+from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part, resumed
 from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization, linearize
@@ -29,7 +31,7 @@ from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.selection import Choice
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection, select
-from gradfeat.solvers.first_order import History, train
+from gradfeat.solvers.first_order import History, State, train
 from gradfeat.solvers.probe import Probe, fit_probe, folds
 from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Solution
@@ -319,23 +321,45 @@ def fit_mode(
             candidates = [trial.with_optimizer(candidate) for candidate in finetuning]
 
             def run(candidate: Schedule) -> float:
-                model, history = _train(
-                    problem, mode, candidate, seen, parametrization, random_state, progress, f"finetune {candidate}"
-                )
-                if history.stopped == "interrupted":  # half a search chooses nothing
-                    raise KeyboardInterrupt
-                return -loss_at(problem, model, unseen)
+                name = f"finetune-trial-{candidates.index(candidate)}"
+                kept = load_part(problem.checkpoint, name)
+                if kept is not None:
+                    return float(kept.tensors["score"])
+                training = f"{name}-epochs"
+                score = -math.inf
+                with suppress(ConvergenceError):
+                    model, history = _train(
+                        problem,
+                        mode,
+                        candidate,
+                        seen,
+                        parametrization,
+                        random_state,
+                        progress,
+                        f"finetune {candidate}",
+                        training,
+                    )
+                    if history.stopped == "interrupted":  # half a search chooses nothing
+                        raise KeyboardInterrupt
+                    score = -loss_at(problem, model, unseen)
+                if problem.checkpoint is not None:
+                    problem.checkpoint.put(name, Part({}, {"score": torch.tensor(score, dtype=torch.float64)}))
+                    problem.checkpoint.drop(training)
+                return score
 
             selection = select(candidates, run)
             schedule = schedule.with_optimizer(selection.best)
         else:
             schedule = schedule.with_optimizer(finetuning[0])
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-    model, history = _train(problem, mode, schedule, everything, parametrization, random_state, progress, mode)
+    model, history = _train(
+        problem, mode, schedule, everything, parametrization, random_state, progress, mode, f"{mode}-epochs"
+    )
     if history.stopped == "interrupted":
         done = len(history.loss)
-        kept = "of the last finished one" if done else "that training starts from"
-        notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {kept}")
+        of = "of the last finished one" if done else "that training starts from"
+        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
+        notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {of}{more}")
     return Fit(model, history, selection, time.perf_counter() - start, notes)
 
 
@@ -367,6 +391,7 @@ def _train(
     random_state: int | None,
     progress: Progress,
     title: str,
+    part: str,
 ) -> tuple[GradientFeatureModel, History]:
     model = new_model(problem, mode, parametrization)
     store, y, weight = problem.store, problem.y, problem.weight
@@ -386,7 +411,25 @@ def _train(
         def on_epoch(epoch: int, history: History) -> None:
             done(epoch, epochs)
 
-        history = train(model.trained(), step_loss, len(indices), schedule, generator=generator, on_epoch=on_epoch)
+        def keep(state: State) -> None:
+            values = {"iteration": state.iteration, **asdict(state.history)}
+            keep_part(problem.checkpoint, part, Part(values, state.tensors), generator)
+
+        found = load_part(problem.checkpoint, part, generator)
+        resume = None
+        if found is not None:
+            tensors = {name: value for name, value in found.tensors.items() if name != "generator"}
+            resume = State(found.values.pop("iteration"), History(**found.values), tensors)
+        history = train(
+            model.trained(),
+            step_loss,
+            len(indices),
+            schedule,
+            generator=generator,
+            on_epoch=on_epoch,
+            resume=resume,
+            keep=None if problem.checkpoint is None else keep,
+        )
     return model, history
 
 

@@ -80,8 +80,6 @@ def check_parameters(estimator: Any) -> None:
         wrong.append("metric='whitened' is of solver='subspace' (or 'auto')")
     if estimator.checkpoint is not None:
         check("checkpoint", isinstance(estimator.checkpoint, (str, Path)), "None or a folder")
-        if estimator.mode == "finetune" or estimator.solver in SOLVERS:
-            wrong.append("a checkpoint is of solver='subspace' or 'dual': training by epochs does not resume")
         if not _is_whole(seed, 0):
             wrong.append(
                 "a checkpoint needs random_state=<a whole number>: without a seed a fit cannot be gone on with"

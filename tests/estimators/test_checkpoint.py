@@ -12,9 +12,12 @@ import pytest
 import torch
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
+from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, fitting
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
+from gradfeat.solvers import first_order
+from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -180,12 +183,97 @@ def test_damaged_and_impossible(tmp_path: Path) -> None:
         classifier(tmp_path / "a", mode="activation").fit(X, y)
     for settings, message in (
         ({"random_state": None}, "needs random_state"),
-        ({"mode": "finetune"}, "training by epochs does not resume"),
-        ({"solver": "adam"}, "training by epochs does not resume"),
         ({"checkpoint": 3}, "checkpoint must be None or a folder"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             classifier(**{"folder": tmp_path / "b", **settings}).fit(X, y)
+
+
+class Steps:
+    """Counts minibatches, and presses Ctrl-C before one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done, self.last = 0, -1
+        monkeypatch.setattr(first_order, "KEEP_SECONDS", 0.0)
+        original = Schedule.at
+
+        def at(schedule: Schedule, iteration: int) -> float:
+            if self.done == self.last:
+                raise KeyboardInterrupt
+            self.done += 1
+            return original(schedule, iteration)
+
+        monkeypatch.setattr(Schedule, "at", at)
+
+    def of(self, fit: Any, last: int = -1) -> int:
+        self.done, self.last = 0, last
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradfeatWarning)
+            try:
+                fit()
+            except KeyboardInterrupt:
+                assert last >= 0
+        return self.done
+
+
+@pytest.mark.parametrize("settings", [{"mode": "finetune"}, {"solver": "adam"}, {"solver": "sgd"}], ids=str)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_training_by_epochs_goes_on(
+    settings: dict[str, Any], share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = data(200)
+    settings = {**settings, "epochs": 8, "batch_size": 16}
+    steps = Steps(monkeypatch)
+    plain, again, once_more = (classifier(folder, **settings) for folder in (None, tmp_path, tmp_path))
+    whole = steps.of(lambda: plain.fit(X, y))
+    last = int(share * whole)
+    assert steps.of(lambda: classifier(tmp_path, **settings).fit(X, y), last=last) == last
+    epoch = -(-len(X) // 16)
+    assert whole - last <= steps.of(lambda: again.fit(X, y)) <= whole - last + epoch
+    assert steps.of(lambda: once_more.fit(X, y)) == 0
+    for fitted in (again, once_more):
+        assert torch.equal(fitted.w1_, plain.w1_)
+        assert all(torch.equal(fitted.w2_[name], plain.w2_[name]) for name in plain.w2_)
+        assert fitted.history_.loss == plain.history_.loss
+        assert fitted.history_.passes == plain.history_.passes
+        assert fitted.selection_ == plain.selection_
+    left = sorted(path.stem for path in tmp_path.glob("*/*.safetensors"))
+    trials = [f"finetune-trial-{i}" for i in range(6)]
+    assert left == sorted(["probe", "finetune-epochs", *trials] if "mode" in settings else ["probe", "full-epochs"])
+
+
+def test_a_trial_that_diverges_stays_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data(200)
+    steps = Steps(monkeypatch)
+    original = fitting.loss_at
+    monkeypatch.setattr(
+        fitting,
+        "loss_at",
+        lambda problem, *rest: (
+            (_ for _ in ()).throw(ConvergenceError("far")) if steps.done < 20 else original(problem, *rest)
+        ),
+    )
+    first, second = (classifier(tmp_path, mode="finetune", epochs=4) for _ in range(2))
+    first.fit(X, y)
+    monkeypatch.setattr(fitting, "loss_at", original)
+    second.fit(X, y)
+    scores = [score for _, score in first.selection_.scores]
+    assert scores[0] == -float("inf")
+    assert first.selection_ == second.selection_
+
+
+def test_samples_that_change_have_no_checkpoint(tmp_path: Path) -> None:
+    X, y = data()
+
+    class Changing(Dataset):
+        def __len__(self) -> int:
+            return len(X)
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return torch.from_numpy(X[i]), int(y[i])
+
+    with pytest.raises(ConfigurationError, match="a checkpoint is of samples that do not change"):
+        classifier(tmp_path, mode="finetune").fit(Changing(), None)
 
 
 def test_closed_form_keeps_its_probe(tmp_path: Path) -> None:

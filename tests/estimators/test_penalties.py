@@ -254,7 +254,7 @@ def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path:
         GradientFeatureClassifier(backbone, metric="whitened", random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="rounds are of the subspace solver"):
         GradientFeatureClassifier(backbone, rounds=2, random_state=0).fit(changing)
-    with pytest.raises(ConfigurationError, match="a checkpoint is of the subspace solver"):
+    with pytest.raises(ConfigurationError, match="a checkpoint is of samples that do not change"):
         GradientFeatureClassifier(backbone, checkpoint=tmp_path, random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
         GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)

@@ -20,6 +20,8 @@ from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of
 from gradfeat.reproduce.protocols import PROTOCOLS
 from gradfeat.reproduce.report import Number
 from gradfeat.reproduce.scales import SCALES, Scale
+from gradfeat.solvers import first_order
+from gradfeat.solvers.schedule import Schedule
 
 QUICK = {"protocol": "paper", "say": lambda line: None}
 
@@ -181,6 +183,35 @@ def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatc
     outcome = reproduce("table3", out=tmp_path, **QUICK)
     assert "–" not in "".join(outcome.table.rows[0])
     assert not any("not there" in remark for remark in outcome.table.remarks)
+
+
+def test_a_cell_that_is_stopped_goes_on_in_the_middle(tmp_path, monkeypatch):
+    steps, last = [], None
+    original = Schedule.at
+
+    def at(schedule, iteration):
+        if len(steps) == last:
+            raise KeyboardInterrupt
+        steps.append(iteration)
+        return original(schedule, iteration)
+
+    monkeypatch.setattr(first_order, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(Schedule, "at", at)
+    quick = {**QUICK, "protocol": "own"}  # so that fine-tuning alone takes such steps
+    whole = reproduce("table3", out=tmp_path / "a", **quick)
+    count = len(steps)
+    steps.clear()
+    last = count - 5
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table3", out=tmp_path / "b", **quick)
+    assert list((tmp_path / "b" / "parts").glob("*finetune*/*/finetune-trial-*"))
+    steps.clear()
+    again = reproduce("table3", out=tmp_path / "b", **quick)
+    assert 5 <= len(steps) < 5 + 4  # an epoch has four of them
+    assert again.results == whole.results
+    assert not list((tmp_path / "b" / "parts").iterdir())
+    (cell,) = (tmp_path / "b" / "cells").glob("*finetune*.json")
+    assert json.loads(cell.read_text())["resumed"] is True
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ from filelock import FileLock, Timeout
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain.encoder_file import write_whole
 
+PARTS = "parts"
+"""Folder of a run for what is finished of the cells that are being computed."""
+
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -30,10 +34,12 @@ class Cell:
     Args:
         name: What it is; also the name of its file, so letters, digits, ".", "-" and "_".
         compute: Returns its numbers, JSON-able.
+        parts: Folder in which `compute` keeps what is finished of it, if it does; removed with the cell's end.
     """
 
     name: str
     compute: Callable[[], Result]
+    parts: Path | None = None
 
 
 def run_cells(
@@ -41,9 +47,9 @@ def run_cells(
 ) -> dict[str, Result]:
     """Compute those cells that have no file yet.
 
-    A cell's file is written whole or not at all, so a kill loses the cell that was being computed and no other. A file
-    that cannot be read is computed again. Processes may share a folder: a cell that another one is computing is left to
-    it, and waited for at the end.
+    A cell's file is written whole or not at all, so a kill loses what is not kept of the cell that was being computed,
+    and no other. A file that cannot be read is computed again. Processes may share a folder: a cell that another one is
+    computing is left to it, and waited for at the end.
 
     Args:
         cells: In the order of their computation.
@@ -87,6 +93,7 @@ def run_cells(
                     continue
                 start, result = time.perf_counter(), read_cell(folder / f"{cell.name}.json", own, say)
                 if result is None:
+                    resumed = cell.parts is not None and cell.parts.exists()
                     result = cell.compute()
                     seconds = time.perf_counter() - start
                     content = {
@@ -96,8 +103,11 @@ def run_cells(
                         "seconds": seconds,
                         "machine": machine(),
                         "date": date.today().isoformat(),
+                        **({"resumed": True} if resumed else {}),  # the seconds are then of the last run alone
                     }
                     write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+                    if cell.parts is not None:
+                        shutil.rmtree(cell.parts, ignore_errors=True)
             done, wait = done + 1, None
             results[cell.name] = json.loads(json.dumps(result))
             left = (time.perf_counter() - begun) / done * (len(cells) - len(results))

@@ -14,7 +14,7 @@ from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.encoder_file import FILE, read_architecture
 from gradfeat.reproduce import networks, scenes, table4
 from gradfeat.reproduce.ablation import conv_columns
-from gradfeat.reproduce.cells import Say
+from gradfeat.reproduce.cells import PARTS, Say
 from gradfeat.reproduce.data import KNOWN, LabelledData, digits, find_data, load_data
 from gradfeat.reproduce.encoders import (
     BIGAN_PLAN,
@@ -190,6 +190,7 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
             labelled=request.labelled,
             device=request.device,
             prefix=prefix,
+            parts=request.out / PARTS,
         )
         yield Planned(plan.name, key, setting, [*remarks, f"{key}, encoder {plan.name}: {about}"])
         remarks = []
@@ -226,6 +227,7 @@ def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planne
             labelled=request.labelled,
             device=request.device,
             prefix="" if request.name == "table2" else f"{key}.{name}.",
+            parts=request.out / PARTS,
         )
         yield Planned(name, key, setting, [*remarks, f"{key}, network {name}: {about}; θ₂: {_columns(columns)}"])
         remarks = []

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
+from gradfeat.checkpoint import Checkpoint
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops, views_of
 from gradfeat.data.inputs import in_parts
@@ -93,6 +95,7 @@ class Setting:
         crops: Views of each test image whose predictions are averaged: 1 is the centre crop.
         device: Of the programs and samples.
         prefix: Of the cells' names.
+        parts: Folder for what is finished of a cell that is being computed; None keeps nothing.
     """
 
     def __init__(
@@ -107,10 +110,11 @@ class Setting:
         labelled: int | None = None,
         device: str = "cpu",
         prefix: str = "",
+        parts: Path | None = None,
     ) -> None:
         self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
         self.labelled, self.device, self.prefix = labelled, device, prefix
-        self.columns, self.crops = columns, crops
+        self.columns, self.crops, self.parts = columns, crops, parts
         self.loss: Loss = data.loss
         self._samples: tuple[int, Samples] | None = None
         self._kept: tuple[Any, Problem, SampleStore] | None = None
@@ -137,7 +141,8 @@ class Setting:
     def cell(self, seed: int, mode: str, gradients: Gradients) -> Cell:
         """Return the cell of `gradient`, `full` or `finetune`."""
         name = f"{self.prefix}seed{seed}.{gradients.name}.{mode}"
-        return Cell(name, partial(self._fitted, seed, mode, gradients))
+        parts = None if self.parts is None else self.parts / name
+        return Cell(name, partial(self._fitted, seed, mode, gradients, parts), parts)
 
     def baseline(self, seed: int, name: str, function: Baseline) -> Cell:
         """Return the cell of another method on the same samples."""
@@ -207,14 +212,18 @@ class Setting:
         logits = samples.f_test @ samples.probe.omega + samples.probe.bias
         return {**self._judge(logits, samples.y_test), "penalty": samples.probe.penalty}
 
-    def _fitted(self, seed: int, mode: str, gradients: Gradients) -> Result:
+    def _fitted(self, seed: int, mode: str, gradients: Gradients, parts: Path | None) -> Result:
         problem, test = self.problem(seed, gradients)
+        if parts is not None:
+            about = {"activations": problem.store.features, "targets": problem.y}
+            checkpoint = Checkpoint(parts, self.configuration).of(problem.linearization.theta2, about)
+            problem = replace(problem, checkpoint=checkpoint)
         found = fit(
             problem, mode, self.protocol, iterations=self.scale.iterations, splits=self.scale.splits, random_state=seed
         )
-        parts = torch.arange(len(test)).split(_BATCH)
+        batches = torch.arange(len(test)).split(_BATCH)
         with torch.no_grad():
-            logits = torch.cat([batch_logits(found.model, test, part) for part in parts])
+            logits = torch.cat([batch_logits(found.model, test, batch) for batch in batches])
         return {**self._judge(logits, self.samples(seed).y_test), "how": _how(found), "notes": found.notes}
 
     def _judge(self, logits: Tensor, truth: np.ndarray) -> dict[str, float]:

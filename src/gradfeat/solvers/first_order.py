@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,24 @@ class History:
     stopped: str = "finished"
 
 
+KEEP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training is after an epoch.
+
+    Attributes:
+        iteration: Minibatches so far.
+        history: Up to there.
+        tensors: The parameters, ``parameter/<place>``, and the optimizer's state, ``optimizer/<place>/<name>``.
+    """
+
+    iteration: int
+    history: History
+    tensors: dict[str, Tensor]
+
+
 def train(
     parameters: Sequence[nn.Parameter],
     step_loss: Callable[[Tensor], Tensor],
@@ -39,6 +57,8 @@ def train(
     *,
     generator: torch.Generator,
     on_epoch: Callable[[int, History], None] | None = None,
+    resume: State | None = None,
+    keep: Callable[[State], None] | None = None,
 ) -> History:
     """Minimise a mean loss over n samples by minibatches in random order; the last, smaller one is used too.
 
@@ -49,6 +69,9 @@ def train(
         schedule: Optimizer, learning rates, length.
         generator: Draws the order of samples.
         on_epoch: Called after each epoch with its number from 1.
+        resume: What `keep` was given after an epoch of the same training: it goes on there. The caller brings the
+            generator to where it was.
+        keep: Takes the state after the last epoch, and after others at most every `KEEP_SECONDS`.
 
     Returns:
         The losses and the time. After Ctrl-C the parameters are those of the last finished epoch.
@@ -59,11 +82,15 @@ def train(
     """
     if n < 1:
         raise DataError("there are no samples to train on")
-    start = time.perf_counter()
     history = History()
     optimizer = schedule.make(parameters)
-    finished = _copy(parameters)
     iteration = 0
+    if resume is not None:
+        _resume(resume, parameters, optimizer)
+        iteration, history = resume.iteration, replace(resume.history, loss=list(resume.history.loss))
+    finished = _copy(parameters)
+    start = time.perf_counter() - history.seconds
+    kept = time.perf_counter()
     try:
         while iteration < schedule.iterations:
             total = 0.0
@@ -97,6 +124,9 @@ def train(
             history.loss.append(total / count)
             history.passes += count / n
             history.seconds = time.perf_counter() - start
+            if keep is not None and (iteration == schedule.iterations or time.perf_counter() - kept >= KEEP_SECONDS):
+                keep(State(iteration, history, _tensors(parameters, optimizer)))
+                kept = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(len(history.loss), history)
     except KeyboardInterrupt:
@@ -107,6 +137,23 @@ def train(
         raise
     history.seconds = time.perf_counter() - start
     return history
+
+
+def _tensors(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"parameter/{i}": parameter.detach() for i, parameter in enumerate(parameters)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def _resume(state: State, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    _restore(parameters, [state.tensors[f"parameter/{i}"] for i in range(len(parameters))])
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.tensors.items():
+        kind, place, *name = key.split("/")
+        if kind == "optimizer":
+            states.setdefault(int(place), {})[name[0]] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def _copy(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
