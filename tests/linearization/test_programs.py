@@ -152,6 +152,11 @@ def test_residuals_are_the_fewest_bytes() -> None:
     assert lin.report().residual_bytes == 6 * 4 + 5
     _, residuals = lin.primal(lin.bottom(torch.randn(3, 4)))
     assert {residual.dtype for residual in residuals} == {torch.float32, torch.bool}
+    # in another precision as many numbers, and the mask as it is
+    for dtype in (torch.bfloat16, torch.float64):
+        _, residuals = lin.to(dtype).primal(lin.bottom(torch.randn(3, 4)))
+        assert lin.report().residual_bytes == sum(value.nbytes for value in residuals) // 3
+    assert lin.report().z0_bytes == lin.bottom(torch.randn(3, 4)).nbytes // 3
 
 
 def test_z0_is_what_lies_below_theta2() -> None:

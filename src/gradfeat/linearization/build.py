@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -195,12 +195,20 @@ def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any, t
     blueprint.residual_layouts[:] = [
         find_layout(a, b, "an activation") for a, b in zip(out[0][1:], out[1][1:], strict=True)
     ]
-    blueprint.bytes_per_sample = {
-        "z0": sum(value.numel() * value.element_size() for value in z0[0]) // 3,
-        "residuals": sum(value.numel() * value.element_size() for value in out[0][1:]) // 3,
-    }
+    blueprint.sizes = {"z0": _size(z0[0], 3), "residuals": _size(out[0][1:], 3)}
     packed = tuple(layout.pack(value, 2) for layout, value in zip(blueprint.z0_layouts, z0[1], strict=True))
     return packed[0] if len(packed) == 1 else packed
+
+
+def _size(values: Iterable[Tensor], n: int) -> tuple[int, int]:
+    """Return how many floating-point numbers and how many other bytes there are for each of n samples."""
+    numbers = others = 0
+    for value in values:
+        if value.dtype.is_floating_point:
+            numbers += value.numel()
+        else:
+            others += value.numel() * value.element_size()
+    return numbers // n, others // n
 
 
 def _tensors(example: Any) -> list[Tensor]:

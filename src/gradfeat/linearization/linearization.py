@@ -75,7 +75,7 @@ class Blueprint:
     by_rule: list[tuple[str, str, str]]
     layer_kinds: dict[str, str]
     notes: list[str]
-    bytes_per_sample: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of a sample: floating-point numbers, other bytes
     transposer: Transposer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,8 +133,9 @@ class Linearization(nn.Module):
 
     @property
     def bytes_per_sample(self) -> dict[str, int]:
-        """Memory of "z0" and "residuals" for one sample, bytes, in the dtype of the network that was linearized."""
-        return dict(self._blueprint.bytes_per_sample)
+        """Memory of "z0" and "residuals" for one sample, bytes, in the dtype that the programs compute in."""
+        sizes = self._blueprint.sizes
+        return {name: numbers * self.dtype.itemsize + others for name, (numbers, others) in sizes.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -289,8 +290,8 @@ class Linearization(nn.Module):
                 for name, graph in blueprint.graphs.items()
                 if name != "network"
             },
-            z0_bytes=blueprint.bytes_per_sample["z0"],
-            residual_bytes=blueprint.bytes_per_sample["residuals"],
+            z0_bytes=self.bytes_per_sample["z0"],
+            residual_bytes=self.bytes_per_sample["residuals"],
             notes=list(blueprint.notes),
         )
 
