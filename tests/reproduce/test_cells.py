@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.reproduce.cells import Cell, duration, run_cells
 
 CONFIGURATION = {"scale": "smoke", "labelled": 5, "depths": (1, 2)}
@@ -44,6 +44,31 @@ def test_a_stopped_run_loses_one_cell_and_computes_no_other_again(tmp_path):
     assert "left)" in lines[1]
     assert run(counted(calls, "a", "bb", "ccc"), tmp_path) == (results, [])
     assert len(calls) == 3
+
+
+def test_what_is_kept_of_a_cell_goes_with_it_and_never_stands_in_its_way(tmp_path):
+    parts, calls = tmp_path / "parts" / "a", []
+
+    def compute():
+        calls.append((parts / "half.safetensors").exists())
+        if calls[-1]:
+            raise DataError("half of another version")
+        parts.mkdir(parents=True)
+        (parts / "half.safetensors").write_bytes(b"")
+        return {"accuracy": 0.5}
+
+    parts.mkdir(parents=True)
+    (parts / "half.safetensors").write_bytes(b"")
+    _, lines = run([Cell("a", compute, parts)], tmp_path / "cells")
+    assert calls == [True, False]
+    assert lines[0] == "a is computed from its beginning: half of another version"
+    assert not parts.exists()
+
+    def fails():
+        raise DataError("nothing to do with parts")
+
+    with pytest.raises(DataError, match="nothing to do with parts"):
+        run([Cell("b", fails, tmp_path / "parts" / "b")], tmp_path / "cells")
 
 
 def test_processes_that_share_a_folder_compute_no_cell_twice(tmp_path):

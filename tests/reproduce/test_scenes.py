@@ -132,11 +132,11 @@ def test_the_mean_over_crops_is_of_probabilities(tmp_path: Path) -> None:
     # other methods' probabilities are averaged over the same crops
     share = NearestNeighbours().fit(samples.f.numpy(), y).predict_proba(samples.f_test.numpy())
     expected = mean_average_precision(share.reshape(12, 5, 3).mean(1), y[:12], method="area")
-    assert LABEL_ROWS["k-NN"](samples, backbone, 0)["map_area"] == pytest.approx(expected)
+    assert LABEL_ROWS["k-NN"](samples, backbone, 0, None)["map_area"] == pytest.approx(expected)
     probe = AllLayersProbe(network, random_state=0, features_per_layer=128).fit(samples.inputs, y)
     each = np.stack([probe.predict_proba(samples.test.batch(range(i, 60, 5))) for i in range(5)])
     expected = mean_average_precision(each.mean(0), y[:12], method="area")
-    assert LABEL_ROWS["all layers"](samples, backbone, 0)["map_area"] == pytest.approx(expected)
+    assert LABEL_ROWS["all layers"](samples, backbone, 0, None)["map_area"] == pytest.approx(expected)
 
 
 def _no_encoder(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
-from gradfeat.reproduce import baselines, published, reproduce, table1
+from gradfeat.reproduce import baselines, published, reproduce, setting, table1
 from gradfeat.reproduce.data import digits, find_data, load_data
 from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, read_encoder
 from gradfeat.reproduce.protocols import PROTOCOLS
@@ -92,7 +92,10 @@ def test_the_same_command_computes_nothing_again(first, monkeypatch):
 
 
 def test_a_folder_of_another_protocol_is_refused(first):
-    with pytest.raises(ConfigurationError, match="protocol paper there; protocol published-code now"):
+    with pytest.raises(
+        ConfigurationError,
+        match="protocol paper, parametrization None there; protocol published-code, parametrization ntk_fan_out now",
+    ):
         reproduce("table1", out=first[0], **{**QUICK, "protocol": "published-code"})
 
 
@@ -109,7 +112,7 @@ def test_only_the_gradients_are_ablated(first):
 def test_table3_over_seeds_with_a_further_row(tmp_path, monkeypatch):
     seen = []
 
-    def constant(samples, backbone, seed):
+    def constant(samples, backbone, seed, parts):
         seen.append((len(samples.y), len(samples.f_test), seed))
         return {"accuracy": 0.25 + 0.5 * seed}
 
@@ -124,6 +127,26 @@ def test_table3_over_seeds_with_a_further_row(tmp_path, monkeypatch):
     assert outcome.table.rows[0][6].startswith(f"{mean:.2f} ± ")
     assert "penalties" in full[0]["how"]
     assert (tmp_path / "table3.png").exists()
+
+
+def test_a_row_of_the_topmost_layer_is_in_the_first_column_alone(tmp_path, monkeypatch):
+    for name in ("other", "LQF"):
+        monkeypatch.setitem(baselines.ROWS, name, lambda *arguments: {"accuracy": 0.5})
+    monkeypatch.setitem(SCALES, "smoke", replace(SCALES["smoke"], iterations=4))
+    cells = table1.TABLE.cells
+    monkeypatch.setattr(
+        type(table1.TABLE), "cells", lambda own, *rest: [c for c in cells(*rest) if "baseline" in c.name]
+    )
+    table = reproduce("table1", out=tmp_path, **QUICK).table
+    assert table.rows[-2] == ["other", "", "", "50.00", "", "50.00", "", "50.00", ""]
+    assert table.rows[-1] == ["LQF", "", "", "50.00", "", "", "", "", ""]
+
+
+def test_notes_of_cells_are_said_below_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(baselines.ROWS, "noted", lambda *arguments: {"accuracy": 0.5, "notes": ["far from converged"]})
+    outcome = reproduce("table3", out=tmp_path, **QUICK)
+    assert any("cells have notes (table3.json has all)" in remark for remark in outcome.table.remarks)
+    assert outcome.results["digits.tiny.seed0.baseline.noted"]["notes"] == ["far from converged"]
 
 
 def test_numbers_over_seeds():
@@ -159,6 +182,19 @@ def test_protocols_are_the_published_ones():
     sgd = PROTOCOLS["paper"].finetuning[1]
     assert (sgd.optimizer, sgd.momentum, sgd.weight_decay) == ("sgd", 0.9, 5e-5)
     assert SCALES["full"].protocol == "paper"
+    variables = {name: protocol.parametrization for name, protocol in PROTOCOLS.items()}
+    assert variables.pop("published-code") == "ntk_fan_out"
+    assert set(variables.values()) == {"standard"}
+
+
+def test_the_published_code_trains_in_its_own_variables(tmp_path, monkeypatch):
+    found = []
+    fitted = setting.fit
+    monkeypatch.setattr(setting, "fit", lambda *rest, **how: (found.append(fitted(*rest, **how)), found[-1])[1])
+    monkeypatch.setitem(SCALES, "smoke", replace(SCALES["smoke"], iterations=4))
+    reproduce("table3", out=tmp_path, **{**QUICK, "protocol": "published-code"})
+    assert {fit.model.mode for fit in found} == {"gradient", "full", "finetune"}
+    assert {fit.model.parametrization for fit in found} == {"ntk_fan_out"}
 
 
 def test_a_table_of_what_is_there_trains_no_encoder(tmp_path):

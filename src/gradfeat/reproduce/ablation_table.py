@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gradfeat.reproduce.baselines import TOPMOST
 from gradfeat.reproduce.cells import Cell, Result
 from gradfeat.reproduce.report import PUBLISHED, SOURCE, Metric, Number, Panel, Table
 from gradfeat.reproduce.setting import Baseline, Gradients, Setting
@@ -113,7 +114,8 @@ class AblationTable:
         for name, function in ablation.baselines.items():
             names = [self.setting.baseline(seed, name, function).name for seed in self.seeds]
             number = str(Number.of(self.results, names, metric.key))
-            rows.append([name, "", "", *(part for _ in ablation.depths for part in (number, ""))])
+            of = [i == 0 or name not in TOPMOST for i, _ in enumerate(ablation.depths)]
+            rows.append([name, "", "", *(part for shown in of for part in (number if shown else "", ""))])
         return rows
 
     def panels(self) -> list[Panel]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from gradfeat.errors import ConfigurationError
+from gradfeat._version import __version__
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.pretrain.encoder_file import write_whole
 
 PARTS = "parts"
@@ -93,8 +94,8 @@ def run_cells(
                     continue
                 start, result = time.perf_counter(), read_cell(folder / f"{cell.name}.json", own, say)
                 if result is None:
-                    resumed = cell.parts is not None and cell.parts.exists()
-                    result = cell.compute()
+                    resumed = cell.parts is not None and any(cell.parts.rglob("*.safetensors"))
+                    result = _computed(cell, say)
                     seconds = time.perf_counter() - start
                     content = {
                         "name": cell.name,
@@ -102,6 +103,7 @@ def run_cells(
                         "result": result,
                         "seconds": seconds,
                         "machine": machine(),
+                        "gradfeat": __version__,
                         "date": date.today().isoformat(),
                         **({"resumed": True} if resumed else {}),  # the seconds are then of the last run alone
                     }
@@ -116,6 +118,19 @@ def run_cells(
         wait = say if len(left_to_others) == len(todo) else None  # nothing else to do
         todo = left_to_others
     return {name: results[name] for name in names}
+
+
+def _computed(cell: Cell, say: Say) -> Result:
+    """Compute a cell; from its beginning where what is finished of it does not fit."""
+    try:
+        return cell.compute()
+    except (ConfigurationError, DataError) as error:
+        if cell.parts is None or not cell.parts.exists():
+            raise
+        # of another version, damaged, or of a machine that rounds otherwise
+        say(f"{cell.name} is computed from its beginning: {error}")
+        shutil.rmtree(cell.parts)
+        return cell.compute()
 
 
 @contextmanager
@@ -154,12 +169,16 @@ def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[s
 
 
 def computed(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Return how long these cells took ("seconds"), where ("machine") and when ("date"), as far as their files say."""
+    """Return how long these cells took and of what they are, as far as their files say.
+
+    "seconds" are of the last run alone where "resumed" is true; "machine", "date" and "gradfeat", the version.
+    """
     found = {}
     for name in names:
         with suppress(OSError, ValueError):
             content = json.loads((folder / f"{name}.json").read_text())
-            found[name] = {key: content[key] for key in ("seconds", "machine", "date") if key in content}
+            known = ("seconds", "resumed", "machine", "date", "gradfeat")
+            found[name] = {key: content[key] for key in known if key in content}
     return found
 
 

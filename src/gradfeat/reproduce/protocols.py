@@ -30,6 +30,7 @@ class Protocol:
         finetuning: What `finetune` chooses from, by runs a quarter as long on a fifth of the training data.
         subspace: Whether `gradient` and `full` are solved to convergence, with penalties chosen on held-out training
             data.
+        parametrization: The variables that w₂ is trained in.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Protocol:
     schedule: Callable[[int], Schedule]
     finetuning: tuple[Schedule, ...]
     subspace: bool = False
+    parametrization: str = "standard"
 
 
 PROTOCOLS = {
@@ -66,9 +68,10 @@ PROTOCOLS = {
         Protocol(
             "published-code",
             "50,000 iterations of SGD with momentum 0.9, batch 128, learning rate 0.1 halved every 10,000, weight "
-            "decay 5e-5, gradients clipped to norm 10",
+            "decay 5e-5, gradients clipped to norm 10, in the NTK parametrization by output channels",
             lambda n: PUBLISHED_CODE,
             (PUBLISHED_CODE,),
+            parametrization="ntk_fan_out",
         ),
     )
 }
@@ -111,12 +114,21 @@ def fit(
         KeyboardInterrupt: Ctrl-C: what is half done counts for nothing here.
     """
     if protocol.subspace and mode in ("gradient", "full"):
-        found = fit_convex(problem, mode, splits=splits, random_state=random_state)
+        found = fit_convex(
+            problem, mode, parametrization=protocol.parametrization, splits=splits, random_state=random_state
+        )
     else:
         schedule = protocol.schedule(problem.n)
         if iterations is not None and iterations < schedule.iterations:
             schedule = schedule.shortened(iterations)
-        found = fit_mode(problem, mode, schedule, random_state=random_state, finetuning=protocol.finetuning)
+        found = fit_mode(
+            problem,
+            mode,
+            schedule,
+            parametrization=protocol.parametrization,
+            random_state=random_state,
+            finetuning=protocol.finetuning,
+        )
     if found.history is not None and found.history.stopped == "interrupted":
         raise KeyboardInterrupt
     return found

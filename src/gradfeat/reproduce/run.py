@@ -171,6 +171,11 @@ def _write(
 ) -> Outcome:
     setting = next(iter(shown.values()))
     origins = computed(results, out / "cells")
+    noted = [(name, note) for name, result in results.items() for note in result.get("notes", [])]
+    if noted:
+        cells = len({name for name, _ in noted})
+        first, note = noted[0]
+        remarks.append(f"{cells} of {len(results)} cells have notes ({name}.json has all), as {first}: {note}")
     places = sorted({(origin["date"], origin["machine"]) for origin in origins.values() if "machine" in origin})
     if places:
         remarks.append(f"computed on {'; '.join(f'{machine}, {day}' for day, machine in places)}")

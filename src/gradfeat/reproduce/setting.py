@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,9 @@ class Samples:
     probe: Probe
 
 
-Baseline = Callable[[Samples, Backbone, int], Result]
-"""A row under a table: from the samples, the encoder and a seed to numbers, those of the table's metrics among them."""
+Baseline = Callable[[Samples, Backbone, int, Path | None], Result]
+"""A row under a table: from the samples, the encoder, a seed and a folder for finished parts to numbers, those of the
+table's metrics among them."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,10 @@ class Setting:
         self._samples: tuple[int, Samples] | None = None
         self._kept: tuple[Any, Problem, SampleStore] | None = None
 
-    @property
+    @cached_property
     def configuration(self) -> dict[str, Any]:
         """What the numbers depend on, beside the name of a cell."""
+        variables = self.protocol.parametrization
         return {
             "theta2": {name: part if isinstance(part, str) else list(part) for name, part in self.columns.items()},
             "crops": self.crops,
@@ -132,6 +134,7 @@ class Setting:
             "protocol": self.protocol.name,
             "iterations": self.scale.iterations,
             "splits": self.scale.splits,
+            **({} if variables == "standard" else {"parametrization": variables}),
         }
 
     def activation(self, seed: int) -> Cell:
@@ -146,11 +149,9 @@ class Setting:
 
     def baseline(self, seed: int, name: str, function: Baseline) -> Cell:
         """Return the cell of another method on the same samples."""
-        slug = name.lower().replace(" ", "-")
-        return Cell(
-            f"{self.prefix}seed{seed}.baseline.{slug}",
-            lambda: function(self.samples(seed), self.backbone, seed),
-        )
+        cell = f"{self.prefix}seed{seed}.baseline.{name.lower().replace(' ', '-')}"
+        parts = None if self.parts is None else self.parts / cell
+        return Cell(cell, lambda: function(self.samples(seed), self.backbone, seed, parts), parts)
 
     def theta2(self, depth: int) -> str | list[str]:
         """Return θ₂ of a column, counted from 1."""

@@ -15,8 +15,11 @@ from gradfeat.linearization import Linearization, parametrization_scales
 Weights = dict[str, Tensor]
 
 
-_USUAL_BATCH, _LARGEST_BATCH = 128, 2048
-_BATCH_BYTES = 1 << 30  # of residuals at a time on a GPU
+_SMALLEST_BATCH, _USUAL_BATCH, _LARGEST_BATCH = 32, 128, 2048
+_BATCH_BYTES, _CPU_BATCH_BYTES = (
+    1 << 30,
+    1 << 29,
+)  # of residuals at a time: to keep a GPU busy, and for the CPU's caches
 
 
 class GradientFeatures:
@@ -26,7 +29,7 @@ class GradientFeatures:
         store: The samples.
         omega: ω̄, (d, c).
         parametrization: "standard", "ntk_fan_in" or "ntk_fan_out".
-        batch_size: Samples at a time; None: 128, and on a GPU as many as keep it busy.
+        batch_size: Samples at a time; None: 128, fewer of a deep θ₂, and on a GPU as many as keep it busy.
 
     Attributes:
         passes: Work done, in passes over all samples of tangent and backward.
@@ -107,7 +110,7 @@ def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> No
 
 
 def _usual_batch(store: SampleStore) -> int:
+    size = max(1, store.linearization.bytes_per_sample["residuals"])
     if store.linearization.device.type != "cuda" or store.level == "none":  # where the whole network runs in each pass
-        return _USUAL_BATCH
-    most = _BATCH_BYTES // max(1, store.linearization.bytes_per_sample["residuals"])
-    return min(max(most, _USUAL_BATCH), _LARGEST_BATCH)
+        return min(max(_CPU_BATCH_BYTES // size, _SMALLEST_BATCH), _USUAL_BATCH)
+    return min(max(_BATCH_BYTES // size, _USUAL_BATCH), _LARGEST_BATCH)
