@@ -64,7 +64,7 @@ class Checkpoint:
         """Write the state after an epoch, whole or not at all, and the losses as a table.
 
         Raises:
-            OSError: It cannot be written; what was there before still is.
+            OSError: It cannot be written; what was there before still is, and the same run goes on from there.
         """
         tensors = {f"task/{name}": value for name, value in state.task.state_dict().items()}
         tensors |= {f"random/{name}": value for name, value in _random_state().items()}
@@ -84,16 +84,9 @@ class Checkpoint:
         }
         # Copies: safetensors refuses tensors that share memory.
         flat = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        try:
-            # The table first: if the second file fails, the epoch comes again, and its row with it.
-            write_whole(self.folder / LOG, _table(history))
-            write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"epoch {len(history)} cannot be written to {self.folder} ({error.strerror}); what was written before "
-                "is whole: the same command goes on from there",
-            ) from error
+        # The table first: if the second file fails, the epoch comes again, and its row with it.
+        write_whole(self.folder / LOG, _table(history))
+        write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
 
     def resume(self, state: State) -> list[dict[str, float]]:
         """Bring a fresh state, and PyTorch's random numbers, to where the run stopped.
