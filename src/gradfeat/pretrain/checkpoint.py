@@ -89,7 +89,7 @@ class Checkpoint:
         write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
 
     def resume(self, state: State) -> list[dict[str, float]]:
-        """Bring a fresh state, and PyTorch's random numbers, to where the run stopped.
+        """Bring a fresh state, PyTorch's random numbers and the table of losses to where the run stopped.
 
         Returns:
             The losses so far; empty, and nothing is changed, where there is no checkpoint or it is not wanted.
@@ -116,7 +116,14 @@ class Checkpoint:
             _load(state, tensors, groups, schedules)
         except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
             raise DataError(f"{path} does not fit its own configuration: {error}. {self._way_out()}") from error
+        self._restore_log(history)
         return history
+
+    def _restore_log(self, history: list[dict[str, float]]) -> None:
+        """Write the losses again if they are not there as they were: a finished run writes no other epoch."""
+        path, table = self.folder / LOG, _table(history)
+        if not path.exists() or path.read_bytes() != table:
+            write_whole(path, table)
 
     def _compare(self, other: Mapping[str, Any]) -> None:
         names = [*self.configuration, *(name for name in other if name not in self.configuration)]
