@@ -13,7 +13,7 @@ import torch
 
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.pretrain import ConvEncoder, pretrain_encoder
-from gradfeat.pretrain.checkpoint import FILE, LOG
+from gradfeat.pretrain.checkpoint import ASIDE, FILE, LOG
 from gradfeat.pretrain.loop import seeded
 
 CASES = {
@@ -108,6 +108,23 @@ def test_a_finished_run_is_not_trained_again_and_no_resume_starts_again(tmp_path
     assert all(torch.equal(first[name], again[name]) for name in first)
     pretrain("vae", tmp_path, resume=False, progress=lambda epoch, of, loss: epochs.append(epoch))
     assert epochs == [1, 2, 3]
+
+
+def test_a_new_start_that_is_killed_early_does_not_go_on_as_the_old_run(tmp_path):
+    pretrain("vae", tmp_path)
+    finished = (tmp_path / FILE).read_bytes()
+    # Before the new run's first state, after it, and before the first state of one more start.
+    for batch, there in ((2, False), (5, True), (2, False)):
+        with pytest.raises(Killed):
+            pretrain("vae", tmp_path, resume=False, step=kill_at(batch))
+        assert (tmp_path / FILE).exists() == there
+        assert (tmp_path / ASIDE).read_bytes() == finished
+    epochs = []
+    new = pretrain("vae", tmp_path, random_state=1, progress=lambda epoch, of, loss: epochs.append(epoch)).state_dict()
+    assert epochs == [1, 2, 3]
+    fresh = pretrain("vae", None, random_state=1).state_dict()
+    assert all(torch.equal(fresh[name], new[name]) for name in fresh)
+    assert not (tmp_path / ASIDE).exists()
 
 
 def test_keeping_checkpoints_changes_nothing(tmp_path):

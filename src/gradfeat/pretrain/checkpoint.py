@@ -25,6 +25,8 @@ from gradfeat.files import write_whole
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1
 FILE, LOG = "checkpoint.safetensors", "losses.csv"
+ASIDE = "checkpoint.before.safetensors"
+"""An earlier run's state, until the one that was started instead of it is finished."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Checkpoint:
     Args:
         folder: Gets `checkpoint.safetensors` and `losses.csv`.
         configuration: What the run is: JSON-able, in one level. A run goes on only where all of it is the same.
-        restart: Whether a checkpoint in the folder is to be written over.
+        restart: Whether the run starts again. A checkpoint that is there is set aside, as
+            `checkpoint.before.safetensors`, until the new run is finished: then it goes.
         every: Epochs from one writing to the next; the last epoch is always written.
     """
 
@@ -92,14 +95,16 @@ class Checkpoint:
         """Bring a fresh state, PyTorch's random numbers and the table of losses to where the run stopped.
 
         Returns:
-            The losses so far; empty, and nothing is changed, where there is no checkpoint or it is not wanted.
+            The losses so far; empty, and the state is as it was, where there is no checkpoint or it is not wanted.
 
         Raises:
             ConfigurationError: The checkpoint is of another configuration; the message names what differs.
             DataError: The file is damaged, or not a checkpoint.
         """
         path = self.folder / FILE
-        if self.restart or not path.exists():
+        if self.restart:
+            self._set_aside()
+        if not path.exists():
             return []
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -118,6 +123,18 @@ class Checkpoint:
             raise DataError(f"{path} does not fit its own configuration: {error}. {self._way_out()}") from error
         self._restore_log(history)
         return history
+
+    def finish(self) -> None:
+        """Remove what a new start had set aside: the run that replaces it is finished."""
+        (self.folder / ASIDE).unlink(missing_ok=True)
+
+    def _set_aside(self) -> None:
+        """Take the old run's state away: a new one that is killed early would else go on as the old one."""
+        old, aside = self.folder / FILE, self.folder / ASIDE
+        if aside.exists():  # then `old` is of a new start that was not finished either, and `aside` is what it replaces
+            old.unlink(missing_ok=True)
+        elif old.exists():
+            old.rename(aside)
 
     def _restore_log(self, history: list[dict[str, float]]) -> None:
         """Write the losses again if they are not there as they were: a finished run writes no other epoch."""

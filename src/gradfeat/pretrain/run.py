@@ -76,7 +76,8 @@ def pretrain_encoder(
         options: The task's own keywords, e.g. `beta` for vae; see the task's class.
         folder: Gets the state as it trains, a table of losses, and pictures where a task makes some. A run of the
             same configuration that was interrupted goes on where it stopped.
-        resume: Whether it goes on; False starts again.
+        resume: Whether it goes on; False starts again, and keeps the state of the run that was there as
+            `checkpoint.before.safetensors` until the new one is finished.
         checkpoint_every: Epochs from one writing of the state to the next: more where an epoch takes a second.
         device: "cpu", "cuda", ...
         random_state: Seed of initial weights, order and noise; None draws from PyTorch's global stream.
