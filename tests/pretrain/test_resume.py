@@ -32,7 +32,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing may catch it."""
 
 
-def pretrain(case, folder, **more):
+def pretrain(case, folder, *, weights=3, **more):
     """A run of three epochs with three batches, on a network as small as can be."""
     side = 15 if case in ("jigsaw", "context") else 8
     channels = 3 if case in ("colorization", "context") else 1
@@ -41,7 +41,7 @@ def pretrain(case, folder, **more):
         arguments = {"channels": (3, 4), "strides": (2, 1), "kernel_size": (4, 3), "padded": False}
     else:
         arguments = {"channels": (3, 4), "strides": (1, 2)}
-    with seeded(3):
+    with seeded(weights):
         encoder = ConvEncoder(channels, **arguments)
     settings = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "random_state": 0, "options": CASES[case]} | more
     return pretrain_encoder(
@@ -185,6 +185,31 @@ def test_another_task_and_other_images_are_another_configuration(tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 1), np.uint8)
     with pytest.raises(ConfigurationError, match="content "):
         pretrain_encoder(images, folder=tmp_path, random_state=0)
+
+
+def test_a_module_of_other_initial_weights_is_another_run(tmp_path):
+    with pytest.raises(Killed):
+        pretrain("vae", tmp_path, step=kill_at(5))
+    with pytest.raises(ConfigurationError, match=r"run: initial_weights \w{16} there, \w{16} now\. To go on, give"):
+        pretrain("vae", tmp_path, weights=4)
+    whole, resumed = (pretrain("vae", folder).state_dict() for folder in (None, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_that_does_not_say_its_initial_weights_is_taken(tmp_path):
+    """As they were written once."""
+    pretrain("vae", tmp_path / "whole")
+    with pytest.raises(Killed):
+        pretrain("vae", tmp_path, step=kill_at(5))
+    path = tmp_path / FILE
+    tensors, about = content(path)
+    configuration = json.loads(about["configuration"])
+    del configuration["initial_weights"]
+    safetensors.torch.save_file(tensors, path, about | {"configuration": json.dumps(configuration)})
+    epochs = []
+    pretrain("vae", tmp_path, progress=lambda epoch, of, loss: epochs.append(epoch))
+    assert epochs == [2, 3]
+    assert content(path)[1] == content(tmp_path / "whole" / FILE)[1]  # and says them now
 
 
 def test_truncated_and_foreign_checkpoints(tmp_path):

@@ -25,6 +25,8 @@ from gradfeat.files import write_whole
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1
 FILE, LOG = "checkpoint.safetensors", "losses.csv"
+WEIGHTS = "initial_weights"
+"""Name in a configuration: the digest of a module's weights before the run. Older checkpoints are without it."""
 ASIDE = "checkpoint.before.safetensors"
 """An earlier run's state, until the one that was started instead of it is finished."""
 
@@ -143,15 +145,16 @@ class Checkpoint:
             write_whole(path, table)
 
     def _compare(self, other: Mapping[str, Any]) -> None:
-        names = [*self.configuration, *(name for name in other if name not in self.configuration)]
-        differing = [
-            f"{name} {other.get(name)} there, {self.configuration.get(name)} now"
-            for name in names
-            if other.get(name) != self.configuration.get(name)
-        ]
+        own = dict(self.configuration)
+        if WEIGHTS not in other:
+            own.pop(WEIGHTS, None)  # nothing there says that they were others
+        names = [*own, *(name for name in other if name not in own)]
+        differing = [name for name in names if other.get(name) != own.get(name)]
         if differing:
+            said = "; ".join(f"{name} {other.get(name)} there, {own.get(name)} now" for name in differing)
+            again = "" if WEIGHTS not in differing else "To go on, give the network as it was before that run. "
             raise ConfigurationError(
-                f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. {self._way_out()}"
+                f"{self.folder} holds the checkpoint of another run: {said}. {again}{self._way_out()}"
             )
 
     def _way_out(self) -> str:
