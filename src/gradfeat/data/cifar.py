@@ -90,7 +90,7 @@ def load_cifar(path: Path, split: str) -> Dataset:
         batches = [_read_binary(file, layout.labels, official) for file in files]
     else:
         key = b"label_names" if layout.key == b"labels" else b"fine_label_names"
-        classes = _names(_entry(meta, key), meta)
+        classes = _names(_entry(_content(meta), key, meta), meta)
         batches = [_read_pickle(file, layout.key) for file in files]
     labels = np.concatenate([batch[0] for batch in batches])
     pixels = np.concatenate([batch[1] for batch in batches])
@@ -145,7 +145,8 @@ def _read_binary(file: Path, label_bytes: int, official: int) -> tuple[np.ndarra
 
 
 def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    labels, pixels = _numbers(file, key), _numbers(file, b"data")
+    content = _content(file)
+    labels, pixels = _numbers(content, key, file), _numbers(content, b"data", file)
     if (
         pixels.dtype != np.uint8
         or pixels.shape[1:] != (PIXELS,)
@@ -159,8 +160,8 @@ def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
     return labels.astype(np.int64), pixels
 
 
-def _numbers(file: Path, key: bytes) -> np.ndarray:
-    value = _entry(file, key)
+def _numbers(content: dict[Any, Any], key: bytes, file: Path) -> np.ndarray:
+    value = _entry(content, key, file)
     if not len(value):
         raise DataError(f"{file} has no samples: its {key.decode()} is empty")
     try:
@@ -175,7 +176,7 @@ def _names(found: list[Any] | np.ndarray, meta: Path) -> list[str]:
     return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found]
 
 
-def _entry(file: Path, key: bytes) -> list[Any] | np.ndarray:
+def _content(file: Path) -> dict[Any, Any]:
     try:
         content = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except DataError as error:
@@ -184,6 +185,10 @@ def _entry(file: Path, key: bytes) -> list[Any] | np.ndarray:
         raise DataError(f"{file} is cut off or damaged: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, not the dict of a CIFAR batch")
+    return content
+
+
+def _entry(content: dict[Any, Any], key: bytes, file: Path) -> list[Any] | np.ndarray:
     value = content.get(key, content.get(key.decode()))
     if value is None:
         raise DataError(f"{file} has no entry {key.decode()!r}; found {', '.join(map(_text, content))}")
