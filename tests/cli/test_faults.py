@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradfeat import base
+from gradfeat.files import write_whole
 
 
 def test_compare_after_an_interruption_keeps_what_is_done(
@@ -102,3 +105,46 @@ def test_a_folder_is_no_file_for_a_model(run: Any, pictures: Path, tmp_path: Pat
     found = run("fit", pictures, "-b", "gradfeat/none", "-o", tmp_path)
     assert found.code == 2
     assert "is a folder" in found.err
+
+
+@pytest.mark.parametrize("command", ["reproduce", "pretrain", "fit"])
+def test_a_full_disk_is_said_in_one_line_with_the_file_and_the_way_out(
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / "out"
+    model = tmp_path / "model.safetensors"
+    arguments, room, written = {
+        "reproduce": (["table1", "--out", out], 3, "encoders/*/checkpoint.safetensors"),
+        "pretrain": (["rotation", pictures, "--out", out, "--epochs", 1], 1, "checkpoint.safetensors"),
+        "fit": ([pictures, "-b", f"gradfeat/{encoder}", "-o", model, "--checkpoint", out], 2, "*/probe.safetensors"),
+    }[command]
+    files: list[int] = []
+
+    def full(file: int) -> None:
+        files.append(file)
+        if len(files) > room:
+            raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    found = run(command, *arguments)
+    assert found.code == 2
+    line = found.err.splitlines()[-1]
+    assert fnmatch(
+        line, f"error: {out}/{written}: File too large; what was finished is kept in {out}: the same command*"
+    )
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "part.json"
+    write_whole(path, b"old")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_whole(path, b"new")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert isinstance(error.value.__cause__, OSError)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])

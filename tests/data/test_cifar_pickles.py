@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import pickle
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from gradfeat.data import load_dataset
+from gradfeat.data.cifar import CHECKSUMS, OFFICIAL
 from gradfeat.errors import DataError
 
 rng = np.random.default_rng(0)
@@ -100,16 +102,59 @@ def test_every_layout_gives_the_same(tmp_path, make, split, rows):
 
 def test_a_count_that_is_not_the_official_one_is_noted(tmp_path):
     data = load_dataset(binary10(tmp_path))
-    assert (data.name, data.note) == ("CIFAR-10", "officially 50,000 images")
-    line = "CIFAR-10 (train): 2 images of shape (32, 32, 3), 3 classes (officially 50,000 images)"
+    note = "officially 50,000 images; 2 of 10,000 in data_batch_1.bin, data_batch_2.bin"
+    assert (data.name, data.note) == ("CIFAR-10", note)
+    line = f"CIFAR-10 (train): 2 images of shape (32, 32, 3), 3 classes ({note})"
     assert data.subset([0, 1]).describe() == line
 
 
-def test_the_official_count_is_the_plain_name(tmp_path):
+def test_the_official_file_is_the_plain_name(tmp_path, monkeypatch):
     folder = binary10(tmp_path)
-    (folder / "test_batch.bin").write_bytes(bytes(10_000 * 3073))
+    content = bytes(10_000 * 3073)
+    (folder / "test_batch.bin").write_bytes(content)
+    official = CHECKSUMS[folder.name]["test_batch.bin"]
+    found = hashlib.sha1(content).hexdigest()
     data = load_dataset(folder, split="test")
-    assert (len(data), data.note) == (10_000, "")
+    assert (len(data), data.note) == (
+        10_000,
+        f"test_batch.bin differs from the official file: SHA-1 {found}, officially {official}; unless it was packed "
+        "anew, download it again",
+    )
+    monkeypatch.setitem(CHECKSUMS[folder.name], "test_batch.bin", found)
+    assert load_dataset(folder, split="test").note == ""
+
+
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+def test_files_of_other_counts_and_of_other_bytes_are_named(tmp_path, make, monkeypatch):
+    folder = make(tmp_path)
+    layout = CHECKSUMS[folder.name]
+    monkeypatch.setitem(OFFICIAL, "train", 10 if "cifar-10-" in folder.name else 4)  # two of a batch
+    data = load_dataset(folder)
+    named = sorted(file.name for file in folder.iterdir() if file.name in layout and "test" not in file.name)[:2]
+    assert all(f"{name} differs from the official file: " in data.note for name in named)
+    for name in named:
+        kind = hashlib.md5 if len(layout[name]) == 32 else hashlib.sha1
+        monkeypatch.setitem(layout, name, kind((folder / name).read_bytes()).hexdigest())
+    assert load_dataset(folder).note == ("officially 10 images" if "cifar-10-" in folder.name else "")
+
+
+def test_a_binary_file_cut_off_between_two_images_is_named(tmp_path, monkeypatch):
+    folder = binary10(tmp_path)
+    monkeypatch.setitem(OFFICIAL, "train", 10)
+    file = folder / "data_batch_2.bin"
+    file.write_bytes(file.read_bytes()[:3073])
+    first = hashlib.sha1((folder / "data_batch_1.bin").read_bytes()).hexdigest()
+    monkeypatch.setitem(CHECKSUMS[folder.name], "data_batch_1.bin", first)
+    assert load_dataset(folder).note == "officially 10 images; 1 of 2 in data_batch_2.bin"
+
+
+def test_no_python_file_that_ends_early_is_read(tmp_path):
+    folder = python10(tmp_path)
+    content = (folder / "test_batch").read_bytes()
+    for kept in {*range(0, len(content), 97), *range(len(content) - 50, len(content))}:
+        (folder / "test_batch").write_bytes(content[:kept])
+        with pytest.raises(DataError, match="test_batch is cut off or damaged"):
+            load_dataset(folder, split="test")
 
 
 def test_a_missing_batch_is_named_and_a_subset_is_not_one(tmp_path):
@@ -220,4 +265,6 @@ def test_python_meta_with_other_contents(tmp_path, names):
 @pytest.mark.parametrize(("split", "count", "official"), [("train", 4000, "50,000"), ("test", 1000, "10,000")])
 def test_cifar10_5k_is_noted_to_be_a_part(shared_data, split, count, official):
     data = load_dataset(shared_data / "cifar10_5k", split=split)
-    assert (len(data), data.note) == (count, f"officially {official} images")
+    assert len(data) == count
+    assert data.note.startswith(f"officially {official} images; 1,000 of 10,000 in ")
+    assert data.note.endswith("data_batch_4.bin" if split == "train" else "test_batch.bin")

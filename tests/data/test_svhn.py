@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.io import savemat
 
 from gradfeat.data import Inputs, Preprocessing, load_dataset
-from gradfeat.data.svhn import OFFICIAL, is_svhn
+from gradfeat.data.svhn import CHECKSUMS, OFFICIAL, is_svhn
 from gradfeat.errors import DataError
 
 LABELS = {"train": [1, 10, 9, 10, 5], "test": [10, 2], "extra": [3, 4, 6]}
@@ -54,8 +55,37 @@ def test_another_number_of_images_is_said(folder: Path, monkeypatch: pytest.Monk
     assert load_dataset(folder, split="train").describe() == (
         "SVHN (train): 5 images of shape (32, 32, 3), 10 classes (officially 73,257 images)"
     )
+
+
+def test_a_file_of_other_bytes_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "test_32x32.mat"
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
     monkeypatch.setitem(OFFICIAL, "test", 2)
+    assert load_dataset(folder, split="test").note == (
+        f"test_32x32.mat differs from the official file: MD5 {md5}, officially eb5a983be6a315427106f1b164d9cef3; "
+        "unless it was packed anew, download it again"
+    )
+    monkeypatch.setitem(CHECKSUMS, "test", md5)
     assert load_dataset(folder, split="test").note == ""
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_no_file_that_ends_early_is_read_as_if_it_were_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    file = folder / "test_32x32.mat"
+    savemat(file, {"X": X, "y": Y}, do_compression=compressed)
+    content = file.read_bytes()
+    monkeypatch.setitem(OFFICIAL, "test", 2)
+    monkeypatch.setitem(CHECKSUMS, "test", hashlib.md5(content).hexdigest())
+    assert load_dataset(folder, split="test").note == ""
+    for kept in {*range(0, len(content), 97), *range(max(0, len(content) - 300), len(content))}:
+        file.write_bytes(content[:kept])
+        try:
+            note = load_dataset(folder, split="test").note
+        except DataError as error:
+            note = str(error)
+        assert "test_32x32.mat" in note, kept
 
 
 def test_only_the_file_of_the_split_is_needed(folder: Path) -> None:

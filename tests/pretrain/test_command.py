@@ -143,6 +143,18 @@ def test_the_command_resumes_and_says_so(arrays, tmp_path, run):
     assert not same(weights(tmp_path / "encoder.safetensors"), before)
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("epoch,loss\n1,")])
+def test_a_table_of_losses_that_is_gone_is_written_again(damage, arrays, tmp_path, run):
+    command = ("pretrain", "rotation", arrays[0], "-o", tmp_path, *FAST)
+    assert run(*command)[0] == 0
+    table = (tmp_path / "losses.csv").read_text()
+    damage(tmp_path / "losses.csv")
+    code, out, err = run(*command)
+    assert (code, err) == (0, "")
+    assert "after epoch 2 of 2" in out
+    assert (tmp_path / "losses.csv").read_text() == table
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.pretrain import ConvEncoder, encoder_file, pretrain_encoder
-from gradfeat.pretrain.checkpoint import FILE, LOG
+from gradfeat.pretrain import ConvEncoder, pretrain_encoder
+from gradfeat.pretrain.checkpoint import ASIDE, FILE, LOG
 from gradfeat.pretrain.loop import seeded
 
 CASES = {
@@ -32,7 +32,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing may catch it."""
 
 
-def pretrain(case, folder, **more):
+def pretrain(case, folder, *, weights=3, **more):
     """A run of three epochs with three batches, on a network as small as can be."""
     side = 15 if case in ("jigsaw", "context") else 8
     channels = 3 if case in ("colorization", "context") else 1
@@ -41,7 +41,7 @@ def pretrain(case, folder, **more):
         arguments = {"channels": (3, 4), "strides": (2, 1), "kernel_size": (4, 3), "padded": False}
     else:
         arguments = {"channels": (3, 4), "strides": (1, 2)}
-    with seeded(3):
+    with seeded(weights):
         encoder = ConvEncoder(channels, **arguments)
     settings = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "random_state": 0, "options": CASES[case]} | more
     return pretrain_encoder(
@@ -110,6 +110,23 @@ def test_a_finished_run_is_not_trained_again_and_no_resume_starts_again(tmp_path
     assert epochs == [1, 2, 3]
 
 
+def test_a_new_start_that_is_killed_early_does_not_go_on_as_the_old_run(tmp_path):
+    pretrain("vae", tmp_path)
+    finished = (tmp_path / FILE).read_bytes()
+    # Before the new run's first state, after it, and before the first state of one more start.
+    for batch, there in ((2, False), (5, True), (2, False)):
+        with pytest.raises(Killed):
+            pretrain("vae", tmp_path, resume=False, step=kill_at(batch))
+        assert (tmp_path / FILE).exists() == there
+        assert (tmp_path / ASIDE).read_bytes() == finished
+    epochs = []
+    new = pretrain("vae", tmp_path, random_state=1, progress=lambda epoch, of, loss: epochs.append(epoch)).state_dict()
+    assert epochs == [1, 2, 3]
+    fresh = pretrain("vae", None, random_state=1).state_dict()
+    assert all(torch.equal(fresh[name], new[name]) for name in fresh)
+    assert not (tmp_path / ASIDE).exists()
+
+
 def test_keeping_checkpoints_changes_nothing(tmp_path):
     a, b = pretrain("vae", tmp_path).state_dict(), pretrain("vae", None).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -170,6 +187,31 @@ def test_another_task_and_other_images_are_another_configuration(tmp_path):
         pretrain_encoder(images, folder=tmp_path, random_state=0)
 
 
+def test_a_module_of_other_initial_weights_is_another_run(tmp_path):
+    with pytest.raises(Killed):
+        pretrain("vae", tmp_path, step=kill_at(5))
+    with pytest.raises(ConfigurationError, match=r"run: initial_weights \w{16} there, \w{16} now\. To go on, give"):
+        pretrain("vae", tmp_path, weights=4)
+    whole, resumed = (pretrain("vae", folder).state_dict() for folder in (None, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_that_does_not_say_its_initial_weights_is_taken(tmp_path):
+    """As they were written once."""
+    pretrain("vae", tmp_path / "whole")
+    with pytest.raises(Killed):
+        pretrain("vae", tmp_path, step=kill_at(5))
+    path = tmp_path / FILE
+    tensors, about = content(path)
+    configuration = json.loads(about["configuration"])
+    del configuration["initial_weights"]
+    safetensors.torch.save_file(tensors, path, about | {"configuration": json.dumps(configuration)})
+    epochs = []
+    pretrain("vae", tmp_path, progress=lambda epoch, of, loss: epochs.append(epoch))
+    assert epochs == [2, 3]
+    assert content(path)[1] == content(tmp_path / "whole" / FILE)[1]  # and says them now
+
+
 def test_truncated_and_foreign_checkpoints(tmp_path):
     pretrain("vae", tmp_path)
     path = tmp_path / FILE
@@ -195,17 +237,17 @@ def test_truncated_and_foreign_checkpoints(tmp_path):
 
 def test_a_full_disk_keeps_the_epoch_before(tmp_path, monkeypatch):
     whole = pretrain("vae", None).state_dict()
-    write, calls = encoder_file.write_whole, []
+    calls = []
 
-    def full(path, data):
-        calls.append(path.name)
-        if calls.count(FILE) == 2:
+    def full(file):
+        calls.append(file)
+        if len(calls) == 4:  # a table and a state for each epoch
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, data)
 
-    monkeypatch.setattr("gradfeat.pretrain.checkpoint.write_whole", full)
-    with pytest.raises(OSError, match=r"epoch 2 cannot be written .*No space left on device.*the same command"):
+    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
         pretrain("vae", tmp_path)
+    assert error.value.filename == str(tmp_path / FILE)
     monkeypatch.undo()
     epochs = []
     resumed = pretrain("vae", tmp_path, progress=lambda epoch, of, loss: epochs.append(epoch)).state_dict()

@@ -96,12 +96,61 @@ def test_tiles_lie_in_their_cells_row_by_row():
         Jigsaw(ConvEncoder(1), (1, 12, 12))
 
 
+def test_every_tile_of_every_image_has_a_place_of_its_own():
+    task = Jigsaw(ConvEncoder(3, channels=(2,), strides=(1,)), (3, 45, 75), permutations=3)
+    assert (task.cell, task.tile) == ((15, 25), (13, 21))
+    torch.manual_seed(0)
+    n = 400
+    x = torch.stack(torch.meshgrid(torch.arange(45.0), torch.arange(75.0), indexing="ij"))
+    x = torch.cat([x, torch.zeros(1, 45, 75)]).repeat(n, 1, 1, 1)
+    x[:, 2] = torch.arange(n).view(-1, 1, 1)
+    tiles = task.tiles(x)
+    assert tiles.shape == (n, 9, 3, 13, 21)
+    assert bool((tiles[:, :, 2] == torch.arange(n).view(-1, 1, 1, 1)).all())
+    for axis, (side, slack) in enumerate([(15, 3), (25, 5)]):
+        start = tiles[:, :, axis, 0, 0]
+        length = tiles.shape[3 + axis]
+        along = tiles[:, :, axis, :, 0] if axis == 0 else tiles[:, :, axis, 0]
+        assert torch.equal(along, start.unsqueeze(2) + torch.arange(length))  # a whole piece of the image
+        cell = torch.arange(9) // 3 if axis == 0 else torch.arange(9) % 3
+        jitter = start - side * cell
+        for drawn in (jitter[:, 0], jitter[0], jitter[:, 8]):  # over images, and over the tiles of one
+            assert len(drawn.unique()) > 1
+        counts = torch.stack([(jitter == value).sum(0) for value in range(slack)])  # (slack, 9)
+        assert bool((counts.sum(0) == n).all())
+        assert bool((counts > 0.6 * n / slack).all())
+    together = torch.corrcoef((tiles[:, :, 0, 0, 0]).T)[~torch.eye(9, dtype=torch.bool)]
+    assert float(together.abs().max()) < 0.25  # four deviations and more, if they are independent
+
+
+def test_a_tile_does_not_show_its_brightness_and_contrast(monkeypatch):
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.mean(dim=(2, 3))
+
+    task = Jigsaw(Looks(), (3, 30, 30), permutations=5)
+    seen.clear()
+    x = torch.rand(6, 3, 30, 30) * torch.linspace(0.2, 1, 30)
+    x[0] = 0.3  # flat
+    torch.manual_seed(0)
+    task(x)
+    tiles = seen[0]  # (54, 3, 9, 9)
+    torch.testing.assert_close(tiles.mean(dim=(2, 3)), torch.zeros(54, 3), atol=1e-5, rtol=0)
+    deviation = tiles.std(dim=(2, 3), correction=0)
+    torch.testing.assert_close(deviation[9:], torch.ones(45, 3), atol=1e-2, rtol=0)
+    assert float(tiles[:9].abs().max()) < 1e-4
+
+
 def test_jigsaw_shows_tiles_in_the_order_of_its_target(monkeypatch):
     class Mean(nn.Module):
         def forward(self, x):
             return x.mean(dim=(1, 2, 3)).unsqueeze(1)
 
     task = Jigsaw(Mean(), (1, 30, 30), permutations=5)
+    monkeypatch.setattr("gradfeat.pretrain.jigsaw.normalized", lambda tiles: tiles)  # the means are the tiles' names
     seen = []
     monkeypatch.setattr(
         task.classifier, "forward", lambda f: seen.append(f) or F.one_hot(torch.zeros(len(f)).long(), 5).float()

@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from gradfeat.digests import digest_tensors, tensor_lines
 
 # Settings that change training or memory, but not the function in evaluation mode.
 _WITHOUT_EFFECT = frozenset({"inplace", "momentum", "training", "dropout"})
@@ -30,6 +31,7 @@ def fingerprint(network: nn.Module, features: str | None = None) -> str:
         64 hexadecimal digits.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> layer = torch.nn.Linear(2, 3)
         >>> fingerprint(layer) == fingerprint(layer.eval()), fingerprint(layer) == fingerprint(layer, "input:fc")
@@ -51,19 +53,19 @@ def summary(network: nn.Module) -> dict[str, Any]:
         Parameters and buffers of the network itself are listed as the child "(top level)".
 
     Example:
-        >>> summary(torch.nn.Sequential(torch.nn.Linear(2, 3)))["children"]["0"]["n_parameters"]
+        >>> summary(nn.Sequential(nn.Linear(2, 3)))["children"]["0"]["n_parameters"]
         9
     """
     state = network.state_dict()
     children = {name: _describe(child, name, state) for name, child in network.named_children()}
     own = {name: value for name, value in state.items() if name.split(".")[0] not in children}
     if own:
-        kinds = [type(network).__qualname__, _settings(network), *_shapes(own)]
+        kinds = [type(network).__qualname__, _settings(network), *tensor_lines(own)]
         children[_ROOT] = {
             "class": type(network).__qualname__,
             "n_parameters": sum(p.numel() for p in network.parameters(recurse=False)),
             "layers": _digest_text(kinds),
-            "weights": _digest_tensors(own),
+            "weights": digest_tensors(own),
         }
     return {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
@@ -83,7 +85,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         One line per difference; empty when the networks are the same.
 
     Example:
-        >>> difference(summary(torch.nn.ReLU()), summary(torch.nn.GELU()))
+        >>> difference(summary(nn.ReLU()), summary(nn.GELU()))
         ['class: expected torch.nn.modules.activation.ReLU, found torch.nn.modules.activation.GELU']
     """
     lines = []
@@ -112,8 +114,8 @@ def _describe(child: nn.Module, name: str, state: Mapping[str, Tensor]) -> dict[
     return {
         "class": type(child).__name__,
         "n_parameters": sum(p.numel() for p in child.parameters()),
-        "layers": _digest_text([kinds, _shapes(inside)]),
-        "weights": _digest_tensors(inside),
+        "layers": _digest_text([kinds, tensor_lines(inside)]),
+        "weights": digest_tensors(inside),
     }
 
 
@@ -124,19 +126,5 @@ def _settings(module: nn.Module) -> dict[str, str]:
     return {name: repr(value) for name, value in values.items() if isinstance(value, bool | int | float | str | tuple)}
 
 
-def _shapes(state: Mapping[str, Tensor]) -> list[str]:
-    return [f"{name} {state[name].dtype} {tuple(state[name].shape)}" for name in sorted(state)]
-
-
 def _digest_text(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_tensors(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for line, name in zip(_shapes(state), sorted(state), strict=True):
-        digest.update(line.encode() + b"\0")
-        # The bytes are hashed in place: no copy for a contiguous tensor in main memory.
-        values = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().data)
-    return digest.hexdigest()

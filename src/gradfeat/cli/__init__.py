@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="gradfeat")
     except (GradfeatError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_said(error)}\n")
         sys.exit(2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # what the library below makes of Ctrl-C, without a word
@@ -35,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     finally:
         warnings.showwarning = plain
+
+
+def _said(error: Exception) -> str:
+    """Return an error in one line; one of the system without its number, which says nothing to a user of commands."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return "; ".join([said, *getattr(error, "__notes__", [])])
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

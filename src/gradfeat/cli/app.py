@@ -349,7 +349,11 @@ def pretrain(
     split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
     data_format: Format = "auto",
     resume: Annotated[
-        bool, typer.Option(help="Go on where a run of the same configuration stopped, or start again.")
+        bool,
+        typer.Option(
+            help="Go on where a run of the same configuration stopped, or start again: what was there is kept as "
+            "checkpoint.before.safetensors until the new run is finished."
+        ),
     ] = True,
     checkpoint_every: Annotated[
         int, typer.Option(help="Epochs from one writing of the state to the next; more on a GPU, where they are short.")

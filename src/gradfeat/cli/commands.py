@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.checkpoint import ABOUT
-from gradfeat.cli.outputs import check_file, check_folder
+from gradfeat.cli.outputs import check_file, check_folder, kept_in
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
@@ -154,7 +155,8 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
     note(settings.json, dataset.describe())
     _note_checkpoint(settings)
     try:
-        estimator.fit(dataset.X, labels(dataset))
+        with nullcontext() if settings.checkpoint is None else kept_in(settings.checkpoint):
+            estimator.fit(dataset.X, labels(dataset))
     except KeyboardInterrupt:
         on = f"; the same command goes on from {settings.checkpoint}" if settings.checkpoint is not None else ""
         sys.stderr.write(f"nothing was saved{on}\n")

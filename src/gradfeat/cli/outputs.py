@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gradfeat.errors import ConfigurationError
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Add to the error of a full or broken disk that nothing finished is lost: a user may fear so."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"what was finished is kept in {folder}: the same command goes on from there")
+        raise
 
 
 def check_folder(path: Path | None) -> None:

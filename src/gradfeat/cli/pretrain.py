@@ -10,7 +10,7 @@ import torch
 
 from gradfeat.backbones import resolve
 from gradfeat.cli.commands import Source, read
-from gradfeat.cli.outputs import check_folder
+from gradfeat.cli.outputs import check_folder, kept_in
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import Dataset, load_images
 from gradfeat.data.dataset import WHOLE
@@ -77,7 +77,7 @@ def run(
     start = time.perf_counter()
     losses: list[float] = []
     progress = Progress(not json)
-    with progress.step(task) as done:
+    with kept_in(out), progress.step(task) as done:
         encoder = pretrain_encoder(
             images,
             dataset.y if labelled else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradfeat.cli.outputs import check_folder
+from gradfeat.cli.outputs import check_folder, kept_in
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.reproduce import reproduce
 
@@ -21,7 +21,8 @@ def run(name: str, out: Path | None, json: bool, **arguments: Any) -> None:
     """
     folder = out or Path("reproduced") / f"{name}-{arguments['scale']}"
     check_folder(folder)
-    outcome = reproduce(name, out=folder, say=lambda line: note(json, line), **arguments)
+    with kept_in(folder):
+        outcome = reproduce(name, out=folder, say=lambda line: note(json, line), **arguments)
     files = [str(path) for path in outcome.files]
     if json:
         print_json({"table": name, "files": files, "cells": outcome.results})

@@ -17,11 +17,37 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from gradfeat.data.checksum import difference_from_official
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError
 
 PIXELS = 3 * 32 * 32
 OFFICIAL = {"train": 50_000, "test": 10_000}  # images, of both data sets
+CHECKSUMS = {  # folder -> file -> checksum
+    # MD5, as in torchvision/datasets/cifar.py (torchvision 0.28)
+    "cifar-10-batches-py": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    "cifar-100-python": {
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    },
+    # SHA-1, as in Apache MXNet's gluon/data/vision.py of 2017, which checked the files of the official archive by them
+    "cifar-10-batches-bin": {
+        "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+        "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+        "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+        "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+        "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+        "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
+    },
+    "cifar-100-binary": {},  # no published checksum of its files is known
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,7 @@ def load_cifar(path: Path, split: str) -> Dataset:
 
     Returns:
         Images, uint8 (n, 32, 32, 3), and the names of their classes; a note where there are not as many images as
-        officially.
+        officially, or a file with as many is not the official one.
 
     Raises:
         DataError: A file is missing, cut off or damaged, or holds what these files never hold; the message names it.
@@ -84,13 +110,13 @@ def load_cifar(path: Path, split: str) -> Dataset:
     meta = folder / layout.meta
     if not meta.is_file():
         raise DataError(f"{folder} has no file {layout.meta}, which names the classes")
+    official = OFFICIAL[split] // (layout.batches if split == "train" else 1)  # images of a file
     if layout in _BINARY:
         classes = meta.read_text(encoding="utf-8", errors="replace").split()
-        official = OFFICIAL[split] // (layout.batches if split == "train" else 1)
         batches = [_read_binary(file, layout.labels, official) for file in files]
     else:
         key = b"label_names" if layout.key == b"labels" else b"fine_label_names"
-        classes = _names(_entry(meta, key), meta)
+        classes = _names(_entry(_content(meta), key, meta), meta)
         batches = [_read_pickle(file, layout.key) for file in files]
     labels = np.concatenate([batch[0] for batch in batches])
     pixels = np.concatenate([batch[1] for batch in batches])
@@ -106,8 +132,22 @@ def load_cifar(path: Path, split: str) -> Dataset:
         task="multiclass",
         name=layout.title,
         split=split,
-        note="" if len(labels) == OFFICIAL[split] else f"officially {OFFICIAL[split]:,} images",
+        note=_note({file: len(batch[0]) for file, batch in zip(files, batches, strict=True)}, official, split, layout),
     )
+
+
+def _note(counts: dict[Path, int], official: int, split: str, layout: _Layout) -> str:
+    """Say what is not as officially: the number of images, in which files it is another one, the bytes of the rest."""
+    notes = [] if sum(counts.values()) == OFFICIAL[split] else [f"officially {OFFICIAL[split]:,} images"]
+    others: dict[int, list[str]] = {}  # number of images -> files
+    for file, count in counts.items():
+        if count != official:
+            others.setdefault(count, []).append(file.name)
+    notes += [f"{count:,} of {official:,} in {', '.join(names)}" for count, names in others.items()]
+    for file, count in counts.items():
+        if count == official and file.name in CHECKSUMS[layout.folder]:
+            notes.append(difference_from_official(file, CHECKSUMS[layout.folder][file.name]))
+    return "; ".join(filter(None, notes))
 
 
 def _find(path: Path) -> tuple[Path, _Layout] | None:
@@ -145,7 +185,8 @@ def _read_binary(file: Path, label_bytes: int, official: int) -> tuple[np.ndarra
 
 
 def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    labels, pixels = _numbers(file, key), _numbers(file, b"data")
+    content = _content(file)
+    labels, pixels = _numbers(content, key, file), _numbers(content, b"data", file)
     if (
         pixels.dtype != np.uint8
         or pixels.shape[1:] != (PIXELS,)
@@ -159,8 +200,8 @@ def _read_pickle(file: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
     return labels.astype(np.int64), pixels
 
 
-def _numbers(file: Path, key: bytes) -> np.ndarray:
-    value = _entry(file, key)
+def _numbers(content: dict[Any, Any], key: bytes, file: Path) -> np.ndarray:
+    value = _entry(content, key, file)
     if not len(value):
         raise DataError(f"{file} has no samples: its {key.decode()} is empty")
     try:
@@ -175,7 +216,7 @@ def _names(found: list[Any] | np.ndarray, meta: Path) -> list[str]:
     return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found]
 
 
-def _entry(file: Path, key: bytes) -> list[Any] | np.ndarray:
+def _content(file: Path) -> dict[Any, Any]:
     try:
         content = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except DataError as error:
@@ -184,6 +225,10 @@ def _entry(file: Path, key: bytes) -> list[Any] | np.ndarray:
         raise DataError(f"{file} is cut off or damaged: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, not the dict of a CIFAR batch")
+    return content
+
+
+def _entry(content: dict[Any, Any], key: bytes, file: Path) -> list[Any] | np.ndarray:
     value = content.get(key, content.get(key.decode()))
     if value is None:
         raise DataError(f"{file} has no entry {key.decode()!r}; found {', '.join(map(_text, content))}")

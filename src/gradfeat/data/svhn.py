@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
+from gradfeat.data.checksum import difference_from_official
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
 
 OFFICIAL = {"train": 73_257, "test": 26_032, "extra": 531_131}  # images
+CHECKSUMS = {  # MD5, as in torchvision/datasets/svhn.py (torchvision 0.28)
+    "train": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test": "eb5a983be6a315427106f1b164d9cef3",
+    "extra": "a93ce644f1a588dc4d68dda5feec44a7",
+}
 SOURCE = "http://ufldl.stanford.edu/housenumbers/"
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -31,7 +37,7 @@ def load_svhn(path: Path, split: str) -> Dataset:
 
     Returns:
         Images, uint8 (n, 32, 32, 3), and their digits, "0" to "9" (the files write 0 as 10); a note where there are not
-        as many images as officially.
+        as many images as officially, or the file is not the official one.
 
     Raises:
         DataError: The file of the split is missing, cut off or damaged, or holds something else; the message names it.
@@ -63,7 +69,11 @@ def load_svhn(path: Path, split: str) -> Dataset:
         task="multiclass",
         name="SVHN",
         split=split,
-        note="" if n == OFFICIAL[split] else f"officially {OFFICIAL[split]:,} images",
+        note=(
+            difference_from_official(file, CHECKSUMS[split])
+            if n == OFFICIAL[split]
+            else f"officially {OFFICIAL[split]:,} images"
+        ),
     )
 
 

@@ -25,6 +25,10 @@ from gradfeat.files import write_whole
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1
 FILE, LOG = "checkpoint.safetensors", "losses.csv"
+WEIGHTS = "initial_weights"
+"""Name in a configuration: the digest of a module's weights before the run. Older checkpoints are without it."""
+ASIDE = "checkpoint.before.safetensors"
+"""An earlier run's state, until the one that was started instead of it is finished."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Checkpoint:
     Args:
         folder: Gets `checkpoint.safetensors` and `losses.csv`.
         configuration: What the run is: JSON-able, in one level. A run goes on only where all of it is the same.
-        restart: Whether a checkpoint in the folder is to be written over.
+        restart: Whether the run starts again. A checkpoint that is there is set aside, as
+            `checkpoint.before.safetensors`, until the new run is finished: then it goes.
         every: Epochs from one writing to the next; the last epoch is always written.
     """
 
@@ -64,7 +69,7 @@ class Checkpoint:
         """Write the state after an epoch, whole or not at all, and the losses as a table.
 
         Raises:
-            OSError: It cannot be written; what was there before still is.
+            OSError: It cannot be written; what was there before still is, and the same run goes on from there.
         """
         tensors = {f"task/{name}": value for name, value in state.task.state_dict().items()}
         tensors |= {f"random/{name}": value for name, value in _random_state().items()}
@@ -84,29 +89,24 @@ class Checkpoint:
         }
         # Copies: safetensors refuses tensors that share memory.
         flat = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        try:
-            # The table first: if the second file fails, the epoch comes again, and its row with it.
-            write_whole(self.folder / LOG, _table(history))
-            write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"epoch {len(history)} cannot be written to {self.folder} ({error.strerror}); what was written before "
-                "is whole: the same command goes on from there",
-            ) from error
+        # The table first: if the second file fails, the epoch comes again, and its row with it.
+        write_whole(self.folder / LOG, _table(history))
+        write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
 
     def resume(self, state: State) -> list[dict[str, float]]:
-        """Bring a fresh state, and PyTorch's random numbers, to where the run stopped.
+        """Bring a fresh state, PyTorch's random numbers and the table of losses to where the run stopped.
 
         Returns:
-            The losses so far; empty, and nothing is changed, where there is no checkpoint or it is not wanted.
+            The losses so far; empty, and the state is as it was, where there is no checkpoint or it is not wanted.
 
         Raises:
             ConfigurationError: The checkpoint is of another configuration; the message names what differs.
             DataError: The file is damaged, or not a checkpoint.
         """
         path = self.folder / FILE
-        if self.restart or not path.exists():
+        if self.restart:
+            self._set_aside()
+        if not path.exists():
             return []
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -123,18 +123,38 @@ class Checkpoint:
             _load(state, tensors, groups, schedules)
         except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
             raise DataError(f"{path} does not fit its own configuration: {error}. {self._way_out()}") from error
+        self._restore_log(history)
         return history
 
+    def finish(self) -> None:
+        """Remove what a new start had set aside: the run that replaces it is finished."""
+        (self.folder / ASIDE).unlink(missing_ok=True)
+
+    def _set_aside(self) -> None:
+        """Take the old run's state away: a new one that is killed early would else go on as the old one."""
+        old, aside = self.folder / FILE, self.folder / ASIDE
+        if aside.exists():  # then `old` is of a new start that was not finished either, and `aside` is what it replaces
+            old.unlink(missing_ok=True)
+        elif old.exists():
+            old.rename(aside)
+
+    def _restore_log(self, history: list[dict[str, float]]) -> None:
+        """Write the losses again if they are not there as they were: a finished run writes no other epoch."""
+        path, table = self.folder / LOG, _table(history)
+        if not path.exists() or path.read_bytes() != table:
+            write_whole(path, table)
+
     def _compare(self, other: Mapping[str, Any]) -> None:
-        names = [*self.configuration, *(name for name in other if name not in self.configuration)]
-        differing = [
-            f"{name} {other.get(name)} there, {self.configuration.get(name)} now"
-            for name in names
-            if other.get(name) != self.configuration.get(name)
-        ]
+        own = dict(self.configuration)
+        if WEIGHTS not in other:
+            own.pop(WEIGHTS, None)  # nothing there says that they were others
+        names = [*own, *(name for name in other if name not in own)]
+        differing = [name for name in names if other.get(name) != own.get(name)]
         if differing:
+            said = "; ".join(f"{name} {other.get(name)} there, {own.get(name)} now" for name in differing)
+            again = "" if WEIGHTS not in differing else "To go on, give the network as it was before that run. "
             raise ConfigurationError(
-                f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. {self._way_out()}"
+                f"{self.folder} holds the checkpoint of another run: {said}. {again}{self._way_out()}"
             )
 
     def _way_out(self) -> str:

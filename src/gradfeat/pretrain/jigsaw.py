@@ -53,11 +53,23 @@ def permutation_set(count: int, length: int = TILES) -> np.ndarray:
     return everything[chosen].astype(np.int64)
 
 
+def normalized(tiles: Tensor) -> Tensor:
+    """Return every channel of every tile, (..., h, w), with mean zero and deviation one; a flat one is zero.
+
+    Example:
+        >>> normalized(torch.tensor([[[1.0, 3.0], [1.0, 3.0]]])).round(decimals=2).tolist()
+        [[[-1.0, 1.0], [-1.0, 1.0]]]
+    """
+    return F.layer_norm(tiles, tiles.shape[-2:])
+
+
 class Jigsaw(Task):
     """In which of a set of orders were the nine tiles of an image laid out?
 
-    Every tile goes through the encoder alone; a small classifier reads the nine f(tile) side by side. A tile is cut out
-    of its cell at a random place, so that lines that run over a border do not give the order away.
+    Every tile goes through the encoder alone; a small classifier reads the nine f(tile) side by side. Two things would
+    give the order away without a look at what is in the picture. Lines and edges run over a border: so every tile of
+    every image is cut out of its cell at a random place of its own. Neighbours are of like brightness and contrast: so
+    every tile is normalized.
 
     Args:
         encoder: The network to pre-train; it sees tiles, which have less than a third of the image's side.
@@ -88,18 +100,20 @@ class Jigsaw(Task):
 
     def tiles(self, x: Tensor) -> Tensor:
         """Return the tiles of images x, (n, c, h, w), row by row: (n, 9, c, h', w')."""
-        slack = [cell - tile + 1 for cell, tile in zip(self.cell, self.tile, strict=True)]
-        cut = []
-        for row, column in itertools.product(range(SIDE), repeat=2):
-            top = row * self.cell[0] + int(torch.randint(slack[0], ()))
-            left = column * self.cell[1] + int(torch.randint(slack[1], ()))
-            cut.append(x[:, :, top : top + self.tile[0], left : left + self.tile[1]])
-        return torch.stack(cut, dim=1)
+        cell = torch.arange(TILES)
+        top, left = self._places(len(x), cell // SIDE, axis=0), self._places(len(x), cell % SIDE, axis=1)
+        windows = x.unfold(2, self.tile[0], 1).unfold(3, self.tile[1], 1)  # at every place; a view
+        image = torch.arange(len(x), device=x.device).unsqueeze(1)
+        return windows[image, :, top.to(x.device), left.to(x.device)]
+
+    def _places(self, n: int, cell: Tensor, axis: int) -> Tensor:
+        """Return the first row (axis 0) or column (axis 1) of the tiles of n images, (n, 9): at random in its cell."""
+        return cell * self.cell[axis] + torch.randint(self.cell[axis] - self.tile[axis] + 1, (n, TILES))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of images x, (n, c, h, w), each in an order drawn at random."""
         drawn = torch.randint(len(self.orders), (len(x),)).to(x.device)
-        tiles = self.tiles(x)
+        tiles = normalized(self.tiles(x))
         shuffled = tiles[torch.arange(len(x), device=x.device).unsqueeze(1), self.orders[drawn]]
         features = self.encoder(shuffled.flatten(0, 1)).view(len(x), -1)  # (n, 9 d)
         return F.cross_entropy(self.classifier(features), drawn)

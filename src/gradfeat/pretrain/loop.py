@@ -204,5 +204,7 @@ def train(
                 checkpoint.write(state, history)
             if progress is not None:
                 progress(epoch, epochs, means[0])
+    if checkpoint is not None:
+        checkpoint.finish()
     task.eval()
     return history

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfeat.digests import digest_tensors
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.bigan import BiGAN
-from gradfeat.pretrain.checkpoint import Checkpoint
+from gradfeat.pretrain.checkpoint import WEIGHTS, Checkpoint
 from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.colorization import Colorization
 from gradfeat.pretrain.context import Context
@@ -75,8 +76,10 @@ def pretrain_encoder(
         learning_rate: Peak of Adam's learning-rate cycle (bigan: the rate); None is the task's own.
         options: The task's own keywords, e.g. `beta` for vae; see the task's class.
         folder: Gets the state as it trains, a table of losses, and pictures where a task makes some. A run of the
-            same configuration that was interrupted goes on where it stopped.
-        resume: Whether it goes on; False starts again.
+            same configuration that was interrupted goes on where it stopped; a module then has to come with the
+            weights that it had before the run.
+        resume: Whether it goes on; False starts again, and keeps the state of the run that was there as
+            `checkpoint.before.safetensors` until the new one is finished.
         checkpoint_every: Epochs from one writing of the state to the next: more where an epoch takes a second.
         device: "cpu", "cuda", ...
         random_state: Seed of initial weights, order and noise; None draws from PyTorch's global stream.
@@ -124,7 +127,7 @@ def pretrain_encoder(
         configuration = {
             "task": task,
             **options,
-            "network": network if isinstance(network, str) else _digest(str(network).encode()),
+            **_about(network),
             "images": list(x.shape),
             "content": _digest(x.numpy(), b"" if y is None else y.numpy()),
             "epochs": epochs,
@@ -157,6 +160,13 @@ def pretrain_encoder(
             if rows:
                 write_sheet(Path(folder).expanduser() / "pictures.png", rows)
     return encoder
+
+
+def _about(network: str | nn.Module) -> dict[str, str]:
+    """Return what a run is by its network: a name, or a module's layers and the weights that it starts from."""
+    if isinstance(network, str):
+        return {"network": network}
+    return {"network": _digest(str(network).encode()), WEIGHTS: digest_tensors(network.state_dict())[:16]}
 
 
 def input_scaling(images: np.ndarray) -> dict[str, Any]:
