@@ -249,6 +249,16 @@ def test_data_are_found_and_drawn_by_class(small_cifar):
     assert data.digest() != other.digest()
 
 
+@pytest.mark.parametrize("left", [1, 9, 10])
+def test_almost_all_labels_can_be_drawn(left):
+    data = digits()
+    images, labels = data.labelled(800 - left, 0)
+    assert images.shape == (800 - left, 8, 8, 1)
+    assert (np.bincount(data.y) - np.bincount(labels)).max() == 1  # no class loses more than another
+    assert np.array_equal(images, data.labelled(800 - left, 0)[0])
+    assert not np.array_equal(images, data.labelled(800 - left, 1)[0])
+
+
 def test_a_run_on_images_with_a_given_encoder(small_cifar, tmp_path, monkeypatch):
     network = ConvEncoder(3, **BIGAN)
     file = save_encoder(
