@@ -147,9 +147,9 @@ def _no_encoder(folder: Path) -> Path:
 
 def test_difficult_labels_do_not_count(tmp_path: Path) -> None:
     folder = _small_voc(tmp_path / "VOCdevkit" / "VOC2007")
-    assert find_scenes("voc07", tmp_path) == tmp_path
+    assert find_scenes("voc07", tmp_path) == folder
     assert find_scenes("coco2014", tmp_path) is None
-    data = load_scenes("voc07", tmp_path)
+    data = load_scenes("voc07", folder)
     assert data.y.shape == (4, 2)
     assert np.isnan(data.y).sum() == 1
     assert np.isnan(data.y[1, 0])
@@ -161,6 +161,16 @@ def test_difficult_labels_do_not_count(tmp_path: Path) -> None:
     before = data.digest()
     (folder / "JPEGImages" / "000001.jpg").write_bytes(b"another")
     assert data.digest() != before
+
+
+@pytest.mark.parametrize("inside", ["VOCdevkit", "", "voc", "voc/VOCdevkit"])
+def test_voc_2007_is_found_beside_other_years(tmp_path: Path, inside: str) -> None:
+    _small_voc(tmp_path / inside / "VOC2012")
+    assert find_scenes("voc07", tmp_path) is None
+    folder = _small_voc(tmp_path / inside / "VOC2007")
+    assert find_scenes("voc07", tmp_path) == folder
+    assert find_scenes("voc07", folder) == folder
+    assert load_scenes("voc07", folder).y.shape == (4, 2)
 
 
 def _small_voc(folder: Path) -> Path:
