@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import BackboneError, ConfigurationError, DataError
 from gradfeat.metrics import mean_average_precision
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
@@ -228,3 +229,46 @@ def test_an_own_encoder_takes_the_place_of_a_pretrained_one(tmp_path: Path, quic
     assert [row[0] for row in outcome.table.rows] == ["jigsaw", "rotation", "supervised"]
     assert not (tmp_path / "out" / "encoders" / "digits.jigsaw").exists()
     assert any("own.safetensors, pre-trained by jigsaw" in remark for remark in outcome.table.remarks)
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "arguments", "error", "message"),
+    [
+        ("nosuch.safetensors", "table4", {"only": ["rotation"]}, BackboneError, "No weights file at .*nosuch"),
+        ("junk.safetensors", "table2", {}, BackboneError, "junk.safetensors is damaged"),
+        ("junk.pth", "table4", {"scale": "reduced"}, BackboneError, "junk.pth is damaged"),
+        ("junk.safetensors", "table3", {}, BackboneError, "junk.safetensors is damaged"),
+        ("newer.safetensors", "table4", {}, BackboneError, "Upgrade"),
+        ("weights.safetensors", "table2", {}, ConfigurationError, "was not written by `gradfeat pretrain`.*'smoke'"),
+        ("jigsaw.safetensors", "table4", {"only": ["rotation"]}, ConfigurationError, "'jigsaw', but only rotation"),
+        (
+            "weights.safetensors",
+            "table4",
+            {"scale": "reduced", "only": ["rotation", "jigsaw"]},
+            ConfigurationError,
+            "'ImageNet', but only rotation, jigsaw is wanted",
+        ),
+        (
+            "vae.safetensors",
+            "table3",
+            {"scale": "reduced", "only": ["bigan"]},
+            ConfigurationError,
+            "'vae', but only bigan",
+        ),
+    ],
+)
+def test_a_file_that_no_row_is_computed_with_is_refused_before_any_work(
+    tmp_path: Path, file: str, table: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    _no_encoder(tmp_path)
+    for name in ("junk.safetensors", "junk.pth"):
+        (tmp_path / name).write_bytes(b"xxxx")
+    scaling = input_scaling(np.zeros((1, 16, 16, 1)))
+    for task in ("jigsaw", "vae"):
+        network = ConvEncoder(1, **networks.TINY)
+        written = save_encoder(network, tmp_path / f"{task}.safetensors", task=task, preprocessing=scaling)
+    old, new = b'"format_version":"1"', b'"format_version":"9"'
+    (tmp_path / "newer.safetensors").write_bytes(written.read_bytes().replace(old, new))
+    with pytest.raises(error, match=message):
+        reproduce(table, out=tmp_path / "out", data=tmp_path, encoder=tmp_path / file, **arguments, **QUIET)
+    assert not (tmp_path / "out").exists()

@@ -86,6 +86,32 @@ class Request:
         if self.name == "table1" and len(set(self.only or ())) > 1:
             raise ConfigurationError("table1 is of one network: give --only once, and another --out to each network")
 
+    def check_file(self) -> None:
+        """Refuse a network's file that cannot be read, or that no row would be computed with.
+
+        Raises:
+            BackboneError: It is missing or damaged.
+            ConfigurationError: It is of another task or kind than the table's networks, or `only` leaves it out.
+        """
+        if self.file is None:
+            return
+        if self.name in SMALL_IMAGES:
+            row = _plan_of_file(self, self.file).name
+        else:
+            task = networks.own_task(self.file)
+            if task is None and self.size.digits:
+                raise ConfigurationError(
+                    f"{self.file} was not written by `gradfeat pretrain`: expected such a file, for at the scale "
+                    f"{self.size.name!r} {self.name} has no network that takes the weights of others. Leave --encoder "
+                    "out, or give another --scale"
+                )
+            row = task or IMAGENET
+        if not self.wants(row):
+            raise ConfigurationError(
+                f"{self.file} is of the network {row!r}, but only {', '.join(self.only or ())} is wanted: leave out "
+                "--encoder, or --only"
+            )
+
     def wants(self, network: str) -> bool:
         """Return whether the rows of a network are wanted."""
         return self.only is None or network in self.only
@@ -198,13 +224,21 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
 
 def _plans(request: Request) -> list[EncoderPlan]:
     """Return the encoders that are wanted."""
-    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if request.size.digits else _PLANS
-    one = request.name == "table1"
     if request.file is not None:
-        plans = (plan_of(request.file, plans, other=plans[0] if one else None),)
-    elif one and request.only is None:
+        return [_plan_of_file(request, request.file)]
+    plans = _all_plans(request)
+    if request.name == "table1" and request.only is None:
         plans = plans[:1]
     return [plan for plan in plans if request.wants(plan.name)]
+
+
+def _all_plans(request: Request) -> Sequence[EncoderPlan]:
+    return (TINY_PLAN,) if request.size.digits else _PLANS
+
+
+def _plan_of_file(request: Request, file: Path) -> EncoderPlan:
+    plans = _all_plans(request)
+    return plan_of(file, plans, other=plans[0] if request.name == "table1" else None)
 
 
 def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planned]:
@@ -239,7 +273,7 @@ def _networks_for_scenes(
     """Yield (name, network, columns, where it is from) of Tables 2 and 4."""
     depths = 2 if request.name == "table2" else 1
     own = None if request.file is None else networks.own_network(request.file)
-    if own is not None and request.file is not None and request.wants(own[0]):
+    if own is not None and request.file is not None:
         name, backbone = own
         columns = networks.columns_of(backbone.network, depths)
         if len(columns) < depths:

@@ -87,7 +87,8 @@ def reproduce(
 
     Raises:
         ConfigurationError: A name that is not known, an encoder of another architecture, or a folder with cells of
-            another configuration.
+            another configuration; or an encoder that no row would be computed with.
+        BackboneError: The encoder's file is missing or damaged.
         DataError: The data are missing or others.
     """
     if name not in TABLES:
@@ -105,6 +106,7 @@ def reproduce(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None, finished)
     request.check_names()
+    request.check_file()
     found, missing = find(request)
     for line in missing:
         say(line)
