@@ -11,12 +11,12 @@ from PIL import Image
 
 from gradfeat.cli import main
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import BackboneError, ConfigurationError, DataError
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 from gradfeat.reproduce import baselines, published, reproduce, table1
 from gradfeat.reproduce.data import digits, find_data, load_data
-from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, read_encoder
+from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, pretrained_in_place, read_encoder
 from gradfeat.reproduce.protocols import PROTOCOLS
 from gradfeat.reproduce.report import Number
 from gradfeat.reproduce.scales import SCALES, Scale
@@ -167,6 +167,52 @@ def test_a_table_of_what_is_there_trains_no_encoder(tmp_path):
         reproduce("table1", out=tmp_path, finished=True, protocol="paper", say=lines.append)
     assert any("encoder is not there yet" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
+    lines = []
+    quick = {"epochs": 1, "device": "cpu", "say": lines.append}
+    images, folder = digits().train[:64], tmp_path / "digits.tiny"
+    fingerprint = pretrained_in_place(TINY_PLAN, images, folder, **quick).fingerprint
+    file, checkpoint = folder / "encoder.safetensors", folder / "checkpoint.safetensors"
+    written = file.stat().st_mtime_ns
+
+    def again(**more):
+        found = pretrained_in_place(TINY_PLAN, images, folder, **{**quick, **more}).fingerprint
+        return found == fingerprint and file.stat().st_mtime_ns == written
+
+    assert again()
+    with pytest.raises(ConfigurationError, match="epochs 1 there, 2 now"):
+        again(epochs=2)
+    assert again(finished=True, epochs=2)
+    checkpoint.unlink()
+    assert again()
+    assert any("taken as it is" in line for line in lines)
+    assert again(finished=True)
+    assert sum("epoch 1 of 1" in line for line in lines) == 1
+    assert not checkpoint.exists()
+    other = replace(TINY_PLAN, task="rotation")
+    with pytest.raises(ConfigurationError, match=r"expected an encoder of the task 'rotation'.*found 'vae'"):
+        pretrained_in_place(other, images, folder, **quick)
+    wider = replace(TINY_PLAN, arguments={"channels": (8, 16), "strides": (1, 2)})
+    with pytest.raises(ConfigurationError, match=r"channels \[8, 16\].*found.*channels \[8, 8, 16, 16, 16\]"):
+        pretrained_in_place(wider, images, folder, **quick)
+    file.write_bytes(b"xxxx")
+    with pytest.raises(BackboneError, match="damaged"):
+        again(finished=True)
+    file.unlink()
+    with pytest.raises(BackboneError, match="No encoder file"):
+        again(finished=True)
+
+
+def test_a_table_of_what_is_there_does_without_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table3", out=tmp_path, **QUICK)
+    (tmp_path / "encoders" / "digits.tiny" / "checkpoint.safetensors").unlink()
+    monkeypatch.setattr("gradfeat.reproduce.encoders.pretrain_encoder", None)
+    shown = reproduce("table3", out=tmp_path, finished=True, **QUICK)
+    assert list(shown.results) == ["digits.tiny.seed0.activation"]
 
 
 def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatch):

@@ -78,11 +78,19 @@ def small_network(
     epochs: int,
     device: str,
     say: Say,
+    finished: bool = False,
 ) -> Backbone:
     """Pre-train a small encoder by one of `TASKS`, or go on where that stopped, and return it."""
     plan = EncoderPlan(task, task, dict(arguments))
     backbone = pretrained_in_place(
-        plan, images, folder, epochs=epochs, device=device, say=say, labels=labels if task == "supervised" else None
+        plan,
+        images,
+        folder,
+        epochs=epochs,
+        device=device,
+        say=say,
+        labels=labels if task == "supervised" else None,
+        finished=finished,
     )
     return with_room(backbone)
 

@@ -203,6 +203,7 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
                 epochs=size.epochs[plan.name],
                 device=request.device,
                 say=request.say,
+                finished=request.finished,
             )
             about = _in_place(size, plan.name, plan.task)
         prefix = "" if request.name == "table1" else f"{key}.{plan.name}."
@@ -328,6 +329,7 @@ def _pretrained_small(
             epochs=request.size.epochs[task],
             device=request.device,
             say=request.say,
+            finished=request.finished,
         )
         columns = networks.columns_of(backbone.network, depths)
         yield task, backbone, columns, f"{_in_place(request.size, task)} of {name}"
