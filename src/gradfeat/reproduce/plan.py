@@ -25,6 +25,7 @@ from gradfeat.reproduce.encoders import (
     pretrained_in_place,
     read_encoder,
 )
+from gradfeat.reproduce.needed import lacking
 from gradfeat.reproduce.protocols import Protocol
 from gradfeat.reproduce.scales import Scale
 from gradfeat.reproduce.setting import Setting
@@ -143,10 +144,10 @@ class Planned:
 
 
 def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
-    """Return where the data sets of a table are (None: made here), and a line for each that is not there.
+    """Return where the data sets of a table are (None: made here), and a line for each that is not there or not whole.
 
     Raises:
-        DataError: None is there; the message says what to download and where to put it.
+        DataError: None is there and whole; the message says what to download and where to put it.
     """
     if request.size.digits:
         return {"digits": None}, []
@@ -162,14 +163,22 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
     folder = request.data.expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    places = {key: look(key, folder) for key in advice}
-    found = {key: path for key, path in places.items() if path is not None}
-    if request.name == "table1" and found:
-        return dict([next(iter(found.items()))]), []  # it is of one data set
-    missing = [f"{_title(key)}: not found in the data folder: {advice[key]}" for key in places if key not in found]
+    found: dict[str, Path | None] = {}
+    missing, broken = [], []
+    for key, text in advice.items():
+        path = look(key, folder)
+        gaps = [] if path is None else lacking(path, training="extra" if request.size.name == "full" else "train")
+        if path is None:
+            missing.append(f"{_title(key)}: not found in the data folder: {text}")
+        elif gaps:
+            broken.append(f"{_title(key)}: left out, for {path} lacks {', '.join(gaps)}: {text}")
+        else:
+            found[key] = path
+            if request.name == "table1":  # it is of one data set, the first that is there
+                return found, broken
     if not found:
-        raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
-    return dict(found), missing
+        raise DataError("no data set of the table was found.\n  " + "\n  ".join([*broken, *missing]))
+    return found, [*broken, *missing]
 
 
 def settings(request: Request, found: Mapping[str, Path | None]) -> Iterator[Planned]:
