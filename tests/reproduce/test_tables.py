@@ -11,10 +11,10 @@ from PIL import Image
 
 from gradfeat.cli import main
 from gradfeat.data import Inputs
-from gradfeat.errors import BackboneError, ConfigurationError, DataError
+from gradfeat.errors import BackboneError, ConfigurationError, ConvergenceError, DataError
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
-from gradfeat.reproduce import baselines, published, reproduce, table1
+from gradfeat.reproduce import baselines, plan, published, reproduce, table1
 from gradfeat.reproduce.data import digits, find_data, load_data
 from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, pretrained_in_place, read_encoder
 from gradfeat.reproduce.protocols import PROTOCOLS
@@ -229,6 +229,33 @@ def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatc
     outcome = reproduce("table3", out=tmp_path, **QUICK)
     assert "–" not in "".join(outcome.table.rows[0])
     assert not any("not there" in remark for remark in outcome.table.remarks)
+
+
+def test_an_error_leaves_the_table_of_what_is_there(tmp_path, monkeypatch):
+    def diverges(*arguments):
+        raise ConvergenceError("left the\nfinite numbers")
+
+    def then_damaged(request, found):
+        yield next(plan.settings(request, found))
+        raise DataError("the next data set is damaged")
+
+    monkeypatch.setitem(baselines.ROWS, "diverges", diverges)
+    with pytest.raises(ConvergenceError, match="left the"):
+        reproduce("table3", out=tmp_path, **QUICK)
+    written = (tmp_path / "table3.md").read_text()
+    assert "not complete, not all cells are there; stopped by ConvergenceError: left the finite numbers" in written
+    assert list(json.loads((tmp_path / "table3.json").read_text())["cells"]) == ["digits.tiny.seed0.activation"]
+    monkeypatch.setattr("gradfeat.reproduce.run.settings", then_damaged)
+    with pytest.raises(DataError, match="next data set"):
+        reproduce("table3", out=tmp_path, finished=True, **QUICK)
+    rewritten = (tmp_path / "table3.md").read_text()
+    assert "stopped by DataError: the next data set is damaged" in rewritten
+    assert rewritten.splitlines()[4] == written.splitlines()[4]
+    lines = []
+    monkeypatch.setattr("gradfeat.reproduce.run._write", lambda *arguments: 1 / 0)
+    with pytest.raises(DataError, match="next data set"):
+        reproduce("table3", out=tmp_path, finished=True, protocol="paper", say=lines.append)
+    assert lines[-1] == "the table of what is there cannot be written: division by zero"
 
 
 def test_a_cell_that_is_stopped_goes_on_in_the_middle(tmp_path, monkeypatch):
