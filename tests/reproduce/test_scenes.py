@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import BackboneError, ConfigurationError, DataError
 from gradfeat.metrics import mean_average_precision
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
@@ -147,9 +148,9 @@ def _no_encoder(folder: Path) -> Path:
 
 def test_difficult_labels_do_not_count(tmp_path: Path) -> None:
     folder = _small_voc(tmp_path / "VOCdevkit" / "VOC2007")
-    assert find_scenes("voc07", tmp_path) == tmp_path
+    assert find_scenes("voc07", tmp_path) == folder
     assert find_scenes("coco2014", tmp_path) is None
-    data = load_scenes("voc07", tmp_path)
+    data = load_scenes("voc07", folder)
     assert data.y.shape == (4, 2)
     assert np.isnan(data.y).sum() == 1
     assert np.isnan(data.y[1, 0])
@@ -161,6 +162,16 @@ def test_difficult_labels_do_not_count(tmp_path: Path) -> None:
     before = data.digest()
     (folder / "JPEGImages" / "000001.jpg").write_bytes(b"another")
     assert data.digest() != before
+
+
+@pytest.mark.parametrize("inside", ["VOCdevkit", "", "voc", "voc/VOCdevkit"])
+def test_voc_2007_is_found_beside_other_years(tmp_path: Path, inside: str) -> None:
+    _small_voc(tmp_path / inside / "VOC2012")
+    assert find_scenes("voc07", tmp_path) is None
+    folder = _small_voc(tmp_path / inside / "VOC2007")
+    assert find_scenes("voc07", tmp_path) == folder
+    assert find_scenes("voc07", folder) == folder
+    assert load_scenes("voc07", folder).y.shape == (4, 2)
 
 
 def _small_voc(folder: Path) -> Path:
@@ -218,3 +229,46 @@ def test_an_own_encoder_takes_the_place_of_a_pretrained_one(tmp_path: Path, quic
     assert [row[0] for row in outcome.table.rows] == ["jigsaw", "rotation", "supervised"]
     assert not (tmp_path / "out" / "encoders" / "digits.jigsaw").exists()
     assert any("own.safetensors, pre-trained by jigsaw" in remark for remark in outcome.table.remarks)
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "arguments", "error", "message"),
+    [
+        ("nosuch.safetensors", "table4", {"only": ["rotation"]}, BackboneError, "No weights file at .*nosuch"),
+        ("junk.safetensors", "table2", {}, BackboneError, "junk.safetensors is damaged"),
+        ("junk.pth", "table4", {"scale": "reduced"}, BackboneError, "junk.pth is damaged"),
+        ("junk.safetensors", "table3", {}, BackboneError, "junk.safetensors is damaged"),
+        ("newer.safetensors", "table4", {}, BackboneError, "Upgrade"),
+        ("weights.safetensors", "table2", {}, ConfigurationError, "was not written by `gradfeat pretrain`.*'smoke'"),
+        ("jigsaw.safetensors", "table4", {"only": ["rotation"]}, ConfigurationError, "'jigsaw', but only rotation"),
+        (
+            "weights.safetensors",
+            "table4",
+            {"scale": "reduced", "only": ["rotation", "jigsaw"]},
+            ConfigurationError,
+            "'ImageNet', but only rotation, jigsaw is wanted",
+        ),
+        (
+            "vae.safetensors",
+            "table3",
+            {"scale": "reduced", "only": ["bigan"]},
+            ConfigurationError,
+            "'vae', but only bigan",
+        ),
+    ],
+)
+def test_a_file_that_no_row_is_computed_with_is_refused_before_any_work(
+    tmp_path: Path, file: str, table: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    _no_encoder(tmp_path)
+    for name in ("junk.safetensors", "junk.pth"):
+        (tmp_path / name).write_bytes(b"xxxx")
+    scaling = input_scaling(np.zeros((1, 16, 16, 1)))
+    for task in ("jigsaw", "vae"):
+        network = ConvEncoder(1, **networks.TINY)
+        written = save_encoder(network, tmp_path / f"{task}.safetensors", task=task, preprocessing=scaling)
+    old, new = b'"format_version":"1"', b'"format_version":"9"'
+    (tmp_path / "newer.safetensors").write_bytes(written.read_bytes().replace(old, new))
+    with pytest.raises(error, match=message):
+        reproduce(table, out=tmp_path / "out", data=tmp_path, encoder=tmp_path / file, **arguments, **QUIET)
+    assert not (tmp_path / "out").exists()

@@ -11,12 +11,12 @@ from PIL import Image
 
 from gradfeat.cli import main
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import BackboneError, ConfigurationError, ConvergenceError, DataError
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
-from gradfeat.reproduce import baselines, published, reproduce, setting, table1
+from gradfeat.reproduce import baselines, plan, published, reproduce, setting, table1
 from gradfeat.reproduce.data import digits, find_data, load_data
-from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, read_encoder
+from gradfeat.reproduce.encoders import BIGAN_PLAN, TINY_PLAN, VAE_PLAN, plan_of, pretrained_in_place, read_encoder
 from gradfeat.reproduce.protocols import PROTOCOLS
 from gradfeat.reproduce.report import Number
 from gradfeat.reproduce.scales import SCALES, Scale
@@ -205,6 +205,52 @@ def test_a_table_of_what_is_there_trains_no_encoder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_encoder_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
+    lines = []
+    quick = {"epochs": 1, "device": "cpu", "say": lines.append}
+    images, folder = digits().train[:64], tmp_path / "digits.tiny"
+    fingerprint = pretrained_in_place(TINY_PLAN, images, folder, **quick).fingerprint
+    file, checkpoint = folder / "encoder.safetensors", folder / "checkpoint.safetensors"
+    written = file.stat().st_mtime_ns
+
+    def again(**more):
+        found = pretrained_in_place(TINY_PLAN, images, folder, **{**quick, **more}).fingerprint
+        return found == fingerprint and file.stat().st_mtime_ns == written
+
+    assert again()
+    with pytest.raises(ConfigurationError, match="epochs 1 there, 2 now"):
+        again(epochs=2)
+    assert again(finished=True, epochs=2)
+    checkpoint.unlink()
+    assert again()
+    assert any("taken as it is" in line for line in lines)
+    assert again(finished=True)
+    assert sum("epoch 1 of 1" in line for line in lines) == 1
+    assert not checkpoint.exists()
+    other = replace(TINY_PLAN, task="rotation")
+    with pytest.raises(ConfigurationError, match=r"expected an encoder of the task 'rotation'.*found 'vae'"):
+        pretrained_in_place(other, images, folder, **quick)
+    wider = replace(TINY_PLAN, arguments={"channels": (8, 16), "strides": (1, 2)})
+    with pytest.raises(ConfigurationError, match=r"channels \[8, 16\].*found.*channels \[8, 8, 16, 16, 16\]"):
+        pretrained_in_place(wider, images, folder, **quick)
+    file.write_bytes(b"xxxx")
+    with pytest.raises(BackboneError, match="damaged"):
+        again(finished=True)
+    file.unlink()
+    with pytest.raises(BackboneError, match="No encoder file"):
+        again(finished=True)
+
+
+def test_a_table_of_what_is_there_does_without_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table3", out=tmp_path, **QUICK)
+    (tmp_path / "encoders" / "digits.tiny" / "checkpoint.safetensors").unlink()
+    monkeypatch.setattr("gradfeat.reproduce.encoders.pretrain_encoder", None)
+    shown = reproduce("table3", out=tmp_path, finished=True, **QUICK)
+    assert list(shown.results) == ["digits.tiny.seed0.activation"]
+
+
 def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(baselines.ROWS, "stopped", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -219,6 +265,33 @@ def test_an_interrupted_run_shows_what_is_there_and_goes_on(tmp_path, monkeypatc
     outcome = reproduce("table3", out=tmp_path, **QUICK)
     assert "–" not in "".join(outcome.table.rows[0])
     assert not any("not there" in remark for remark in outcome.table.remarks)
+
+
+def test_an_error_leaves_the_table_of_what_is_there(tmp_path, monkeypatch):
+    def diverges(*arguments):
+        raise ConvergenceError("left the\nfinite numbers")
+
+    def then_damaged(request, found):
+        yield next(plan.settings(request, found))
+        raise DataError("the next data set is damaged")
+
+    monkeypatch.setitem(baselines.ROWS, "diverges", diverges)
+    with pytest.raises(ConvergenceError, match="left the"):
+        reproduce("table3", out=tmp_path, **QUICK)
+    written = (tmp_path / "table3.md").read_text()
+    assert "not complete, not all cells are there; stopped by ConvergenceError: left the finite numbers" in written
+    assert list(json.loads((tmp_path / "table3.json").read_text())["cells"]) == ["digits.tiny.seed0.activation"]
+    monkeypatch.setattr("gradfeat.reproduce.run.settings", then_damaged)
+    with pytest.raises(DataError, match="next data set"):
+        reproduce("table3", out=tmp_path, finished=True, **QUICK)
+    rewritten = (tmp_path / "table3.md").read_text()
+    assert "stopped by DataError: the next data set is damaged" in rewritten
+    assert rewritten.splitlines()[4] == written.splitlines()[4]
+    lines = []
+    monkeypatch.setattr("gradfeat.reproduce.run._write", lambda *arguments: 1 / 0)
+    with pytest.raises(DataError, match="next data set"):
+        reproduce("table3", out=tmp_path, finished=True, protocol="paper", say=lines.append)
+    assert lines[-1] == "the table of what is there cannot be written: division by zero"
 
 
 def test_a_cell_that_is_stopped_goes_on_in_the_middle(tmp_path, monkeypatch):
@@ -283,6 +356,16 @@ def test_data_are_found_and_drawn_by_class(small_cifar):
     assert data.digest() == other.digest()
     other.y[0] += 1
     assert data.digest() != other.digest()
+
+
+@pytest.mark.parametrize("left", [1, 9, 10])
+def test_almost_all_labels_can_be_drawn(left):
+    data = digits()
+    images, labels = data.labelled(800 - left, 0)
+    assert images.shape == (800 - left, 8, 8, 1)
+    assert (np.bincount(data.y) - np.bincount(labels)).max() == 1  # no class loses more than another
+    assert np.array_equal(images, data.labelled(800 - left, 0)[0])
+    assert not np.array_equal(images, data.labelled(800 - left, 1)[0])
 
 
 def test_a_run_on_images_with_a_given_encoder(small_cifar, tmp_path, monkeypatch):

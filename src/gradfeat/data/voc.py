@@ -15,7 +15,7 @@ OFFICIAL = {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952}  # i
 
 def is_voc(path: Path) -> bool:
     """Whether `path` is a VOC year, a VOCdevkit, or the folder around one."""
-    return bool(_years(path))
+    return bool(years_of(path))
 
 
 def load_voc(path: Path, split: str) -> Dataset:
@@ -37,7 +37,7 @@ def load_voc(path: Path, split: str) -> Dataset:
         DataError: A list or an image is missing, a line cannot be read, or `path` holds several years; the message
             names it.
     """
-    years = _years(path)
+    years = years_of(path)
     if len(years) > 1:
         raise DataError(f"{path} holds several years: give the path of one, {', '.join(map(str, years))}")
     if not years:
@@ -93,7 +93,8 @@ def load_voc(path: Path, split: str) -> Dataset:
     )
 
 
-def _years(path: Path) -> list[Path]:
+def years_of(path: Path) -> list[Path]:
+    """Return the folders of years, ``VOC2007`` and so on: the path itself, or what it or its VOCdevkit holds."""
     candidates = (
         [path, *sorted(path.glob("VOC[0-9]*")), *sorted(path.glob("VOCdevkit/VOC[0-9]*"))] if path.is_dir() else []
     )

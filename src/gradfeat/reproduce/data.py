@@ -125,7 +125,10 @@ class ImageData:
 
         if n is None or n >= len(self.y):
             return self.train, self.y
-        chosen = train_test_split(np.arange(len(self.y)), train_size=n, stratify=self.y, random_state=seed)[0]
+        if len(self.y) - n < len(np.unique(self.y)):  # scikit-learn asks for one of each class on both sides
+            chosen = _all_but(len(self.y) - n, self.y, seed)
+        else:
+            chosen = train_test_split(np.arange(len(self.y)), train_size=n, stratify=self.y, random_state=seed)[0]
         return self.train[chosen], self.y[chosen]
 
     def unlabelled(self, n: int | None) -> np.ndarray:
@@ -186,6 +189,13 @@ def digits() -> ImageData:
     pixels = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     train, test, y, y_test = train_test_split(pixels, labels, train_size=800, stratify=labels, random_state=0)
     return ImageData("digits", train, y.astype(np.int64), test, y_test.astype(np.int64))
+
+
+def _all_but(n: int, y: np.ndarray, seed: int) -> np.ndarray:
+    """Return the indices of all samples but n, which are of n different classes."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    places = np.sort(np.unique(y[order], return_index=True)[1])  # where each class is first met
+    return np.delete(np.arange(len(y)), order[places[:n]])
 
 
 def _size_of_first(part: Dataset) -> tuple[int, int]:

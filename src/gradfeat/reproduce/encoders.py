@@ -12,6 +12,7 @@ import numpy as np
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
+from gradfeat.pretrain.checkpoint import FILE as CHECKPOINT
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 from gradfeat.pretrain.encoder_file import FILE, read_architecture
 from gradfeat.pretrain.loop import seeded
@@ -109,8 +110,11 @@ def pretrained_in_place(
     device: str,
     say: Say,
     labels: np.ndarray | None = None,
+    finished: bool = False,
 ) -> Backbone:
     """Pre-train an encoder, or go on where a run in this folder stopped, and return it as its file says.
+
+    An encoder that is there is not trained again, also where its checkpoint has been removed.
 
     Args:
         plan: Which.
@@ -120,15 +124,30 @@ def pretrained_in_place(
         device: By name.
         say: Takes a line after each epoch.
         labels: (n,), for a task that learns from labels.
+        finished: Whether the file must be there, and nothing is to be trained or written.
 
     Raises:
-        ConfigurationError: The folder has a run of other images or another length.
+        BackboneError: The encoder's file is damaged; or not there, if it must be.
+        ConfigurationError: The folder has a run of other images or another length, or another encoder.
     """
     with seeded(0):
         network = ConvEncoder(images.shape[-1], **plan.arguments)
+    file = folder / FILE
+    if finished:  # the cells know its fingerprint, so its checkpoint need not be asked
+        return _read_back(file, plan, network)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(folder, wait=say):
-        encoder = pretrain_encoder(
+        there = _read_back(file, plan, network) if file.exists() else None
+        if there is not None and not (folder / CHECKPOINT).exists():
+            say(f"{plan.name}: {file} is taken as it is, for no checkpoint beside it says how it was pre-trained")
+            return there
+        trained = []
+
+        def progress(epoch: int, of: int, loss: float) -> None:
+            trained.append(epoch)
+            say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}")
+
+        encoder = pretrain_encoder(  # where it has finished, this compares its run with what is asked for now
             images,
             labels,
             task=plan.task,
@@ -137,10 +156,24 @@ def pretrained_in_place(
             folder=folder,
             device=device,
             random_state=0,
-            progress=lambda epoch, of, loss: say(f"pre-training {plan.name}: epoch {epoch} of {of}, loss {loss:.4g}"),
+            progress=progress,
         )
-    path = save_encoder(encoder, folder / FILE, task=plan.task, preprocessing=input_scaling(images))
-    return resolve(f"gradfeat/{path}")
+        if there is None or trained:
+            save_encoder(encoder, file, task=plan.task, preprocessing=input_scaling(images))
+            there = resolve(f"gradfeat/{file}")
+    return there
+
+
+def _read_back(file: Path, plan: EncoderPlan, network: ConvEncoder) -> Backbone:
+    """Return the encoder of a run's folder, if it is the one that the run makes there."""
+    backbone = resolve(f"gradfeat/{file}")
+    task, found = read_architecture(file)[1]["task"], getattr(backbone.network, "arguments", {})
+    if task != plan.task or found != network.arguments:
+        raise ConfigurationError(
+            f"{file}: expected an encoder of the task {plan.task!r}, {_text(network.arguments)}; found {task!r}, "
+            f"{_text(found)}. Give another folder with --out, or move this one away"
+        )
+    return backbone
 
 
 def _text(arguments: Any) -> str:

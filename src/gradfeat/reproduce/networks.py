@@ -11,10 +11,10 @@ import numpy as np
 from torch import nn
 
 from gradfeat.backbones import Backbone, resolve
+from gradfeat.backbones.weights import read_weights
 from gradfeat.data import Preprocessing
-from gradfeat.errors import BackboneError
 from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.pretrain.encoder_file import read_architecture
+from gradfeat.pretrain.encoder_file import FORMAT, read_architecture
 from gradfeat.reproduce.ablation import conv_columns
 from gradfeat.reproduce.cells import Say
 from gradfeat.reproduce.encoders import VAE_PLAN, EncoderPlan, pretrained_in_place
@@ -78,22 +78,43 @@ def small_network(
     epochs: int,
     device: str,
     say: Say,
+    finished: bool = False,
 ) -> Backbone:
     """Pre-train a small encoder by one of `TASKS`, or go on where that stopped, and return it."""
     plan = EncoderPlan(task, task, dict(arguments))
     backbone = pretrained_in_place(
-        plan, images, folder, epochs=epochs, device=device, say=say, labels=labels if task == "supervised" else None
+        plan,
+        images,
+        folder,
+        epochs=epochs,
+        device=device,
+        say=say,
+        labels=labels if task == "supervised" else None,
+        finished=finished,
     )
     return with_room(backbone)
 
 
-def own_network(file: Path) -> tuple[str, Backbone] | None:
-    """Return a network of `gradfeat pretrain` with the name of its task; None if the file is something else."""
-    try:
-        task = read_architecture(file)[1]["task"]
-    except BackboneError:
+def own_task(file: Path) -> str | None:
+    """Return what a network of `gradfeat pretrain` was trained by; None for the weights of another network.
+
+    Raises:
+        BackboneError: The file is missing or damaged, or holds no weights.
+    """
+    if read_weights(file)[1].get("format") != FORMAT:
         return None
-    return task, with_room(resolve(f"gradfeat/{file}"))
+    task: str = read_architecture(file)[1]["task"]
+    return task
+
+
+def own_network(file: Path) -> tuple[str, Backbone] | None:
+    """Return a network of `gradfeat pretrain` with the name of its task; None for the weights of another network.
+
+    Raises:
+        BackboneError: As `own_task` says.
+    """
+    task = own_task(file)
+    return None if task is None else (task, with_room(resolve(f"gradfeat/{file}")))
 
 
 def columns_of(network: nn.Module, depths: int) -> Columns:

@@ -25,6 +25,7 @@ from gradfeat.reproduce.encoders import (
     pretrained_in_place,
     read_encoder,
 )
+from gradfeat.reproduce.needed import lacking
 from gradfeat.reproduce.protocols import Protocol
 from gradfeat.reproduce.scales import Scale
 from gradfeat.reproduce.setting import Setting
@@ -86,6 +87,32 @@ class Request:
         if self.name == "table1" and len(set(self.only or ())) > 1:
             raise ConfigurationError("table1 is of one network: give --only once, and another --out to each network")
 
+    def check_file(self) -> None:
+        """Refuse a network's file that cannot be read, or that no row would be computed with.
+
+        Raises:
+            BackboneError: It is missing or damaged.
+            ConfigurationError: It is of another task or kind than the table's networks, or `only` leaves it out.
+        """
+        if self.file is None:
+            return
+        if self.name in SMALL_IMAGES:
+            row = _plan_of_file(self, self.file).name
+        else:
+            task = networks.own_task(self.file)
+            if task is None and self.size.digits:
+                raise ConfigurationError(
+                    f"{self.file} was not written by `gradfeat pretrain`: expected such a file, for at the scale "
+                    f"{self.size.name!r} {self.name} has no network that takes the weights of others. Leave --encoder "
+                    "out, or give another --scale"
+                )
+            row = task or IMAGENET
+        if not self.wants(row):
+            raise ConfigurationError(
+                f"{self.file} is of the network {row!r}, but only {', '.join(self.only or ())} is wanted: leave out "
+                "--encoder, or --only"
+            )
+
     def wants(self, network: str) -> bool:
         """Return whether the rows of a network are wanted."""
         return self.only is None or network in self.only
@@ -117,10 +144,10 @@ class Planned:
 
 
 def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
-    """Return where the data sets of a table are (None: made here), and a line for each that is not there.
+    """Return where the data sets of a table are (None: made here), and a line for each that is not there or not whole.
 
     Raises:
-        DataError: None is there; the message says what to download and where to put it.
+        DataError: None is there and whole; the message says what to download and where to put it.
     """
     if request.size.digits:
         return {"digits": None}, []
@@ -136,14 +163,22 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
     folder = request.data.expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    places = {key: look(key, folder) for key in advice}
-    found = {key: path for key, path in places.items() if path is not None}
-    if request.name == "table1" and found:
-        return dict([next(iter(found.items()))]), []  # it is of one data set
-    missing = [f"{_title(key)}: not found in the data folder: {advice[key]}" for key in places if key not in found]
+    found: dict[str, Path | None] = {}
+    missing, broken = [], []
+    for key, text in advice.items():
+        path = look(key, folder)
+        gaps = [] if path is None else lacking(path, training="extra" if request.size.name == "full" else "train")
+        if path is None:
+            missing.append(f"{_title(key)}: not found in the data folder: {text}")
+        elif gaps:
+            broken.append(f"{_title(key)}: left out, for {path} lacks {', '.join(gaps)}: {text}")
+        else:
+            found[key] = path
+            if request.name == "table1":  # it is of one data set, the first that is there
+                return found, broken
     if not found:
-        raise DataError("no data set of the table was found.\n  " + "\n  ".join(missing))
-    return dict(found), missing
+        raise DataError("no data set of the table was found.\n  " + "\n  ".join([*broken, *missing]))
+    return found, [*broken, *missing]
 
 
 def settings(request: Request, found: Mapping[str, Path | None]) -> Iterator[Planned]:
@@ -177,6 +212,7 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
                 epochs=size.epochs[plan.name],
                 device=request.device,
                 say=request.say,
+                finished=request.finished,
             )
             about = _in_place(size, plan.name, plan.task)
         prefix = "" if request.name == "table1" else f"{key}.{plan.name}."
@@ -198,13 +234,21 @@ def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[
 
 def _plans(request: Request) -> list[EncoderPlan]:
     """Return the encoders that are wanted."""
-    plans: Sequence[EncoderPlan] = (TINY_PLAN,) if request.size.digits else _PLANS
-    one = request.name == "table1"
     if request.file is not None:
-        plans = (plan_of(request.file, plans, other=plans[0] if one else None),)
-    elif one and request.only is None:
+        return [_plan_of_file(request, request.file)]
+    plans = _all_plans(request)
+    if request.name == "table1" and request.only is None:
         plans = plans[:1]
     return [plan for plan in plans if request.wants(plan.name)]
+
+
+def _all_plans(request: Request) -> Sequence[EncoderPlan]:
+    return (TINY_PLAN,) if request.size.digits else _PLANS
+
+
+def _plan_of_file(request: Request, file: Path) -> EncoderPlan:
+    plans = _all_plans(request)
+    return plan_of(file, plans, other=plans[0] if request.name == "table1" else None)
 
 
 def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planned]:
@@ -239,7 +283,7 @@ def _networks_for_scenes(
     """Yield (name, network, columns, where it is from) of Tables 2 and 4."""
     depths = 2 if request.name == "table2" else 1
     own = None if request.file is None else networks.own_network(request.file)
-    if own is not None and request.file is not None and request.wants(own[0]):
+    if own is not None and request.file is not None:
         name, backbone = own
         columns = networks.columns_of(backbone.network, depths)
         if len(columns) < depths:
@@ -294,6 +338,7 @@ def _pretrained_small(
             epochs=request.size.epochs[task],
             device=request.device,
             say=request.say,
+            finished=request.finished,
         )
         columns = networks.columns_of(backbone.network, depths)
         yield task, backbone, columns, f"{_in_place(request.size, task)} of {name}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,7 +89,8 @@ def reproduce(
 
     Raises:
         ConfigurationError: A name that is not known, an encoder of another architecture, or a folder with cells of
-            another configuration.
+            another configuration; or an encoder that no row would be computed with.
+        BackboneError: The encoder's file is missing or damaged.
         DataError: The data are missing or others.
     """
     if name not in TABLES:
@@ -105,6 +108,7 @@ def reproduce(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None, finished)
     request.check_names()
+    request.check_file()
     found, missing = find(request)
     for line in missing:
         say(line)
@@ -126,16 +130,29 @@ def reproduce(
                 results |= run_cells(cells, folder, setting.configuration, say=say)
         if not shown:
             raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
         if shown:
-            results |= finished_cells(cells, folder, setting.configuration)
-            remarks.append("interrupted: not all cells are there")
-            _write(name, out, shown, range(seeds), results, remarks)
-        say(f"interrupted: the same command goes on from what is in {folder}")
+            with suppress(Exception):  # cells of another configuration, or data that are gone: that may be the error
+                results |= finished_cells(cells, folder, setting.configuration)
+        if results:
+            why = "interrupted" if stopped else f"stopped by {type(error).__name__}: {' '.join(str(error).split())}"
+            remarks.append(f"not complete, not all cells are there; {why}")
+            _write_in_trouble(partial(_write, name, out, shown, range(seeds), results, remarks), say)
+        if stopped:
+            say(f"interrupted: the same command goes on from what is in {folder}")
         raise
     if len(results) < expected:
         remarks.append(f"{expected - len(results)} of {expected} cells are not there")
     return _write(name, out, shown, range(seeds), results, remarks)
+
+
+def _write_in_trouble(write: Callable[[], Outcome], say: Say) -> None:
+    """Write what is there while an error is on its way: it is that error which the caller must see."""
+    try:
+        say(f"the table of what is there: {write().files[1]}")
+    except Exception as error:
+        say(f"the table of what is there cannot be written: {error}")
 
 
 def _about(request: Request, seeds: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.coco import SOURCE as COCO_SOURCE
 from gradfeat.data.coco import is_coco
-from gradfeat.data.voc import is_voc
+from gradfeat.data.voc import years_of
 from gradfeat.errors import DataError
 from gradfeat.losses import Loss, MultiLabelLogistic
 
@@ -21,7 +22,6 @@ ADVICE = {
     "(http://host.robots.ox.ac.uk/pascal/VOC/voc2007)",
     "coco2014": f"put annotations/, train2014/ and val2014/ there, in a folder of their own, from {COCO_SOURCE}",
 }
-_IS = {"voc07": is_voc, "coco2014": is_coco}
 _SPLITS = {"voc07": ("trainval", "test"), "coco2014": ("train", "val")}
 
 
@@ -67,9 +67,16 @@ class SceneData:
 
 
 def find_scenes(name: str, folder: Path) -> Path | None:
-    """Return where a data set lies in a folder: the folder itself, or the first one in it that is one."""
+    """Return where a data set lies in a folder: the folder itself, or the first one in it that is one.
+
+    Of VOC it is the folder of the year, since others may lie beside it in the devkit.
+    """
     inside = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    return next((place for place in (folder, *inside) if _IS[name](place)), None)
+    places = (folder, *inside)
+    if name == "coco2014":
+        return next((place for place in places if is_coco(place)), None)
+    years = [year for place in places for year in years_of(place) if not _other_year(year.name)]
+    return min(years, key=lambda year: year.name != "VOC2007", default=None)
 
 
 def load_scenes(name: str, path: Path) -> SceneData:
@@ -106,6 +113,10 @@ def digit_scenes() -> tuple[SceneData, np.ndarray]:
         made.append((scenes, (shown[:, :, None] == np.arange(10)).any(1).astype(np.float64), shown[:, 0]))
     (train, y, first), (test, y_test, _) = made
     return SceneData("digits", train, y, test, y_test), first
+
+
+def _other_year(folder: str) -> bool:
+    return re.fullmatch(r"VOC\d{4}", folder) is not None and folder != "VOC2007"
 
 
 def _indicator(part: Dataset) -> np.ndarray:
