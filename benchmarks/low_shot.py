@@ -26,10 +26,11 @@ from benchmarks.time_to_accuracy import Judge, data_parser, earlier, prepared, t
 from gradfeat.convex import fit_convex
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
-from gradfeat.fitting import Fit, Problem, fit_mode, new_model
+from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.merge import fit_head
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
+from gradfeat.training import fit_mode
 
 SHOTS = (1, 5, 10, 25, 50, 100)
 WAYS = ("probe", "gradient", "full", "merged", "rounds", "finetune")

@@ -49,13 +49,14 @@ from gradfeat.comparison import TITLES as METRICS
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.evaluation import metrics_of
-from gradfeat.fitting import TRIAL_LENGTH, Problem, batch_logits, fit_mode, new_model, store_of
+from gradfeat.fitting import Problem, batch_logits, new_model, store_of
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
 from gradfeat.selection import make_subspace
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.solvers.subspace import Penalties
+from gradfeat.training import TRIAL_LENGTH, fit_mode
 from gradfeat.validation import read_truth
 
 TITLES = {**METRICS, "calibration_error": "calibration error"}

@@ -28,7 +28,6 @@ from gradfeat.fitting import (
     Fit,
     Problem,
     backbone_candidates,
-    fit_mode,
     linearize_backbone,
     model_from_weights,
     predict_logits,
@@ -43,6 +42,7 @@ from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
     check_lengths,

@@ -1,16 +1,15 @@
-"""The three steps of the method (Sec. 3.1), on data whose samples are kept: linearize, probe, train.
+"""Steps 1 and 2 of the method (Sec. 3.1), on data whose samples are kept: linearize, probe.
 
-`prepare` makes what all four models share (the programs, the kept samples, the probe ω̄); `fit_mode` trains one of them.
+`prepare` makes what all four models share (the programs, the kept samples, the probe ω̄). Step 3 is in
+`gradfeat.training`, `gradfeat.convex`, `gradfeat.closed_form` and `gradfeat.representer`.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
-from gradfeat.checkpoint import Checkpoint, Part, keep_part, load_part, resumed
+from gradfeat.checkpoint import Checkpoint, Part, resumed
 from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization, linearize
@@ -30,19 +29,15 @@ from gradfeat.losses import Loss
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.selection import Choice
-from gradfeat.solvers.finetune import FINETUNE_GRID, Selection, select
-from gradfeat.solvers.first_order import History, State, train
+from gradfeat.solvers.finetune import Selection
+from gradfeat.solvers.first_order import History
 from gradfeat.solvers.probe import Probe, fit_probe, folds
-from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Solution
 
 if TYPE_CHECKING:
     from gradfeat.rounds import Rounds
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-TRIAL_LENGTH = 0.25
-"""Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""
 
 
 def check_device(device: Any) -> None:
@@ -280,89 +275,6 @@ def _unpack_probe(part: Part, f: Tensor) -> Probe:
     return Probe(omega, bias, **{**part.values, "path": [tuple(tried) for tried in part.values["path"]]})
 
 
-def fit_mode(
-    problem: Problem,
-    mode: str,
-    schedule: Schedule,
-    *,
-    parametrization: str = "standard",
-    random_state: int | None = None,
-    progress: Progress | None = None,
-    finetuning: Sequence[Schedule] = FINETUNE_GRID,
-) -> Fit:
-    """Train one of the four models (step 3).
-
-    `activation` is the probe, which has converged already. `gradient` and `full` are trained by `schedule`.
-    `finetune` is trained by ordinary back-propagation through the same layers for as many epochs, with an optimizer
-    and learning rate chosen by runs a quarter as long, on a fifth of the training data that they have not seen.
-
-    Args:
-        problem: From `prepare`.
-        mode: "activation", "gradient", "full" or "finetune".
-        schedule: The optimizer and its schedule.
-        parametrization: The variables that w₂ is trained in.
-        random_state: Seed of the order of samples.
-        progress: Shows how far it is.
-        finetuning: Optimizers and learning rates for `finetune` to choose from.
-    """
-    progress = progress or Progress(False)
-    start = time.perf_counter()
-    if mode == "activation":
-        return Fit(new_model(problem, mode, parametrization), None, None, 0.0)
-    everything = torch.arange(problem.n)
-    selection = None
-    notes: list[str] = []
-    if mode == "finetune":
-        seen, unseen = hold_out(problem, random_state)
-        if len(finetuning) == 1:
-            schedule = schedule.with_optimizer(finetuning[0])
-        elif len(unseen):
-            trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
-            candidates = [trial.with_optimizer(candidate) for candidate in finetuning]
-
-            def run(candidate: Schedule) -> float:
-                name = f"finetune-trial-{candidates.index(candidate)}"
-                kept = load_part(problem.checkpoint, name)
-                if kept is not None:
-                    return float(kept.tensors["score"])
-                training = f"{name}-epochs"
-                score = -math.inf
-                with suppress(ConvergenceError):
-                    model, history = _train(
-                        problem,
-                        mode,
-                        candidate,
-                        seen,
-                        parametrization,
-                        random_state,
-                        progress,
-                        f"finetune {candidate}",
-                        training,
-                    )
-                    if history.stopped == "interrupted":  # half a search chooses nothing
-                        raise KeyboardInterrupt
-                    score = -loss_at(problem, model, unseen)
-                if problem.checkpoint is not None:
-                    problem.checkpoint.put(name, Part({}, {"score": torch.tensor(score, dtype=torch.float64)}))
-                    problem.checkpoint.drop(training)
-                return score
-
-            selection = select(candidates, run)
-            schedule = schedule.with_optimizer(selection.best)
-        else:
-            schedule = schedule.with_optimizer(finetuning[0])
-            notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-    model, history = _train(
-        problem, mode, schedule, everything, parametrization, random_state, progress, mode, f"{mode}-epochs"
-    )
-    if history.stopped == "interrupted":
-        done = len(history.loss)
-        of = "of the last finished one" if done else "that training starts from"
-        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
-        notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {of}{more}")
-    return Fit(model, history, selection, time.perf_counter() - start, notes)
-
-
 def new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | None = None) -> GradientFeatureModel:
     """Return an untrained model of a mode: of the problem's probe, or of another.
 
@@ -380,57 +292,6 @@ def new_model(problem: Problem, mode: str, parametrization: str, probe: Probe | 
     with torch.no_grad():
         model.w1.copy_(probe.omega)  # w₁ starts as the probe also where ω̄ is another
     return model.to(omega.device)
-
-
-def _train(
-    problem: Problem,
-    mode: str,
-    schedule: Schedule,
-    indices: Tensor,
-    parametrization: str,
-    random_state: int | None,
-    progress: Progress,
-    title: str,
-    part: str,
-) -> tuple[GradientFeatureModel, History]:
-    model = new_model(problem, mode, parametrization)
-    store, y, weight = problem.store, problem.y, problem.weight
-    generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
-
-    if weight is not None:  # of mean one over all samples, so that a minibatch of heavy samples counts for more
-        weight = weight / weight[indices].mean()
-
-    def step_loss(picked: Tensor) -> Tensor:
-        batch = problem.random_views(indices[picked], generator)
-        losses = problem.loss.per_sample(batch_logits(model, store, batch), y[batch])
-        return (losses if weight is None else losses * weight[batch].to(losses.dtype)).mean()
-
-    with progress.step(title) as done:
-        epochs = schedule.n_epochs(len(indices))
-
-        def on_epoch(epoch: int, history: History) -> None:
-            done(epoch, epochs)
-
-        def keep(state: State) -> None:
-            values = {"iteration": state.iteration, **asdict(state.history)}
-            keep_part(problem.checkpoint, part, Part(values, state.tensors), generator)
-
-        found = load_part(problem.checkpoint, part, generator)
-        resume = None
-        if found is not None:
-            tensors = {name: value for name, value in found.tensors.items() if name != "generator"}
-            resume = State(found.values.pop("iteration"), History(**found.values), tensors)
-        history = train(
-            model.trained(),
-            step_loss,
-            len(indices),
-            schedule,
-            generator=generator,
-            on_epoch=on_epoch,
-            resume=resume,
-            keep=None if problem.checkpoint is None else keep,
-        )
-    return model, history
 
 
 def store_of(model: GradientFeatureModel, store: SampleStore) -> SampleStore:

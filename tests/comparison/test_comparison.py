@@ -204,9 +204,9 @@ def test_interruption_keeps_the_rows_before_it(digits: tuple[np.ndarray, ...], m
 def test_interruption_within_the_search_of_a_learning_rate_ends_it(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradfeat import fitting
+    from gradfeat import training
 
-    train = fitting.train
+    train = training.train
     runs: list[str] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -216,7 +216,7 @@ def test_interruption_within_the_search_of_a_learning_rate_ends_it(
             history.stopped = "interrupted"
         return history
 
-    monkeypatch.setattr(fitting, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     table = compare(network(), *digits, modes=["activation", "finetune"], **SETTINGS)
     assert len(runs) == 2
     assert [row.mode for row in table.rows] == ["activation"]
@@ -225,9 +225,9 @@ def test_interruption_within_the_search_of_a_learning_rate_ends_it(
 def test_interruption_between_epochs_is_said_in_the_row(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradfeat import fitting
+    from gradfeat import training
 
-    train = fitting.train
+    train = training.train
 
     def interrupted(*args: Any, on_epoch: Any, **kwargs: Any) -> Any:
         def stop(epoch: int, history: Any) -> None:
@@ -236,7 +236,7 @@ def test_interruption_between_epochs_is_said_in_the_row(
 
         return train(*args, on_epoch=stop, **kwargs)
 
-    monkeypatch.setattr(fitting, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     table = compare(network(), *digits, modes=["full", "gradient"], **SETTINGS)
     assert [(row.mode, row.note) for row in table.rows] == [("full", "stopped after 2 epochs")]
 

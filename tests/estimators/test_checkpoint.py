@@ -14,7 +14,7 @@ from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, fitting
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, training
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
 from gradfeat.solvers import first_order
 from gradfeat.solvers.schedule import Schedule
@@ -40,23 +40,18 @@ def classifier(folder: Path | None, **settings: Any) -> GradientFeatureClassifie
     )
 
 
-class Count:
-    """Counts the growths of the solver, and presses Ctrl-C before one of them."""
+class Pressed:
+    """Counts calls, and presses Ctrl-C before one of them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls, self.last = 0, -1
-        original = Subspace.grow
+    calls, last = 0, -1
 
-        def grow(own: Subspace, *arguments: Any) -> float:
-            if self.calls == self.last:
-                raise KeyboardInterrupt
-            self.calls += 1
-            return original(own, *arguments)
-
-        monkeypatch.setattr(Subspace, "grow", grow)
+    def called(self) -> None:
+        if self.calls == self.last:
+            raise KeyboardInterrupt
+        self.calls += 1
 
     def of(self, fit: Any, last: int = -1) -> int:
-        """Return how many growths a fit took."""
+        """Return how many calls a fit made."""
         self.calls, self.last = 0, last
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GradfeatWarning)
@@ -65,6 +60,19 @@ class Count:
             except KeyboardInterrupt:
                 assert last >= 0
         return self.calls
+
+
+class Count(Pressed):
+    """Of the growths of the solver."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Subspace.grow
+
+        def grow(own: Subspace, *arguments: Any) -> float:
+            self.called()
+            return original(own, *arguments)
+
+        monkeypatch.setattr(Subspace, "grow", grow)
 
 
 def same(one: Any, two: Any) -> None:
@@ -189,31 +197,18 @@ def test_damaged_and_impossible(tmp_path: Path) -> None:
             classifier(**{"folder": tmp_path / "b", **settings}).fit(X, y)
 
 
-class Steps:
-    """Counts minibatches, and presses Ctrl-C before one of them."""
+class Steps(Pressed):
+    """Of minibatches."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.done, self.last = 0, -1
         monkeypatch.setattr(first_order, "KEEP_SECONDS", 0.0)
         original = Schedule.at
 
         def at(schedule: Schedule, iteration: int) -> float:
-            if self.done == self.last:
-                raise KeyboardInterrupt
-            self.done += 1
+            self.called()
             return original(schedule, iteration)
 
         monkeypatch.setattr(Schedule, "at", at)
-
-    def of(self, fit: Any, last: int = -1) -> int:
-        self.done, self.last = 0, last
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GradfeatWarning)
-            try:
-                fit()
-            except KeyboardInterrupt:
-                assert last >= 0
-        return self.done
 
 
 @pytest.mark.parametrize("settings", [{"mode": "finetune"}, {"solver": "adam"}, {"solver": "sgd"}], ids=str)
@@ -245,17 +240,17 @@ def test_training_by_epochs_goes_on(
 def test_a_trial_that_diverges_stays_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = data(200)
     steps = Steps(monkeypatch)
-    original = fitting.loss_at
+    original = training.loss_at
     monkeypatch.setattr(
-        fitting,
+        training,
         "loss_at",
         lambda problem, *rest: (
-            (_ for _ in ()).throw(ConvergenceError("far")) if steps.done < 20 else original(problem, *rest)
+            (_ for _ in ()).throw(ConvergenceError("far")) if steps.calls < 20 else original(problem, *rest)
         ),
     )
     first, second = (classifier(tmp_path, mode="finetune", epochs=4) for _ in range(2))
     first.fit(X, y)
-    monkeypatch.setattr(fitting, "loss_at", original)
+    monkeypatch.setattr(training, "loss_at", original)
     second.fit(X, y)
     scores = [score for _, score in first.selection_.scores]
     assert scores[0] == -float("inf")

@@ -10,10 +10,11 @@ from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
 from gradfeat.cache import SampleStore, available_memory, choose_level
 from gradfeat.errors import ConfigurationError
-from gradfeat.fitting import fit_mode, prepare
+from gradfeat.fitting import prepare
 from gradfeat.losses import CrossEntropy
 from gradfeat.merge import CLOSE, STEPS, fit_head, merge, original_values
 from gradfeat.solvers.schedule import paper_schedule
+from gradfeat.training import fit_mode
 
 
 def small_network(*, zero_gamma: bool = False, affine: bool = True) -> nn.Module:

@@ -14,12 +14,13 @@ from gradfeat.cache import SampleStore
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError
-from gradfeat.fitting import batch_logits, fit_mode, new_model
+from gradfeat.fitting import batch_logits, new_model
 from gradfeat.losses import CrossEntropy
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import PAPER
+from gradfeat.training import fit_mode
 
 N, CLASSES, DEPTH = 24, 3, 2
 

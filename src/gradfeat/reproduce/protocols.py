@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradfeat.convex import fit_convex
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.fitting import Fit, Problem, fit_mode
+from gradfeat.fitting import Fit, Problem
 from gradfeat.solvers.finetune import FINETUNE_GRID
 from gradfeat.solvers.schedule import (
     PAPER,
@@ -17,6 +17,7 @@ from gradfeat.solvers.schedule import (
     paper_schedule,
     voc_schedule,
 )
+from gradfeat.training import fit_mode
 
 
 @dataclass(frozen=True)
