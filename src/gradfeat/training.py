@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradfeat.checkpoint import Part, keep_part, load_part
+from gradfeat.checkpoint import Part, keep_part, load_part, resumed
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, batch_logits, hold_out, loss_at, new_model
 from gradfeat.model import GradientFeatureModel
@@ -55,11 +55,7 @@ def fit_mode(
     start = time.perf_counter()
     if mode == "activation":
         return Fit(new_model(problem, mode, parametrization), None, None, 0.0)
-    shared: dict[str, Any] = {
-        "parametrization": parametrization,
-        "random_state": random_state,
-        "progress": progress,
-    }
+    shared: dict[str, Any] = {"parametrization": parametrization, "random_state": random_state, "progress": progress}
     everything = torch.arange(problem.n)
     selection = None
     notes: list[str] = []
@@ -71,24 +67,29 @@ def fit_mode(
             trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
             candidates = [trial.with_optimizer(candidate) for candidate in finetuning]
 
-            def run(candidate: Schedule) -> float:
-                name = f"finetune-trial-{candidates.index(candidate)}"
-                kept = load_part(problem.checkpoint, name)
-                if kept is not None:
-                    return float(kept.tensors["score"])
-                training = f"{name}-epochs"
-                score = -math.inf
-                with suppress(ConvergenceError):
+            def score(candidate: Schedule, part: str) -> float:
+                with suppress(ConvergenceError):  # so that a checkpoint knows of it too
                     model, history = _train(
-                        problem, mode, candidate, seen, title=f"finetune {candidate}", part=training, **shared
+                        problem, mode, candidate, seen, title=f"finetune {candidate}", part=part, **shared
                     )
                     if history.stopped == "interrupted":  # half a search chooses nothing
                         raise KeyboardInterrupt
-                    score = -loss_at(problem, model, unseen)
+                    return -loss_at(problem, model, unseen)
+                return -math.inf
+
+            def run(candidate: Schedule) -> float:
+                name = f"finetune-trial-{candidates.index(candidate)}"
+                epochs = f"{name}-epochs"
+                found = resumed(
+                    problem.checkpoint,
+                    name,
+                    lambda: score(candidate, epochs),
+                    lambda value: Part({}, {"score": torch.tensor(value, dtype=torch.float64)}),
+                    lambda part: float(part.tensors["score"]),
+                )
                 if problem.checkpoint is not None:
-                    problem.checkpoint.put(name, Part({}, {"score": torch.tensor(score, dtype=torch.float64)}))
-                    problem.checkpoint.drop(training)
-                return score
+                    problem.checkpoint.drop(epochs)
+                return found
 
             selection = select(candidates, run)
             schedule = schedule.with_optimizer(selection.best)

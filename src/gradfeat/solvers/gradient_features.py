@@ -16,10 +16,8 @@ Weights = dict[str, Tensor]
 
 
 _SMALLEST_BATCH, _USUAL_BATCH, _LARGEST_BATCH = 32, 128, 2048
-_BATCH_BYTES, _CPU_BATCH_BYTES = (
-    1 << 30,
-    1 << 29,
-)  # of residuals at a time: to keep a GPU busy, and for the CPU's caches
+_GPU_BYTES = 1 << 30  # of residuals at a time, which keep a GPU busy
+_CPU_BYTES = 1 << 29  # more than that, and memory is what a CPU waits for
 
 
 class GradientFeatures:
@@ -112,5 +110,5 @@ def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> No
 def _usual_batch(store: SampleStore) -> int:
     size = max(1, store.linearization.bytes_per_sample["residuals"])
     if store.linearization.device.type != "cuda" or store.level == "none":  # where the whole network runs in each pass
-        return min(max(_CPU_BATCH_BYTES // size, _SMALLEST_BATCH), _USUAL_BATCH)
-    return min(max(_BATCH_BYTES // size, _USUAL_BATCH), _LARGEST_BATCH)
+        return min(max(_CPU_BYTES // size, _SMALLEST_BATCH), _USUAL_BATCH)
+    return min(max(_GPU_BYTES // size, _USUAL_BATCH), _LARGEST_BATCH)
