@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, 
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {way: {} for way in arguments.ways}
     for k in arguments.shots:
         for seed in range(arguments.draws):
-            samples, labels = draw(whole.y[: whole.n], k, seed)
-            store, y = whole.store.rows(whole.all_views(samples)), torch.cat([labels] * whole.views)
+            samples, labels = draw(whole.y[: whole.n].cpu(), k, seed)
+            store, y = whole.store.rows(whole.all_views(samples)), torch.cat([labels] * whole.views).to(whole.y)
             begun = time.perf_counter()
             probe = fit_probe(store.features, y, whole.loss, random_state=0)
             seconds = {"probe": time.perf_counter() - begun}

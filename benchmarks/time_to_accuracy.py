@@ -87,7 +87,7 @@ class Judge:
         store = store_of(model, self.store)
         with torch.no_grad():
             rows = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(128)]
-        logits = torch.cat(rows).double()
+        logits = torch.cat(rows).double().cpu()
         metrics = metrics_of(self.loss, logits.numpy(), self.truth)
         if self.loss.task == "multiclass":
             probability = self.loss.predict_proba(logits).numpy()
@@ -96,7 +96,9 @@ class Judge:
 
 
 def clocks() -> np.ndarray:
-    """Return wall and processor time, in seconds from some points."""
+    """Return wall and processor time, in seconds from some points; what a GPU was told to do is done by then."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -168,6 +170,7 @@ def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentPa
     parser.add_argument("--max-length", type=int, help="tokens of a text")
     parser.add_argument("--labelled", type=int, help="training samples, drawn by class; all if not given")
     parser.add_argument("--augment", choices=["mirror"])
+    parser.add_argument("--device", default="cpu")
     return parser
 
 
@@ -181,6 +184,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
         image_size=arguments.image_size,
         preprocessing=None if arguments.max_length is None else {"max_length": arguments.max_length},
         augment=arguments.augment,
+        device=arguments.device,
         random_state=0,
     )
     samples, labels = data.X, data.y
@@ -289,12 +293,13 @@ def title_of(arguments: argparse.Namespace) -> str:
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what a result is of."""
     threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
+    card = f", {torch.cuda.get_device_name(arguments.device)}" if "cuda" in arguments.device else ""
     return {
         "data": arguments.data.name,
         "labelled": arguments.labelled,
         "backbone": arguments.backbone,
         "theta2": getattr(arguments, "theta2", None),
-        "machine": f"{platform.machine()}, {threads} threads",
+        "machine": f"{platform.machine()}, {threads} threads{card}",
     }
 
 
