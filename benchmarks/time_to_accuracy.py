@@ -169,6 +169,7 @@ def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentPa
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--max-length", type=int, help="tokens of a text")
     parser.add_argument("--labelled", type=int, help="training samples, drawn by class; all if not given")
+    parser.add_argument("--draw", type=int, default=0, help="seed of that draw")
     parser.add_argument("--augment", choices=["mirror"])
     parser.add_argument("--device", default="cpu")
     return parser
@@ -190,7 +191,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
     samples, labels = data.X, data.y
     if arguments.labelled is not None:
         samples, _, labels, _ = train_test_split(
-            samples, labels, train_size=arguments.labelled, stratify=labels, random_state=0
+            samples, labels, train_size=arguments.labelled, stratify=labels, random_state=arguments.draw
         )
     X, targets, loss, weight = face._read(samples, labels, None)
     problem = face._prepare(X, targets, loss, weight)
@@ -297,6 +298,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": arguments.data.name,
         "labelled": arguments.labelled,
+        "draw": arguments.draw,
         "backbone": arguments.backbone,
         "theta2": getattr(arguments, "theta2", None),
         "machine": f"{platform.machine()}, {threads} threads{card}",
