@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import random
 import warnings
@@ -73,7 +74,11 @@ def _trace(entry: Any, sample: Any) -> Iterator[tuple[Any, list[Any], dict[str, 
         return entry.op(first, *args, **kwargs)
 
     tensors = [leaves[place].detach() for place in places]
-    graph = make_fx(call, pre_dispatch=True)(*tensors)
+    gc.disable()  # a generator under no_grad that an earlier test left, collected here, would be traced with the rest
+    try:
+        graph = make_fx(call, pre_dispatch=True)(*tensors)
+    finally:
+        gc.enable()
     known: dict[fx.Node, Any] = {}
     inputs = iter(tensors)
     for node in graph.graph.nodes:
