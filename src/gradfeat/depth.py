@@ -14,6 +14,9 @@ from gradfeat.progress import Progress
 from gradfeat.selection import COMMON, NEGLIGIBLE, STAGES, place_of_omega
 from gradfeat.solvers.probe import Probe
 
+WORTH = 0.01
+"""A deeper θ₂, which is twice as many blocks, is taken where the held-out loss is lower by this share at least."""
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -50,10 +53,10 @@ def choose_depth(
 ) -> tuple[Problem, Depth | None, list[Depth]]:
     """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the held-out loss falls.
 
-    A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by more than a negligible share. All
-    penalties of ω̄ are tried for the topmost block, where that is cheap, and the best of them alone for the others:
-    about three passes for each. All depths together cost less than one fine-tuning run of 20 epochs through the last of
-    them.
+    A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by `WORTH`, while still deeper ones are
+    tried as long as it falls at all, since small falls may add up. All penalties of ω̄ are tried for the topmost block,
+    where that is cheap, and the best of them alone for the others: about three passes for each. All depths together
+    cost less than one fine-tuning run of 20 epochs through the last of them.
 
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).
@@ -74,6 +77,7 @@ def choose_depth(
     if not candidates:
         raise Theta2Error("theta2='search': no layer with a weight reaches the features; name the parameters instead")
     best: Problem
+    least = float("inf")
     chosen: Depth | None = None
     tried: list[Depth] = []
     omegas: list[int] | None = None
@@ -98,9 +102,11 @@ def choose_depth(
         if omegas is None:
             omegas = [place_of_omega(choice, problem.probe)]
         tried.append(Depth(candidate.modules, parameters, choice.loss, time.perf_counter() - begun))
-        if chosen is not None and tried[-1].loss >= chosen.loss * (1 - NEGLIGIBLE):
+        if chosen is None or choice.loss < chosen.loss * (1 - WORTH):
+            best, chosen = problem, tried[-1]
+        if choice.loss >= least * (1 - NEGLIGIBLE):
             break
-        best, chosen = problem, tried[-1]
+        least = choice.loss
     return best, chosen, tried
 
 

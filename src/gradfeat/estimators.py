@@ -30,8 +30,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18", "hf/<folder or id>",
             "sentence-transformers/<folder or id>"), or a callable that builds a module from the shape of X.
         theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), names of
-            modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, while the loss
-            on held-out training data falls (`gradfeat.depth`; what was tried is in `depths_`, θ₂ in `modules_`).
+            modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, where that
+            lowers the loss on held-out training data (`gradfeat.depth`; `depths_` has what was tried, `modules_` θ₂).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "subspace" (to convergence, without a learning rate); "dual" (in the samples' space, for few samples:
             a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 import gradfeat
 from gradfeat import GradientFeatureClassifier, compare, convex, fitting
 from gradfeat.convex import choose
+from gradfeat.depth import WORTH
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
 from gradfeat.selection import COMMON, HEAVIER, SPLITS, STAGES, place_of_omega
@@ -50,7 +51,7 @@ def _fit(**options: Any) -> GradientFeatureClassifier:
     return GradientFeatureClassifier(_network(), **{"theta2": "search", "random_state": 0, **options}).fit(X, y)
 
 
-def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depths_double_from_the_top_and_one_that_is_worth_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[int] = []
     fit = fitting.fit_probe
     monkeypatch.setattr(fitting, "fit_probe", lambda f, *rest, **how: (fits.append(len(f)), fit(f, *rest, **how))[1])
@@ -63,7 +64,8 @@ def test_depths_double_from_the_top_and_the_least_held_out_loss_is_taken(monkeyp
     assert [list(depth.modules) for depth in depths] == [blocks[:k] for k in (1, 2, 4, 6)][: len(depths)]
     assert len(depths) >= 2
     assert depths[1].loss < depths[0].loss  # the labels' network differs further down
-    assert found.modules_ == list(min(depths, key=lambda depth: depth.loss).modules)
+    least = min(depth.loss for depth in depths)
+    assert found.modules_ == list(next(depth for depth in depths if depth.loss <= least / (1 - WORTH)).modules)
     assert [depth.parameters for depth in depths] == [42 * len(depth.modules) for depth in depths]
     assert all(depth.loss < min(d.loss for d in depths[:i]) for i, depth in enumerate(depths[1:-1], 1))
 
@@ -105,15 +107,27 @@ def test_a_search_and_the_fit_after_it_keep_apart_in_a_checkpoint(tmp_path: Path
         np.testing.assert_array_equal(other.decision_function(X), plain.decision_function(X))
 
 
-def test_a_negligibly_lower_loss_takes_no_deeper_theta2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    losses = iter([1.0, 0.9, 0.8999])
-    monkeypatch.setattr("gradfeat.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(losses)))
+@pytest.mark.parametrize(
+    ("losses", "tried", "taken"),
+    [
+        ([1.0, 0.9, 0.8999, 0.5], 3, 2),  # no fall: none deeper is tried
+        ([1.0, 0.9, 0.895, 0.8], 4, 4),  # a fall that is not worth the depth, but the next is
+        ([1.0, 0.9, 0.895, 0.8949], 4, 2),
+        ([1.0, 0.995, 0.985, 0.98], 4, 3),  # small falls add up
+        ([1.0, 1.1, 0.5, 0.5], 2, 1),
+    ],
+)
+def test_a_deeper_theta2_is_taken_where_it_is_worth_it(
+    losses: list[float], tried: int, taken: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = iter(losses)
+    monkeypatch.setattr("gradfeat.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(given)))
     monkeypatch.setattr("gradfeat.depth.place_of_omega", lambda choice, probe: 0)
     X, _ = _data()
     found = _fit()
-    assert [depth.loss for depth in found.depths_] == [1.0, 0.9, 0.8999]
-    assert found.modules_ == ["5", "4"]
-    assert {name.partition(".")[0] for name in found.w2_} == {"5", "4"}
+    assert [depth.loss for depth in found.depths_] == losses[:tried]
+    assert found.modules_ == list(found.depths_[taken - 1].modules)
+    assert {name.partition(".")[0] for name in found.w2_} == set(found.modules_)
     loaded = gradfeat.load(found.save(tmp_path / "model.safetensors"), _network())
     np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
 
