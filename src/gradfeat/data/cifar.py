@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from gradfeat.data.checksum import difference_from_official
+from gradfeat.data.checksum import differences_from_official
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError
 
@@ -144,9 +144,9 @@ def _note(counts: dict[Path, int], official: int, split: str, layout: _Layout) -
         if count != official:
             others.setdefault(count, []).append(file.name)
     notes += [f"{count:,} of {official:,} in {', '.join(names)}" for count, names in others.items()]
-    for file, count in counts.items():
-        if count == official and file.name in CHECKSUMS[layout.folder]:
-            notes.append(difference_from_official(file, CHECKSUMS[layout.folder][file.name]))
+    known = CHECKSUMS[layout.folder]
+    whole = {file: known[file.name] for file, count in counts.items() if count == official and file.name in known}
+    notes.append(differences_from_official(whole))
     return "; ".join(filter(None, notes))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from gradfeat.data.checksum import difference_from_official
+from gradfeat.data.checksum import differences_from_official
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
 
@@ -70,7 +70,7 @@ def load_svhn(path: Path, split: str) -> Dataset:
         name="SVHN",
         split=split,
         note=(
-            difference_from_official(file, CHECKSUMS[split])
+            differences_from_official({file: CHECKSUMS[split]})
             if n == OFFICIAL[split]
             else f"officially {OFFICIAL[split]:,} images"
         ),
