@@ -30,4 +30,4 @@ def run(name: str, out: Path | None, json: bool, **arguments: Any) -> None:
     table(*outcome.table.narrow(), outcome.table.title)
     for remark in outcome.table.remarks:
         note(False, remark)
-    note(False, f"Written, with the published numbers: {', '.join(files)}")
+    note(False, f"Written: {', '.join(files)}")
