@@ -136,10 +136,9 @@ def choose(
     random_state: int | None = None,
     progress: Progress | None = None,
     stages: Stages = STAGES,
-    omegas: Sequence[int] | None = None,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "omegas": omegas}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
     splits, generator = _splits(problem, random_state), _generator(random_state)
     return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)[0]
 
@@ -152,13 +151,12 @@ def _choose(
     stages: Stages,
     *,
     generator: torch.Generator,
-    omegas: Sequence[int] | None = None,
     **shared: Any,
 ) -> tuple[Choice | None, Weights | None]:
     """Return the choice and the w₂ that it is of (see `choose_penalties`)."""
     if not splits:
         return None, None
-    checkpoint = problem.checkpoint
+    checkpoint, omegas = problem.checkpoint, problem.omegas.get(mode)
     return resumed(
         checkpoint,
         f"{of_omegas(mode, omegas)}-penalties-{of_stages(stages)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradfeat.convex import choose
 from gradfeat.errors import Theta2Error
@@ -68,8 +68,9 @@ def choose_depth(
         progress: Shows how far it is.
 
     Returns:
-        The problem of the chosen depth, that depth, and all that were tried. Where there are too few samples to hold
-        some out: the problem of the topmost block, None, and nothing tried.
+        The problem of the chosen depth, which knows the ω̄ that was best for the topmost block, so that a fit does not
+        search it again; that depth; and all that were tried. Where there are too few samples to hold some out: the
+        problem of the topmost block, None, and nothing tried.
 
     Raises:
         Theta2Error: There is no candidate.
@@ -80,11 +81,11 @@ def choose_depth(
     least = float("inf")
     chosen: Depth | None = None
     tried: list[Depth] = []
-    omegas: list[int] | None = None
+    omegas: dict[str, list[int]] = {}
     probe: Probe | None = None  # f(x), and with it the probe, is the same at all depths
     for candidate in _doubling(candidates):
         begun = time.perf_counter()
-        problem = build(candidate.modules, probe)
+        problem = replace(build(candidate.modules, probe), omegas=omegas)
         probe = problem.probe
         choice = choose(
             problem,
@@ -94,13 +95,13 @@ def choose_depth(
             random_state=random_state,
             progress=progress,
             stages=STAGES[:COMMON],
-            omegas=omegas,
         )
         if choice is None:
             return problem, None, []
         parameters = sum(value.numel() for value in problem.linearization.theta2.values())
-        if omegas is None:
-            omegas = [place_of_omega(choice, problem.probe)]
+        if not omegas:
+            omegas = {mode: [place_of_omega(choice, problem.probe)]}
+            problem = replace(problem, omegas=omegas)
         tried.append(Depth(candidate.modules, parameters, choice.loss, time.perf_counter() - begun))
         if chosen is None or choice.loss < chosen.loss * (1 - WORTH):
             best, chosen = problem, tried[-1]

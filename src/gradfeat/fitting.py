@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,8 @@ class Problem:
             sample ``i % (n / views)``.
         checkpoint: Where finished parts of a fit are kept, or None.
         head: ω of the gradients where it is fixed from outside, as in an ablation; None: a probe, as the method says.
+        omegas: Places in `gradfeat.selection.HEAVIER` of the penalties of ω̄ that a choice tries, by mode, where they
+            are known (`gradfeat.depth`); a mode that is not there tries all.
     """
 
     store: SampleStore
@@ -134,6 +136,7 @@ class Problem:
     views: int = 1
     checkpoint: Checkpoint | None = None
     head: Probe | None = None
+    omegas: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import gradfeat
 from gradfeat import GradientFeatureClassifier, compare, convex, fitting
-from gradfeat.convex import choose
+from gradfeat.convex import choose, fit_convex
 from gradfeat.depth import WORTH
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
@@ -70,12 +71,24 @@ def test_depths_double_from_the_top_and_one_that_is_worth_it_is_taken(monkeypatc
     assert all(depth.loss < min(d.loss for d in depths[:i]) for i, depth in enumerate(depths[1:-1], 1))
 
 
-def test_the_fit_is_that_of_the_depth_by_name() -> None:
-    X, _ = _data()
-    found = _fit()
-    named = _fit(theta2=found.modules_)
+@pytest.mark.parametrize("rounds", [1, "auto"])
+def test_the_fit_is_that_of_the_depth_by_name_with_the_omega_that_the_search_found(rounds: int | str) -> None:
+    X, y = _data()
+    found = _fit(rounds=rounds)
+    named = GradientFeatureClassifier(_network(), theta2=found.modules_, random_state=0)
+    _, targets, loss, weight = named._read(X, y, None)
+    problem = named._prepare(X, targets, loss, weight)
     assert named.depths_ == []
-    np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
+    assert not problem.omegas
+    top = GradientFeatureClassifier(_network(), theta2="5", random_state=0)._prepare(X, targets, loss, weight)
+    choice = choose(top, "full", random_state=0, stages=STAGES[:COMMON])
+    assert choice is not None
+    place = place_of_omega(choice, problem.probe)
+    expected = fit_convex(replace(problem, omegas={"full": [place]}), "full", rounds=rounds, random_state=0)
+    torch.testing.assert_close(dict(found.w2_), {name: value.cpu() for name, value in expected.model.w2.items()})
+    assert found.choice_ is not None
+    tried = {point.omega for point in found.choice_.path if point.w2 < float("inf")}
+    assert tried == {problem.probe.penalty * HEAVIER[place]}
 
 
 def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None:
@@ -91,7 +104,7 @@ def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None
     # the others try the ω̄ that was best there, and only that
     deeper = GradientFeatureClassifier(_network(), theta2=["5", "4"], random_state=0)._prepare(X, targets, loss, weight)
     place = place_of_omega(choice, problem.probe)
-    one = choose(deeper, "full", random_state=0, stages=STAGES[:COMMON], omegas=[place])
+    one = choose(replace(deeper, omegas={"full": [place]}), "full", random_state=0, stages=STAGES[:COMMON])
     assert one is not None
     assert found.depths_[1].loss == one.loss
     tried = {point.omega for point in one.path if point.w2 < float("inf")}
