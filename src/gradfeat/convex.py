@@ -156,7 +156,8 @@ def _choose(
     """Return the choice and the w₂ that it is of (see `choose_penalties`)."""
     if not splits:
         return None, None
-    checkpoint, omegas = problem.checkpoint, problem.omegas.get(mode)
+    checkpoint = problem.checkpoint
+    omegas = None if stages == FIRST else problem.omegas.get(mode)  # rounds begin with an ω̄ of their own
     return resumed(
         checkpoint,
         f"{of_omegas(mode, omegas)}-penalties-{of_stages(stages)}",

@@ -71,10 +71,18 @@ def test_depths_double_from_the_top_and_one_that_is_worth_it_is_taken(monkeypatc
     assert all(depth.loss < min(d.loss for d in depths[:i]) for i, depth in enumerate(depths[1:-1], 1))
 
 
-@pytest.mark.parametrize("rounds", [1, "auto"])
-def test_the_fit_is_that_of_the_depth_by_name_with_the_omega_that_the_search_found(rounds: int | str) -> None:
+def test_rounds_are_those_of_the_depth_by_name() -> None:
+    X, _ = _data()
+    found = _fit(rounds="auto")
+    named = _fit(theta2=found.modules_, rounds="auto")
+    assert found.rounds_ is not None
+    assert found.rounds_.steps
+    np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
+
+
+def test_the_fit_is_that_of_the_depth_by_name_with_the_omega_that_the_search_found() -> None:
     X, y = _data()
-    found = _fit(rounds=rounds)
+    found = _fit()
     named = GradientFeatureClassifier(_network(), theta2=found.modules_, random_state=0)
     _, targets, loss, weight = named._read(X, y, None)
     problem = named._prepare(X, targets, loss, weight)
@@ -84,7 +92,7 @@ def test_the_fit_is_that_of_the_depth_by_name_with_the_omega_that_the_search_fou
     choice = choose(top, "full", random_state=0, stages=STAGES[:COMMON])
     assert choice is not None
     place = place_of_omega(choice, problem.probe)
-    expected = fit_convex(replace(problem, omegas={"full": [place]}), "full", rounds=rounds, random_state=0)
+    expected = fit_convex(replace(problem, omegas={"full": [place]}), "full", random_state=0)
     torch.testing.assert_close(dict(found.w2_), {name: value.cpu() for name, value in expected.model.w2.items()})
     assert found.choice_ is not None
     tried = {point.omega for point in found.choice_.path if point.w2 < float("inf")}
