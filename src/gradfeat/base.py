@@ -69,7 +69,7 @@ class GradientFeatureEstimator(BaseEstimator):
         cv: Any = 5,
         rounds: int | str = 1,
         parametrization: str = "standard",
-        metric: str = "plain",
+        metric: str = "auto",
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
@@ -226,7 +226,7 @@ class GradientFeatureEstimator(BaseEstimator):
             return str(self.solver)
         if changing:
             asked = {
-                "metric='whitened' is": self.metric != "plain",
+                "metric='whitened' is": self.metric == "whitened",
                 "rounds are": self.rounds != 1 and mode == "full",
             }
             what = next((name for name, wanted in asked.items() if wanted), None)
@@ -236,7 +236,7 @@ class GradientFeatureEstimator(BaseEstimator):
                     "change them"
                 )
             return "adam"
-        if (self.rounds == 1 or mode == "gradient") and self.metric == "plain" and takes_closed_form(problem):
+        if (self.rounds == 1 or mode == "gradient") and self.metric != "whitened" and takes_closed_form(problem):
             return "dual"
         return "subspace"
 

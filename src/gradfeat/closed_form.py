@@ -210,7 +210,7 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
     problem, full = samples.problem, samples.mode == "full"
     light = lightest(problem.probe)
-    heads = [light * factor for factor in HEAVIER[:HEADS]] if full else [light]
+    heads = [light * factor for factor in HEADS] if full else [light]
     seen = [samples.versions(part) for part, _ in splits]
     held = [samples.versions(part) for _, part in splits]
     probes = [samples.probes(part, light) for part in seen]

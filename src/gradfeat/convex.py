@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def fit_convex(
     penalty: float | Sequence[float] | str = "auto",
     rounds: int | str = 1,
     parametrization: str = "standard",
-    metric: str = "plain",
+    metric: str = "auto",
     splits: int | None = None,
     random_state: int | None = None,
     progress: Progress | None = None,
@@ -62,7 +62,8 @@ def fit_convex(
         penalty: "auto"; or λ of w₁ and of w₂, one number for both or a pair. ω̄ is then the problem's probe.
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
-        metric: What w₂ is penalized in: "plain" or "whitened" (see `gradfeat.solvers.subspace.Subspace`).
+        metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
+            whitened where its penalty is chosen for one linearization, plain in rounds and with a given penalty.
         splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
@@ -71,21 +72,26 @@ def fit_convex(
     begun = time.perf_counter()
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
+    chosen = isinstance(penalty, str)
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
+    shared["metric"] = _metric(metric, "whitened" if chosen else "plain")
+    in_rounds = {**shared, "metric": _metric(metric, "plain")}
     parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
     start: Weights | None = None
     if rounds != 1 and problem.head is not None:
         raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
-    if isinstance(penalty, str):
-        stages = STAGES if rounds == 1 else FIRST
-        choice, start = _choose(problem, mode, parts, progress, stages, **shared)
+    if chosen:
+        if rounds == 1:
+            choice, start = _choose(problem, mode, parts, progress, STAGES, **shared)
+        else:  # which begin with an ω̄ of their own
+            choice, _ = _choose(replace(problem, omegas={}), mode, parts, progress, FIRST, **in_rounds)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     spent = 0.0  # passes that led to nothing
     if rounds != 1 and choice is not None:
-        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
+        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **in_rounds)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
@@ -95,12 +101,12 @@ def fit_convex(
     omega, probes = problem.head or problem.probe, [problem.probe]
     if choice is not None:
         probes = probes_of(store.features, y, loss, weight, torch.arange(len(store)), lightest(problem.probe))
-        chosen = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
+        best = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
         if not choice.gradients:
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
-            model = new_model(problem, mode, parametrization, chosen)
+            model = new_model(problem, mode, parametrization, best)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        omega = problem.head or chosen
+        omega = problem.head or best
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(
@@ -113,7 +119,7 @@ def fit_convex(
     else:
         penalties = Penalties(*as_pair(penalty))
     if start is not None:
-        subspace.add_w2(start)
+        subspace.add_w2(subspace.features.variables(start))
     with progress.step(mode):
         combination, solution = subspace.solve(penalties)
     solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)
@@ -132,13 +138,13 @@ def choose(
     mode: str,
     *,
     parametrization: str = "standard",
-    metric: str = "plain",
+    metric: str = "auto",
     random_state: int | None = None,
     progress: Progress | None = None,
     stages: Stages = STAGES,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": _metric(metric, "whitened")}
     splits, generator = _splits(problem, random_state), _generator(random_state)
     return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)[0]
 
@@ -157,7 +163,7 @@ def _choose(
     if not splits:
         return None, None
     checkpoint = problem.checkpoint
-    omegas = None if stages == FIRST else problem.omegas.get(mode)  # rounds begin with an ω̄ of their own
+    omegas = problem.omegas.get(mode)
     return resumed(
         checkpoint,
         f"{of_omegas(mode, omegas)}-penalties-{of_stages(stages)}",
@@ -186,6 +192,10 @@ def _choose(
 def _unpack(part: Part, theta2: Mapping[str, torch.Tensor]) -> tuple[Choice, Weights | None]:
     choice = Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]})
     return choice, w2_of(part.tensors, theta2)
+
+
+def _metric(metric: str, usual: str) -> str:
+    return usual if metric == "auto" else metric
 
 
 def _generator(random_state: int | None) -> torch.Generator:

@@ -47,7 +47,7 @@ def choose_depth(
     *,
     mode: str,
     parametrization: str = "standard",
-    metric: str = "plain",
+    metric: str = "auto",
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Problem, Depth | None, list[Depth]]:

@@ -335,9 +335,8 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
         weight=weight,
         **shared,
     )
-    direction = None if point.move is None else subspace.features.variables(point.move)
-    if direction is not None:
-        subspace.add_w2(direction)
+    if point.move is not None:
+        subspace.add_w2(subspace.features.variables(point.move))
     return subspace
 
 

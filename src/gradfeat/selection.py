@@ -29,8 +29,8 @@ from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 HEAVIER = (1.0, 10.0, 100.0, 1000.0)
 """Penalties of ω̄, in units of the best probe's; heavier ones only while the held-out loss still falls."""
 
-HEADS = 3
-"""How many of them are tried for w₁."""
+HEADS = (0.3, 1.0, 10.0, 100.0)
+"""Penalties of w₁, in the same units: beside gradients it may want less of a penalty than alone, or more."""
 
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₂, from heavy to light, in units of the gradient features' mean squared length over n."""
@@ -236,13 +236,12 @@ def choose_penalties(
         omegas: Places in `HEAVIER` of the penalties of ω̄ to try; None tries all.
 
     Returns:
-        The choice, and the w₂ that it is of, the mean over the splits, in the variables that w₂ is penalized in: a
-        direction for the fit to all samples to begin with. None where another fit has other variables (the whitened
-        metric), and where no gradient term was chosen.
+        The choice, and the w₂ that it is of, the mean over the splits, in the units of θ₂: a direction for the fit to
+        all samples to begin with. None where no gradient term was chosen.
     """
     light = lightest(probe)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
-    heads = [light * factor for factor in HEAVIER[:HEADS]] if mode == "full" else [light]
+    heads = [light * factor for factor in HEADS] if mode == "full" else [light]
     growths = len(splits) * ((len(tries) - 1) * COMMON + len(stages))
     with progress.step("penalties") as done:
         path = _Path(
@@ -308,7 +307,7 @@ def choose_penalties(
     least, length, held = min(points, key=lambda point: point[0].loss)
     tried = [point for point, _, _ in points]
     choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode)
-    return choice, start if choice.gradients and metric == "plain" else None
+    return choice, start if choice.gradients else None
 
 
 def least_mean(losses: np.ndarray) -> float:
@@ -391,7 +390,7 @@ class _Path:
         for subspace in problems:
             before = subspace.features.passes
             for stage in stages:
-                grow(subspace, self.heads[len(self.heads) // 2], *stage)
+                grow(subspace, self.heads[(len(self.heads) - 1) // 2], *stage)
                 self.growths += 1
                 self.done(self.growths)
             self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
@@ -410,7 +409,7 @@ class _Path:
         total = problems[0].features.zeros()
         for subspace in problems:
             w2 = subspace.w2(subspace.minimum(Penalties(self.heads[j], GRID[k] * subspace.unit)))
-            add_scaled(total, 1 / len(problems), w2)
+            add_scaled(total, 1 / len(problems), subspace.features.natural(w2))
         return total
 
     def probe_losses(self, i: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def check_parameters(estimator: Any) -> None:
     one_of("mode", MODES)
     one_of("solver", ("auto", "subspace", "dual", *SOLVERS))
     one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
-    one_of("metric", ("plain", "whitened"))
+    one_of("metric", ("auto", "plain", "whitened"))
     one_of("precision", ("auto", *PRECISIONS))
     one_of("cache", ("auto", *LEVELS))
     theta2, penalty, cv, seed = estimator.theta2, estimator.penalty, estimator.cv, estimator.random_state

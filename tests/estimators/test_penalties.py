@@ -256,7 +256,7 @@ def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path:
         GradientFeatureClassifier(backbone, rounds=2, random_state=0).fit(changing)
     with pytest.raises(ConfigurationError, match="a checkpoint is of samples that do not change"):
         GradientFeatureClassifier(backbone, checkpoint=tmp_path, random_state=0).fit(changing)
-    with pytest.raises(ConfigurationError, match="metric must be one of plain, whitened"):
+    with pytest.raises(ConfigurationError, match="metric must be one of auto, plain, whitened"):
         GradientFeatureClassifier(backbone, metric="white", random_state=0).fit(X, y)
 
 

@@ -160,9 +160,9 @@ def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> No
         generator = torch.Generator().manual_seed(0)
         subspace = rounds_module._subspace(problem, point, torch.arange(60), 50, generator=generator, **shared)
         found = subspace.features.natural(subspace._w2[0]) if subspace._w2 else {}
-        assert len(subspace._w2) == (directions if metric == "plain" else 0)  # the whitened metric has other variables
+        assert len(subspace._w2) == directions
         ratios = torch.cat([(value / move[name]).flatten() for name, value in found.items()] or [torch.ones(2)])
-        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
+        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-2, atol=0)
         kept = Point.unpack(point.pack(), start.theta2).move
         assert (kept is None) == (point.move is None)
         assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())

@@ -273,7 +273,7 @@ def test_factors_invert_what_they_stand_for() -> None:
 
 
 def dense_metric(store: SampleStore, omega: Tensor, loss: Loss, parametrization: str) -> tuple[Tensor, Tensor]:
-    """Return H and S = κ (H / h̄ + 0.1) as matrices, from the factors' eigenvectors written out."""
+    """Return H and S = κ (H / h̄ + 5) as matrices, from the factors' eigenvectors written out."""
     features = GradientFeatures(store, omega, parametrization=parametrization, batch_size=16)
     factors = estimate_factors(
         features, loss, store.features @ omega, labels(loss), torch.arange(N), torch.Generator().manual_seed(0)
@@ -288,7 +288,7 @@ def dense_metric(store: SampleStore, omega: Tensor, loss: Loss, parametrization:
         axes = torch.kron(torch.kron(outputs, inputs), torch.eye(spectrum.shape[2]).double())
         blocks.append(axes @ spectrum.flatten().diag() @ axes.T)
     H = torch.block_diag(*blocks)
-    plain = H / H.diagonal().mean() + 0.1 * torch.eye(len(H)).double()
+    plain = H / H.diagonal().mean() + 5 * torch.eye(len(H)).double()
     return H, plain * torch.trace(torch.linalg.solve(plain, H)) / torch.trace(H)
 
 

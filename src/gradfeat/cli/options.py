@@ -76,7 +76,7 @@ Rounds = Annotated[
 ]
 Augment = Annotated[str | None, typer.Option(help="mirror: add the mirror image of each training image.")]
 Parametrization = Annotated[str, typer.Option(help="standard, ntk_fan_in or ntk_fan_out.")]
-Metric = Annotated[str, typer.Option(help="What the penalty of w₂ is measured in: plain or whitened.")]
+Metric = Annotated[str, typer.Option(help="What the penalty of w₂ is measured in: auto, plain or whitened.")]
 Precision = Annotated[
     str,
     typer.Option(help="auto (float32; float64 for a network in it), float32, bfloat16 (not for rounds) or float64."),

@@ -116,7 +116,12 @@ def fit(
     """
     if protocol.subspace and mode in ("gradient", "full"):
         found = fit_convex(
-            problem, mode, parametrization=protocol.parametrization, splits=splits, random_state=random_state
+            problem,
+            mode,
+            parametrization=protocol.parametrization,
+            metric="plain",  # the weight decay of the paper's objective
+            splits=splits,
+            random_state=random_state,
         )
     else:
         schedule = protocol.schedule(problem.n)

@@ -13,6 +13,8 @@ from gradfeat.cache import SampleStore
 from gradfeat.linearization import Linearization, parametrization_scales
 
 Weights = dict[str, Tensor]
+Turn = Callable[[Mapping[str, Tensor]], Weights]
+"""A symmetric linear map of w₂."""
 
 
 _SMALLEST_BATCH, _USUAL_BATCH, _LARGEST_BATCH = 32, 128, 2048
@@ -41,12 +43,12 @@ class GradientFeatures:
         self.batch_size = _usual_batch(store) if batch_size is None else batch_size
         self.passes = 0.0
         self._scales = parametrization_scales(store.linearization, parametrization)
-        self._turn: Callable[[Mapping[str, Tensor]], Weights] | None = None
+        self._turn: tuple[Turn, Turn] | None = None
 
-    def turned(self, by: Callable[[Mapping[str, Tensor]], Weights]) -> GradientFeatures:
-        """Return the map in the variables v of ``w₂ = by(v)``, `by` symmetric and linear."""
+    def turned(self, by: Turn, back: Turn) -> GradientFeatures:
+        """Return the map in the variables v of ``w₂ = by(v)``, and ``v = back(w₂)``."""
         part = copy.copy(self)
-        part._turn = by
+        part._turn = by, back
         return part
 
     @property
@@ -61,14 +63,13 @@ class GradientFeatures:
 
     def natural(self, w2: Mapping[str, Tensor]) -> Weights:
         """Return w₂ in the units of θ₂."""
-        w2 = w2 if self._turn is None else self._turn(w2)
+        w2 = w2 if self._turn is None else self._turn[0](w2)
         return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
-    def variables(self, w2: Mapping[str, Tensor]) -> Weights | None:
-        """Return the inverse of `natural`; None where the variables are turned, which is not undone."""
-        if self._turn is not None:
-            return None
-        return {name: value if (s := self._scales[name]) == 1.0 else value / s for name, value in w2.items()}
+    def variables(self, w2: Mapping[str, Tensor]) -> Weights:
+        """Return the inverse of `natural`."""
+        w2 = {name: value if (s := self._scales[name]) == 1.0 else value / s for name, value in w2.items()}
+        return w2 if self._turn is None else self._turn[1](w2)
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Yield the samples at `indices` in batches: their places in `indices`, and their residuals."""

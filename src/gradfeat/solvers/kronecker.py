@@ -8,7 +8,7 @@ features do not change in training, so neither do the factors. Gains, biases and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError
 from gradfeat.linearization.record import LayerCall
 from gradfeat.losses import Loss
-from gradfeat.solvers.gradient_features import GradientFeatures, Weights
+from gradfeat.solvers.gradient_features import GradientFeatures, Turn, Weights
 
 _BATCH = 64  # few samples are enough, and a 3 × 3 convolution's inputs are nine times as many as its activations
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
 _LEAST_SAMPLES, _ROWS = 256, 4  # samples, and rows for each dimension of a factor, that are enough to estimate it
 
 
-FLOOR = 0.1
+FLOOR = 5.0
 """Of the whitened metric: how much a direction without any gradient features is penalized, in units of the mean."""
 
 
@@ -43,8 +43,8 @@ class KroneckerFactors:
         """Return ``(H + penalty)⁻¹ gradient``."""
         return _scaled(gradient, self._bases, {name: 1 / (value + penalty) for name, value in self._spectra.items()})
 
-    def whitened(self) -> tuple[Callable[[Mapping[str, Tensor]], Weights], KroneckerFactors]:
-        """Return ``S^-½`` of the whitened metric, and these factors in the variables ``v = S^½ w₂``.
+    def whitened(self) -> tuple[Turn, Turn, KroneckerFactors]:
+        """Return ``S^-½`` of the whitened metric, ``S^½``, and these factors in the variables ``v = S^½ w₂``.
 
         S = κ (H / h̄ + `FLOOR`), with h̄ the mean eigenvalue of H, and κ such that the gradient features have the same
         mean squared length in either metric: tr(S⁻¹ H) = tr(H). So a penalty, or a unit of it, means as much in both.
@@ -56,8 +56,12 @@ class KroneckerFactors:
         scale = length / self.trace if self.trace > 0 else 1.0
         roots = {name: (scale * shape).rsqrt() for name, shape in shapes.items()}
         spectra = {name: value * roots[name].square() for name, value in self._spectra.items()}
-        bases = self._bases
-        return lambda v: _scaled(v, bases, roots), KroneckerFactors(bases, spectra)
+        bases, back = self._bases, {name: root.reciprocal() for name, root in roots.items()}
+        return (
+            lambda v: _scaled(v, bases, roots),
+            lambda w2: _scaled(w2, bases, back),
+            KroneckerFactors(bases, spectra),
+        )
 
 
 def _scaled(
