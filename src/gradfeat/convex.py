@@ -31,7 +31,6 @@ from gradfeat.selection import (
     lightest,
     make_subspace,
     of_omegas,
-    of_stages,
     probes_of,
 )
 from gradfeat.solvers.first_order import History
@@ -63,7 +62,7 @@ def fit_convex(
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
-            whitened where its penalty is chosen for one linearization, plain in rounds and with a given penalty.
+            whitened where its penalty is chosen, plain where it is given.
         splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
@@ -73,9 +72,9 @@ def fit_convex(
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
     chosen = isinstance(penalty, str)
-    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
-    shared["metric"] = _metric(metric, "whitened" if chosen else "plain")
-    in_rounds = {**shared, "metric": _metric(metric, "plain")}
+    if metric == "auto":
+        metric = "whitened" if chosen else "plain"
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
@@ -86,12 +85,12 @@ def fit_convex(
         if rounds == 1:
             choice, start = _choose(problem, mode, parts, progress, STAGES, **shared)
         else:  # which begin with an ω̄ of their own
-            choice, _ = _choose(replace(problem, omegas={}), mode, parts, progress, FIRST, **in_rounds)
+            choice, _ = _choose(replace(problem, omegas={}), mode, parts, progress, FIRST, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     spent = 0.0  # passes that led to nothing
     if rounds != 1 and choice is not None:
-        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **in_rounds)
+        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
@@ -144,7 +143,8 @@ def choose(
     stages: Stages = STAGES,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": _metric(metric, "whitened")}
+    metric = "whitened" if metric == "auto" else metric
+    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
     splits, generator = _splits(problem, random_state), _generator(random_state)
     return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)[0]
 
@@ -166,7 +166,7 @@ def _choose(
     omegas = problem.omegas.get(mode)
     return resumed(
         checkpoint,
-        f"{of_omegas(mode, omegas)}-penalties-{of_stages(stages)}",
+        f"{of_omegas(mode, omegas)}-penalties-{stages}",
         lambda: choose_penalties(
             problem.store,
             problem.y,
@@ -192,10 +192,6 @@ def _choose(
 def _unpack(part: Part, theta2: Mapping[str, torch.Tensor]) -> tuple[Choice, Weights | None]:
     choice = Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]})
     return choice, w2_of(part.tensors, theta2)
-
-
-def _metric(metric: str, usual: str) -> str:
-    return usual if metric == "auto" else metric
 
 
 def _generator(random_state: int | None) -> torch.Generator:

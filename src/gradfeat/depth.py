@@ -11,11 +11,14 @@ from gradfeat.errors import Theta2Error
 from gradfeat.fitting import Problem
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
-from gradfeat.selection import COMMON, NEGLIGIBLE, STAGES, place_of_omega
+from gradfeat.selection import NEGLIGIBLE, STAGES, Stages, place_of_omega
 from gradfeat.solvers.probe import Probe
 
 WORTH = 0.01
 """A deeper θ₂, which is twice as many blocks, is taken where the held-out loss is lower by this share at least."""
+
+SHORT = Stages(STAGES.common, STAGES.more[:1])
+"""How far the subspaces grow by which depths are compared."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def choose_depth(
             metric=metric,
             random_state=random_state,
             progress=progress,
-            stages=STAGES[:COMMON],
+            stages=SHORT,
         )
         if choice is None:
             return problem, None, []

@@ -25,7 +25,7 @@ from gradfeat.fitting import Problem
 from gradfeat.linearization import Linearization
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, NEGLIGIBLE, Choice, grow, held_losses, make_subspace
+from gradfeat.selection import GRID, NEGLIGIBLE, Choice, Stages, grow, held_losses, make_subspace
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
@@ -42,12 +42,12 @@ ITERATIONS = (1, 2, 6)
 LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
 
-FIRST = ((2, 1), (4, 2))
-"""Stages (see `STAGES` of `gradfeat.selection`) of the choice of ω̄'s penalty: what is best for short steps, under
-heavier penalties of w₂, is what rounds begin with best, which move ω̄ themselves."""
+FIRST = Stages(common=((2, 1), (4, 2)))
+"""Of the choice of ω̄'s penalty: what is best for short steps, under heavier penalties of w₂, is what rounds begin with
+best, which move ω̄ themselves."""
 
-LAST = (*FIRST, (6, 2))
-"""Stages for which the last linearization's subspace grows at most."""
+LAST = (*FIRST.common, (6, 2))
+"""Growths of the last linearization's subspace at most."""
 
 SEARCH, REPETITION = "rounds-search", "rounds-repetition"
 """Names of their parts of a checkpoint."""

@@ -35,13 +35,27 @@ HEADS = (0.3, 1.0, 10.0, 100.0)
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₂, from heavy to light, in units of the gradient features' mean squared length over n."""
 
-STAGES = ((4, 1), (5, 1), (6, 2), (8, 2))
-"""Places of the grid where the subspace grows, and how many iterations. All penalties of ω̄ see the first `COMMON`
-stages, the best one the others, while the held-out loss still falls."""
+Growths = Sequence[tuple[int, int]]
+"""Places of the grid where a subspace grows, and how many iterations."""
 
-COMMON = 2
 
-Stages = Sequence[tuple[int, int]]
+@dataclass(frozen=True)
+class Stages:
+    """How far the subspaces of a choice grow.
+
+    Attributes:
+        common: For all penalties of ω̄.
+        more: For the best of them, while the held-out loss falls.
+    """
+
+    common: Growths
+    more: Growths = ()
+
+    def __str__(self) -> str:
+        return "-".join(f"{place}x{iterations}" for place, iterations in (*self.common, *self.more))
+
+
+STAGES = Stages(common=((4, 1),), more=((5, 1), (6, 2), (8, 2)))
 
 NEGLIGIBLE = 1e-3
 """A fall of the held-out loss by a smaller share is none."""
@@ -229,7 +243,7 @@ def choose_penalties(
         parametrization: The variables that w₂ is penalized in.
         generator: Of the preconditioner's signs.
         progress: Shows how far it is.
-        stages: As `STAGES`; the first `COMMON` alone where the choice of ω̄ is all that is asked for.
+        stages: How far the subspaces grow.
         metric: What w₂ is penalized in.
         checkpoint: Where the losses of each ω̄ are kept.
         head: The one ω of the gradients where it is fixed; None tries probes.
@@ -242,7 +256,7 @@ def choose_penalties(
     light = lightest(probe)
     tries = [0] if head is not None else list(range(len(HEAVIER)) if omegas is None else omegas)
     heads = [light * factor for factor in HEADS] if mode == "full" else [light]
-    growths = len(splits) * ((len(tries) - 1) * COMMON + len(stages))
+    growths = len(splits) * (len(tries) * len(stages.common) + len(stages.more))
     with progress.step("penalties") as done:
         path = _Path(
             store,
@@ -254,7 +268,7 @@ def choose_penalties(
             heads,
             head,
             {"mode": mode, "parametrization": parametrization, "generator": generator, "metric": metric},
-            stages[:COMMON],
+            stages.common,
             lambda steps: done(steps, growths),
         )
         found: dict[int, np.ndarray] = {}  # losses, (splits, λ₁, λ₂)
@@ -265,7 +279,7 @@ def choose_penalties(
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{of_stages(stages[:COMMON])}", path.passes
+            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{Stages(stages.common)}", path.passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
                 problems = path.begun(i)
@@ -286,7 +300,7 @@ def choose_penalties(
                 break
             best, start = problems, w2
         chosen = min(found, key=lambda i: least_mean(found[i]))
-        for (before_stage, _), stage in itertools.pairwise(stages[COMMON - 1 :]):
+        for (before_stage, _), stage in itertools.pairwise([stages.common[-1], *stages.more]):
             last = least_mean(found[chosen])
             if int(found[chosen].mean(0).min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
@@ -326,11 +340,11 @@ class _Path:
         heads: λ₁ that are tried.
         head: The one ω of the gradients where it is fixed.
         settings: Of `make_subspace`.
-        stages: That all ω̄ see.
+        growths: Of the subspaces of all ω̄.
         done: Told how many growths there have been.
         activations: Of each split, once a problem of it has been made.
         passes: Work, in passes over all samples.
-        growths: How many.
+        grown: How many growths there have been.
     """
 
     store: SampleStore
@@ -342,11 +356,11 @@ class _Path:
     heads: list[float]
     head: Probe | None
     settings: dict[str, Any]
-    stages: Stages
+    growths: Growths
     done: Callable[[int], None]
     activations: dict[int, Activations | None] = field(default_factory=dict)
     passes: float = 0.0
-    growths: int = 0
+    grown: int = 0
 
     def begun(self, i: int) -> list[Subspace]:
         """Return the problems of one ω̄ after the stages that all see."""
@@ -372,7 +386,7 @@ class _Path:
         length = sum(subspace.length for subspace in problems) / len(problems)
         for subspace in problems:  # so that a place of the grid means the same in all splits
             subspace.length = length
-        self.grow(problems, *self.stages)
+        self.grow(problems, *self.growths)
         return problems
 
     def begun_again(self, i: int, state: Tensor) -> list[Subspace]:
@@ -385,14 +399,14 @@ class _Path:
         self.passes = passes
         return problems
 
-    def grow(self, problems: Sequence[Subspace], *stages: tuple[int, int]) -> None:
+    def grow(self, problems: Sequence[Subspace], *growths: tuple[int, int]) -> None:
         """Grow one ω̄'s problems at places of the grid for some iterations."""
         for subspace in problems:
             before = subspace.features.passes
-            for stage in stages:
-                grow(subspace, self.heads[(len(self.heads) - 1) // 2], *stage)
-                self.growths += 1
-                self.done(self.growths)
+            for growth in growths:
+                grow(subspace, self.heads[(len(self.heads) - 1) // 2], *growth)
+                self.grown += 1
+                self.done(self.grown)
             self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.store)
 
     def losses(self, problems: Sequence[Subspace]) -> np.ndarray:
@@ -427,11 +441,6 @@ class _Path:
 def of_omegas(mode: str, omegas: Sequence[int] | None) -> str:
     """Return the first part of a checkpoint's names: a choice among some ω̄ draws other random numbers than all."""
     return mode if omegas is None else f"{mode}-of-{'-'.join(map(str, omegas))}"
-
-
-def of_stages(stages: Stages) -> str:
-    """Return stages as a part of a checkpoint's names."""
-    return "-".join(f"{place}x{iterations}" for place, iterations in stages)
 
 
 def grow(subspace: Subspace, head: float, place: int, iterations: int, *, tolerance: float = 1e-2) -> None:

@@ -13,7 +13,6 @@ import torch
 from benchmarks import depths, low_shot, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
-from gradfeat.convex import fit_convex
 from gradfeat.fitting import Problem, loss_at, new_model
 from gradfeat.merge import fit_head
 from gradfeat.metrics import expected_calibration_error
@@ -22,6 +21,7 @@ from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.selection import make_subspace
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
+from gradfeat.solvers.subspace import Penalties
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +100,24 @@ def test_solver_is_judged_after_each_iteration_and_ends_where_a_fit_with_its_pen
     for name in ("seconds", "passes"):
         values = [getattr(reading, name) for reading in readings]
         assert values == sorted(set(values)), name
-    shared: dict[str, Any] = {"mode": "full", "weight": None, "parametrization": "standard"}
-    unit = make_subspace(
+    subspace = make_subspace(
         problem.store,
-        problem.y,
+        y,
         problem.loss,
-        [],
+        [probe.omega],
         probe.omega,
         probe.bias,
         everything,
+        mode="full",
+        weight=None,
+        parametrization="standard",
+        metric="whitened",
         generator=torch.Generator().manual_seed(0),
-        **shared,
-    ).unit
-    fit = fit_convex(problem, "full", penalty=(probe.penalty, unit), random_state=0)
-    expected = judge(fit.model)["log_loss"]
+    )
+    found, _ = subspace.solve(Penalties(probe.penalty, time_to_accuracy.LAMBDA2 * subspace.unit))
+    model = new_model(problem, "full", "standard")
+    model.set_weights(**dict(zip(("w1", "b", "w2"), subspace.weights(found), strict=True)))
+    expected = judge(model)["log_loss"]
     assert readings[-1].metrics["log_loss"] == pytest.approx(expected, rel=0.02)
     assert abs(readings[1].metrics["log_loss"] / expected - 1) > 0.02
 

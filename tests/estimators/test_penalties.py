@@ -232,6 +232,22 @@ def test_rare_classes_keep_a_sample_that_is_seen() -> None:
         assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))
 
 
+def test_metric_is_whitened_where_penalties_are_chosen_and_plain_where_they_are_given() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 4))
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+    for penalty, usual, other in (("auto", "whitened", "plain"), ((0.01, 0.01), "plain", "whitened")):
+        settings = {"theta2": "*", "penalty": penalty, "solver": "subspace", "random_state": 0}
+        found = {
+            metric: GradientFeatureClassifier(backbone, metric=metric, **settings).fit(X, y).predict_proba(X)
+            for metric in ("auto", usual, other)
+        }
+        np.testing.assert_array_equal(found["auto"], found[usual])
+        assert not np.allclose(found["auto"], found[other], atol=1e-3)
+
+
 def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
