@@ -63,6 +63,7 @@ TITLES = {**METRICS, "calibration_error": "calibration error"}
 EPOCHS = 100
 POINTS = 20
 ITERATIONS = 40
+MOST_JUDGED = 2000
 LAMBDA2 = 0.3
 """Units of λ₂ for `solver`: the least loss on held-out training data of three of the data sets was at 0.1 to 0.3."""
 WAYS = ("solver", "subspace", "rounds", "adam", "sgd", "finetune", "lora")
@@ -178,9 +179,12 @@ def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentPa
     return parser
 
 
-def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
-    """Read the data, run the bottom once for each sample, and fit the probe."""
-    data, test = (load_dataset(arguments.data, split=split) for split in ("train", "test"))
+def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Problem, Judge]:
+    """Read the data, run the bottom once for each sample, and fit the probe.
+
+    The judge has the test part; without `test` those training samples that were not drawn (at most `MOST_JUDGED`).
+    """
+    data = load_dataset(arguments.data, split="train")
     face = GradientFeatureClassifier(
         arguments.backbone,
         weights=arguments.weights,
@@ -191,15 +195,20 @@ def prepared(arguments: argparse.Namespace) -> tuple[Problem, Judge]:
         device=arguments.device,
         random_state=0,
     )
-    samples, labels = data.X, data.y
+    samples, labels, rest, truth = data.X, data.y, None, None
     if arguments.labelled is not None:
-        samples, _, labels, _ = train_test_split(
-            samples, labels, train_size=arguments.labelled, stratify=labels, random_state=arguments.draw
+        classes = labels if np.asarray(labels).ndim == 1 else None
+        samples, rest, labels, truth = train_test_split(
+            samples, labels, train_size=arguments.labelled, stratify=classes, random_state=arguments.draw
         )
+        rest, truth = rest[:MOST_JUDGED], truth[:MOST_JUDGED]
+    if test:
+        judged = load_dataset(arguments.data, split="test")
+        rest, truth = judged.X, judged.y
     X, targets, loss, weight = face._read(samples, labels, None)
     problem = face._prepare(X, targets, loss, weight)
-    store = SampleStore(problem.linearization, Inputs(test.X, face.backbone_.preprocessing))
-    return problem, Judge(store, read_truth(np.asarray(test.y), loss.task, face.classes_), problem)
+    store = SampleStore(problem.linearization, Inputs(rest, face.backbone_.preprocessing))
+    return problem, Judge(store, read_truth(np.asarray(truth), loss.task, face.classes_), problem)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:

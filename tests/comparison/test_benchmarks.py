@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import depths, low_shot, time_to_accuracy
+from benchmarks import depths, low_shot, metrics, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
 from gradfeat.fitting import Problem, loss_at, new_model
@@ -146,3 +146,18 @@ def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace,
     assert len(sizes) >= 2
     assert sizes == sorted(set(sizes))  # each deeper than the one before
     assert len(depths.table(rows).splitlines()) == len(rows) + 2
+
+
+def test_metrics_are_compared_on_training_samples_that_were_left_out(arguments: argparse.Namespace) -> None:
+    own = argparse.Namespace(**{**vars(arguments), "labelled": 24, "metrics": ["plain", "whitened"], "rounds": False})
+    problem, judge = time_to_accuracy.prepared(own, test=False)
+    assert (problem.n, len(judge.store)) == (24, 16)
+    everything = time_to_accuracy.prepared(arguments)[0].store.features
+    shared = (problem.store.features[:, None] - judge.store.features).abs().amax(-1).min()
+    assert shared > 0
+    assert (everything[:, None] - judge.store.features).abs().amax(-1).amin(
+        0
+    ).max() < 1e-5  # all are of the training part
+    rows = metrics.run(own)
+    assert [row["model"] for row in rows] == ["probe", "plain", "whitened"]
+    assert len(metrics.table(rows).splitlines()) == len(rows) + 2

@@ -1,0 +1,62 @@
+"""What the metric of w₂'s penalty is worth: `full` under each of them, judged on training data that were left out.
+
+    python -m benchmarks.metrics DATA -b BACKBONE --labelled N [--weights FILE] [--theta2 NAME ...] [--rounds]
+        [--out FOLDER]
+
+N training samples are fitted to, with penalties chosen on a part of them; up to 2,000 of the others say how good the
+model is. The test part is not read: this is how the default was chosen. Writes a table and a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, prepared, shown, write
+from gradfeat.convex import fit_convex
+from gradfeat.fitting import new_model
+
+METRICS = ("plain", "whitened")
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fit under every metric; return a row for each, and one for the probe."""
+    problem, judge = prepared(arguments, test=False)
+    rows = [{"model": "probe", "metrics": judge(new_model(problem, "activation", "standard")), "seconds": 0.0}]
+    for metric in arguments.metrics:
+        begun = clocks()
+        fit = fit_convex(
+            problem, "full", metric=metric, rounds="auto" if arguments.rounds else 1, random_state=arguments.draw
+        )
+        rows.append({"model": metric, "metrics": judge(fit.model), "seconds": float((clocks() - begun)[1])})
+        print(f"{metric}: {rows[-1]}; {fit.choice}", flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table."""
+    names = list(rows[0]["metrics"])
+    lines = ["| model | " + " | ".join(TITLES[name] for name in names) + " | processor time |"]
+    lines.append("|" + "---|" * (len(names) + 2))
+    for row in rows:
+        lines.append("| " + " | ".join([row["model"], *shown(row["metrics"]), f"{row['seconds']:.1f} s"]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = data_parser(__doc__.splitlines()[0])
+    parser.add_argument("--rounds", action="store_true", help="move θ̄₂")
+    parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=METRICS)
+    parser.add_argument("--out", type=Path, default=Path("results/metrics"))
+    arguments = parser.parse_args()
+    if arguments.labelled is None:
+        parser.error("--labelled: say how many training samples to fit to; the others judge")
+    rows = run(arguments)
+    write("metrics", arguments, table(rows), {"rounds": arguments.rounds, "rows": rows})
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
