@@ -62,7 +62,8 @@ def fit_convex(
         rounds: Most linearizations; "auto" goes on while the held-out loss falls (see `gradfeat.rounds`).
         parametrization: The variables that w₂ is penalized in.
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
-            whitened where its penalty is chosen, plain where it is given.
+            plain where its penalty is given, whitened where it is chosen; the better of both on held-out data where
+            there are fewer than `ONE_SPLIT_FROM` samples.
         splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
@@ -71,30 +72,27 @@ def fit_convex(
     begun = time.perf_counter()
     store, y, loss, weight = problem.store, problem.y, problem.loss, problem.weight
     generator = _generator(random_state)
-    chosen = isinstance(penalty, str)
-    if metric == "auto":
-        metric = "whitened" if chosen else "plain"
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": generator}
     parts = _splits(problem, random_state, splits)
     notes: list[str] = []
     choice: Choice | None = None
     start: Weights | None = None
     if rounds != 1 and problem.head is not None:
         raise ConfigurationError("rounds move θ̄₂ with ω̄, which is fixed from outside: give rounds=1")
-    if chosen:
+    if isinstance(penalty, str):
         if rounds == 1:
-            choice, start = _choose(problem, mode, parts, progress, STAGES, **shared)
+            choice, start = _choose(problem, mode, parts, progress, STAGES, metric, **shared)
         else:  # which begin with an ω̄ of their own
-            choice, _ = _choose(replace(problem, omegas={}), mode, parts, progress, FIRST, **shared)
+            choice, _ = _choose(replace(problem, omegas={}), mode, parts, progress, FIRST, metric, **shared)
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     spent = 0.0  # passes that led to nothing
     if rounds != 1 and choice is not None:
-        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, **shared)
+        fit, spent = _fit_rounds(problem, choice, parts[0], rounds, progress, begun, metric=choice.metric, **shared)
         if fit is not None:
             return fit
         notes.append(f"{mode}: no step of the network was better than one linearization")
-        choice, start = _choose(problem, mode, parts, progress, STAGES, **shared)  # as without rounds
+        choice, start = _choose(problem, mode, parts, progress, STAGES, metric, **shared)  # as without rounds
     elif rounds != 1:
         notes.append(f"{mode}: one linearization, since there is no held-out data to choose steps on")
     omega, probes = problem.head or problem.probe, [problem.probe]
@@ -106,10 +104,24 @@ def fit_convex(
             model = new_model(problem, mode, parametrization, best)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
         omega = problem.head or best
+    if choice is not None:
+        metric = choice.metric
+    elif metric == "auto":
+        metric = "plain"
     heads = [probe.omega for probe in probes] if mode == "full" else []
     everything = torch.arange(len(store))
     subspace = make_subspace(
-        store, y, loss, heads, omega.omega, omega.bias, everything, mode=mode, weight=weight, **shared
+        store,
+        y,
+        loss,
+        heads,
+        omega.omega,
+        omega.bias,
+        everything,
+        mode=mode,
+        weight=weight,
+        metric=metric,
+        **shared,
     )
     if choice is not None:
         penalties = choice.penalties(problem.n)
@@ -143,10 +155,9 @@ def choose(
     stages: Stages = STAGES,
 ) -> Choice | None:
     """Choose the penalties alone, as `fit_convex` does; None where there are too few samples to hold some out."""
-    metric = "whitened" if metric == "auto" else metric
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
-    splits, generator = _splits(problem, random_state), _generator(random_state)
-    return _choose(problem, mode, splits, progress or Progress(False), stages, generator=generator, **shared)[0]
+    shared: dict[str, Any] = {"parametrization": parametrization, "generator": _generator(random_state)}
+    splits = _splits(problem, random_state)
+    return _choose(problem, mode, splits, progress or Progress(False), stages, metric, **shared)[0]
 
 
 def _choose(
@@ -155,18 +166,36 @@ def _choose(
     splits: list[tuple[torch.Tensor, torch.Tensor]],
     progress: Progress,
     stages: Stages,
-    *,
-    generator: torch.Generator,
+    metric: str,
     **shared: Any,
 ) -> tuple[Choice | None, Weights | None]:
-    """Return the choice and the w₂ that it is of (see `choose_penalties`)."""
+    """Return the choice and the w₂ that it is of (see `choose_penalties`), under the metric that is best."""
     if not splits:
         return None, None
+    metrics = [metric]
+    if metric == "auto":
+        metrics = ["whitened"] if problem.n >= ONE_SPLIT_FROM else ["plain", "whitened"]
+    found = [_choose_under(problem, mode, splits, progress, stages, metric=name, **shared) for name in metrics]
+    choice, w2 = min(found, key=lambda pair: pair[0].loss)
+    return replace(choice, passes=sum(other.passes for other, _ in found)), w2
+
+
+def _choose_under(
+    problem: Problem,
+    mode: str,
+    splits: list[tuple[torch.Tensor, torch.Tensor]],
+    progress: Progress,
+    stages: Stages,
+    *,
+    metric: str,
+    generator: torch.Generator,
+    **shared: Any,
+) -> tuple[Choice, Weights | None]:
     checkpoint = problem.checkpoint
     omegas = problem.omegas.get(mode)
     return resumed(
         checkpoint,
-        f"{of_omegas(mode, omegas)}-penalties-{stages}",
+        f"{of_omegas(mode, omegas)}-penalties-{stages}-{metric}",
         lambda: choose_penalties(
             problem.store,
             problem.y,
@@ -181,6 +210,7 @@ def _choose(
             checkpoint=checkpoint,
             head=problem.head,
             omegas=omegas,
+            metric=metric,
             **shared,
         ),
         lambda found: Part(asdict(found[0]), named_w2(found[1])),

@@ -49,8 +49,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         metric: "plain": λ₂ penalizes ‖w₂‖²; "whitened": w₂ᵀ S w₂, with the Kronecker factors of the loss's Hessian as S
-            (docs/method.md), by the subspace solver. "auto": "whitened" where that solver chooses the penalties,
-            "plain" where they are given, and in closed form.
+            (docs/method.md), by the subspace solver. "auto": "whitened" where that solver chooses the penalties, the
+            better of both with fewer than 1,000 samples; "plain" where they are given, and in closed form.
         loss: "auto", "cross_entropy", "one_hot_squared" (LQF's squared error to rescaled one-hot targets), or
             "logistic" (multi-label).
         augment: "mirror" adds the mirror image of each training image; None adds nothing.

@@ -97,6 +97,7 @@ class Choice:
             estimated for this choice. Another estimate may be far from it where samples are few.
         held: Its loss on each part that was held out.
         mode: Of the model; `gradient` has no w₁.
+        metric: What w₂ is penalized in.
     """
 
     omega: float
@@ -107,12 +108,14 @@ class Choice:
     length: float = 1.0
     held: list[float] = field(default_factory=list)
     mode: str = "full"
+    metric: str = "plain"
 
     def __str__(self) -> str:
         if not self.gradients:
             return f"no gradient term, penalty {self.w1:.3g}"
         w1 = f"{self.w1:.3g} of w₁, " if self.mode == "full" else ""
-        return f"penalties {self.omega:.3g} of ω̄, {w1}{self.w2:.3g} units of w₂"
+        metric = "" if self.metric == "plain" else f" ({self.metric})"
+        return f"penalties {self.omega:.3g} of ω̄, {w1}{self.w2:.3g} units of w₂{metric}"
 
     @property
     def loss(self) -> float:
@@ -279,7 +282,8 @@ def choose_penalties(
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
-            name, before = f"{of_omegas(mode, omegas)}-omega-{i}-{Stages(stages.common)}", path.passes
+            name = f"{of_omegas(mode, omegas)}-omega-{i}-{Stages(stages.common)}-{metric}"
+            before = path.passes
             kept = load_part(checkpoint, name, generator)
             if kept is None:
                 problems = path.begun(i)
@@ -320,7 +324,7 @@ def choose_penalties(
         points = [*((Tried(v, v, float("inf"), float(held.mean())), 1.0, held) for v, held in alone), *points]
     least, length, held = min(points, key=lambda point: point[0].loss)
     tried = [point for point, _, _ in points]
-    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode)
+    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode, metric)
     return choice, start if choice.gradients else None
 
 

@@ -70,8 +70,8 @@ def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(monkeypatch: py
     assert begun.choice_.gradients
     assert begun.solution_.objective[0] < from_zero.solution_.objective[0]
     assert begun.solution_.passes < from_zero.solution_.passes
-    # both end within the tolerance of the same minimum
-    assert begun.solution_.objective[-1] == pytest.approx(from_zero.solution_.objective[-1], rel=0.02)
+    # both end near the same minimum: the tolerance is of what a step promises, by an approximate preconditioner
+    assert begun.solution_.objective[-1] == pytest.approx(from_zero.solution_.objective[-1], rel=0.05)
 
 
 def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_samples(
@@ -232,20 +232,30 @@ def test_rare_classes_keep_a_sample_that_is_seen() -> None:
         assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))
 
 
-def test_metric_is_whitened_where_penalties_are_chosen_and_plain_where_they_are_given() -> None:
+def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
     y = (X[:, 0] * X[:, 1] > 0).astype(int)
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
-    for penalty, usual, other in (("auto", "whitened", "plain"), ((0.01, 0.01), "plain", "whitened")):
-        settings = {"theta2": "*", "penalty": penalty, "solver": "subspace", "random_state": 0}
-        found = {
-            metric: GradientFeatureClassifier(backbone, metric=metric, **settings).fit(X, y).predict_proba(X)
-            for metric in ("auto", usual, other)
-        }
-        np.testing.assert_array_equal(found["auto"], found[usual])
-        assert not np.allclose(found["auto"], found[other], atol=1e-3)
+    settings = {"theta2": "*", "solver": "subspace", "random_state": 0}
+
+    def fitted(metric: str, **more: object) -> GradientFeatureClassifier:
+        return GradientFeatureClassifier(backbone, metric=metric, **{**settings, **more}).fit(X, y)
+
+    given, plain, whitened = (fitted(name, penalty=(0.01, 0.01)) for name in ("auto", "plain", "whitened"))
+    np.testing.assert_array_equal(given.predict_proba(X), plain.predict_proba(X))
+    assert not np.allclose(given.predict_proba(X), whitened.predict_proba(X), atol=1e-3)
+    both, plain, whitened = (fitted(name) for name in ("auto", "plain", "whitened"))
+    assert (plain.choice_.metric, whitened.choice_.metric) == ("plain", "whitened")
+    assert both.choice_.loss <= plain.choice_.loss
+    assert both.choice_.passes > 1.5 * plain.choice_.passes  # of both
+    if both.choice_.metric == "plain":
+        assert both.choice_.loss == plain.choice_.loss
+    monkeypatch.setattr("gradfeat.convex.ONE_SPLIT_FROM", 60)  # from where on held-out data need not be asked
+    many, alone = fitted("auto"), fitted("whitened")
+    assert many.choice_.metric == "whitened"
+    np.testing.assert_array_equal(many.predict_proba(X), alone.predict_proba(X))
 
 
 def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path: Path) -> None:
