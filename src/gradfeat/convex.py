@@ -132,14 +132,19 @@ def fit_convex(
     if start is not None:
         subspace.add_w2(subspace.features.variables(start))
     with progress.step(mode):
-        combination, solution = subspace.solve(penalties)
+        if choice is None:
+            combination, solution = subspace.solve(penalties)
+        else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
+            combination, solution = subspace.solve(penalties, iterations=choice.iterations)
+            if not (solution.converged or solution.interrupted):
+                solution.reason = f"{choice.iterations} iterations, as chosen on held-out data"
     solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)
     solution.seconds = time.perf_counter() - begun
     w1, b, w2 = subspace.weights(combination)
     point = Point(problem.linearization.theta2, omega.omega, omega.omega if w1 is None else w1, b, w2)
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
-    if not solution.converged:
+    if not solution.converged and (choice is None or solution.interrupted):
         notes.append(f"{mode}: {solution}")
     return Fit(model, _history(solution), None, solution.seconds, notes, choice, solution)
 

@@ -55,7 +55,7 @@ class Stages:
         return "-".join(f"{place}x{iterations}" for place, iterations in (*self.common, *self.more))
 
 
-STAGES = Stages(common=((4, 1),), more=((5, 1), (6, 2), (8, 2)))
+STAGES = Stages(common=((4, 1), (5, 1)), more=((6, 2), (8, 2)))
 
 NEGLIGIBLE = 1e-3
 """A fall of the held-out loss by a smaller share is none."""
@@ -98,6 +98,7 @@ class Choice:
         held: Its loss on each part that was held out.
         mode: Of the model; `gradient` has no w₁.
         metric: What w₂ is penalized in.
+        iterations: Of the subspace whose loss it was: a fit that goes on longer has another.
     """
 
     omega: float
@@ -109,6 +110,7 @@ class Choice:
     held: list[float] = field(default_factory=list)
     mode: str = "full"
     metric: str = "plain"
+    iterations: int = 0
 
     def __str__(self) -> str:
         if not self.gradients:
@@ -304,16 +306,18 @@ def choose_penalties(
                 break
             best, start = problems, w2
         chosen = min(found, key=lambda i: least_mean(found[i]))
+        iterations = sum(count for _, count in stages.common)
         for (before_stage, _), stage in itertools.pairwise([stages.common[-1], *stages.more]):
             last = least_mean(found[chosen])
             if int(found[chosen].mean(0).min(0).argmin()) < before_stage - 1:  # lighter penalties only do harm
                 break
             best = best or path.begun_again(chosen, states[chosen])  # from a checkpoint
             path.grow(best, stage)
-            found[chosen] = path.losses(best)
-            start = path.mean_w2(best, found[chosen])
-            if least_mean(found[chosen]) > last * (1 - NEGLIGIBLE):
+            losses = path.losses(best)
+            if least_mean(losses) > last * (1 - NEGLIGIBLE):
                 break
+            found[chosen], start = losses, path.mean_w2(best, losses)
+            iterations += stage[1]
     points = [
         (Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[:, j, k].mean())), lengths[i], losses[:, j, k])
         for i, losses in found.items()
@@ -324,7 +328,9 @@ def choose_penalties(
         points = [*((Tried(v, v, float("inf"), float(held.mean())), 1.0, held) for v, held in alone), *points]
     least, length, held = min(points, key=lambda point: point[0].loss)
     tried = [point for point, _, _ in points]
-    choice = Choice(least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode, metric)
+    choice = Choice(
+        least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode, metric, iterations
+    )
     return choice, start if choice.gradients else None
 
 
