@@ -61,7 +61,14 @@ def fit_representer(
     choice: Choice | None = None
     probe = problem.probe
     if isinstance(penalty, str):
-        choice = choose(problem, mode, parametrization=parametrization, random_state=random_state, progress=progress)
+        choice = choose(
+            problem,
+            mode,
+            parametrization=parametrization,
+            metric="plain",
+            random_state=random_state,
+            progress=progress,
+        )
         if choice is None:
             notes.append(f"{mode}: too few samples to choose penalties on held-out data")
     if choice is not None:

@@ -252,7 +252,9 @@ def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given(monk
     assert both.choice_.passes > 1.5 * plain.choice_.passes  # of both
     if both.choice_.metric == "plain":
         assert both.choice_.loss == plain.choice_.loss
+    assert fitted("auto", solver="dual").choice_.metric == "plain"  # the kernel's
     monkeypatch.setattr("gradfeat.convex.ONE_SPLIT_FROM", 60)  # from where on held-out data need not be asked
+    assert fitted("auto", solver="dual").choice_.metric == "plain"
     many, alone = fitted("auto"), fitted("whitened")
     assert many.choice_.metric == "whitened"
     np.testing.assert_array_equal(many.predict_proba(X), alone.predict_proba(X))
