@@ -59,7 +59,7 @@ def test_lower_than_the_subspace_solver_and_close(labels: str, mode: str) -> Non
 
 def test_the_same_penalties_are_chosen_as_by_the_subspace_solver() -> None:
     X, y = data(150)
-    dual, subspace = (classifier(solver=solver).fit(X, y) for solver in ("dual", "subspace"))
+    dual, subspace = (classifier(solver=solver, metric="plain").fit(X, y) for solver in ("dual", "subspace"))
     assert str(dual.choice_) == str(subspace.choice_)
     assert dual.choice_.gradients
     X_test, y_test = data(500, seed=1)
