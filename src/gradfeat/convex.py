@@ -53,7 +53,9 @@ def fit_convex(
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
-    """Fit `full` or `gradient` to convergence, without a learning rate, with chosen or given penalties.
+    """Fit `full` or `gradient` without a learning rate, with chosen or given penalties.
+
+    Given penalties are solved to convergence, chosen ones for as many iterations as were judged on held-out data.
 
     Args:
         problem: From `prepare`, with samples that do not change.
