@@ -152,7 +152,7 @@ def test_mirror_images_stay_with_their_samples(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("metric", ["plain", "whitened"])
 def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> None:
     X, y = data(60)
-    problem = classifier()._prepare(X, y, CrossEntropy(), None)
+    problem = classifier(precision="float64")._prepare(X, y, CrossEntropy(), None)  # the turn and back round in float32
     start = Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
     move = {name: 0.1 * torch.randn_like(value) for name, value in start.theta2.items()}
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
@@ -162,7 +162,7 @@ def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> No
         found = subspace.features.natural(subspace._w2[0]) if subspace._w2 else {}
         assert len(subspace._w2) == directions
         ratios = torch.cat([(value / move[name]).flatten() for name, value in found.items()] or [torch.ones(2)])
-        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-2, atol=0)
+        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
         kept = Point.unpack(point.pack(), start.theta2).move
         assert (kept is None) == (point.move is None)
         assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())
