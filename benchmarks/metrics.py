@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Fit under every metric; return a row for each, and one for the probe."""
     problem, judge = prepared(arguments, test=False)
     rows = [{"model": "probe", "metrics": judge(new_model(problem, "activation", "standard")), "seconds": 0.0}]
-    for metric in arguments.metrics:
+    for metric in METRICS:
         begun = clocks()
         fit = fit_convex(
             problem, "full", metric=metric, rounds="auto" if arguments.rounds else 1, random_state=arguments.draw
@@ -48,7 +48,6 @@ def main() -> None:
     """Run from the command line."""
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--rounds", action="store_true", help="move θ̄₂")
-    parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=METRICS)
     parser.add_argument("--out", type=Path, default=Path("results/metrics"))
     arguments = parser.parse_args()
     if arguments.labelled is None:

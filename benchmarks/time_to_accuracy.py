@@ -64,6 +64,7 @@ EPOCHS = 100
 POINTS = 20
 ITERATIONS = 40
 MOST_JUDGED = 2000
+"""Training samples that judge, where the test part does not."""
 LAMBDA2 = 0.3
 """Units of λ₂ for `solver`: the least loss on held-out training data of four of five data sets was at 0.3 or below."""
 WAYS = ("solver", "subspace", "rounds", "adam", "sgd", "finetune", "lora")

@@ -105,9 +105,7 @@ def fit_convex(
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization, best)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-        omega = problem.head or best
-    if choice is not None:
-        metric = choice.metric
+        omega, metric = problem.head or best, choice.metric
     elif metric == "auto":
         metric = "plain"
     heads = [probe.omega for probe in probes] if mode == "full" else []
@@ -174,56 +172,48 @@ def _choose(
     progress: Progress,
     stages: Stages,
     metric: str,
+    *,
+    generator: torch.Generator,
     **shared: Any,
 ) -> tuple[Choice | None, Weights | None]:
     """Return the choice and the w₂ that it is of (see `choose_penalties`), under the metric that is best."""
     if not splits:
         return None, None
+    checkpoint = problem.checkpoint
+    omegas = problem.omegas.get(mode)
+
+    def under(name: str) -> tuple[Choice, Weights | None]:
+        return resumed(
+            checkpoint,
+            f"{of_omegas(mode, omegas)}-penalties-{stages}-{name}",
+            lambda: choose_penalties(
+                problem.store,
+                problem.y,
+                problem.loss,
+                [(problem.random_views(seen, generator), held) for seen, held in splits],
+                problem.probe,
+                mode=mode,
+                weight=problem.weight,
+                generator=generator,
+                progress=progress,
+                stages=stages,
+                checkpoint=checkpoint,
+                head=problem.head,
+                omegas=omegas,
+                metric=name,
+                **shared,
+            ),
+            lambda found: Part(asdict(found[0]), named_w2(found[1])),
+            lambda part: _unpack(part, problem.linearization.theta2),
+            generator,
+        )
+
     metrics = [metric]
     if metric == "auto":
         metrics = ["whitened"] if problem.n >= ONE_SPLIT_FROM else ["plain", "whitened"]
-    found = [_choose_under(problem, mode, splits, progress, stages, metric=name, **shared) for name in metrics]
+    found = [under(name) for name in metrics]
     choice, w2 = min(found, key=lambda pair: pair[0].loss)
     return replace(choice, passes=sum(other.passes for other, _ in found)), w2
-
-
-def _choose_under(
-    problem: Problem,
-    mode: str,
-    splits: list[tuple[torch.Tensor, torch.Tensor]],
-    progress: Progress,
-    stages: Stages,
-    *,
-    metric: str,
-    generator: torch.Generator,
-    **shared: Any,
-) -> tuple[Choice, Weights | None]:
-    checkpoint = problem.checkpoint
-    omegas = problem.omegas.get(mode)
-    return resumed(
-        checkpoint,
-        f"{of_omegas(mode, omegas)}-penalties-{stages}-{metric}",
-        lambda: choose_penalties(
-            problem.store,
-            problem.y,
-            problem.loss,
-            [(problem.random_views(seen, generator), held) for seen, held in splits],
-            problem.probe,
-            mode=mode,
-            weight=problem.weight,
-            generator=generator,
-            progress=progress,
-            stages=stages,
-            checkpoint=checkpoint,
-            head=problem.head,
-            omegas=omegas,
-            metric=metric,
-            **shared,
-        ),
-        lambda found: Part(asdict(found[0]), named_w2(found[1])),
-        lambda part: _unpack(part, problem.linearization.theta2),
-        generator,
-    )
 
 
 def _unpack(part: Part, theta2: Mapping[str, torch.Tensor]) -> tuple[Choice, Weights | None]:

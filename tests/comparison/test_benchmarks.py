@@ -149,15 +149,14 @@ def test_tables_have_a_row_for_each_way_and_depth(arguments: argparse.Namespace,
 
 
 def test_metrics_are_compared_on_training_samples_that_were_left_out(arguments: argparse.Namespace) -> None:
-    own = argparse.Namespace(**{**vars(arguments), "labelled": 24, "metrics": ["plain", "whitened"], "rounds": False})
+    own = argparse.Namespace(**{**vars(arguments), "labelled": 24, "rounds": False})
     problem, judge = time_to_accuracy.prepared(own, test=False)
     assert (problem.n, len(judge.store)) == (24, 16)
     everything = time_to_accuracy.prepared(arguments)[0].store.features
     shared = (problem.store.features[:, None] - judge.store.features).abs().amax(-1).min()
     assert shared > 0
-    assert (everything[:, None] - judge.store.features).abs().amax(-1).amin(
-        0
-    ).max() < 1e-5  # all are of the training part
+    nearest = (everything[:, None] - judge.store.features).abs().amax(-1).amin(0)
+    assert nearest.max() < 1e-5  # all are of the training part
     rows = metrics.run(own)
     assert [row["model"] for row in rows] == ["probe", "plain", "whitened"]
     assert len(metrics.table(rows).splitlines()) == len(rows) + 2

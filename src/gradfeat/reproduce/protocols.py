@@ -29,8 +29,8 @@ class Protocol:
         summary: One line for the reader of a table.
         schedule: Of n training samples; of `finetune` alone where `subspace` is true.
         finetuning: What `finetune` chooses from, by runs a quarter as long on a fifth of the training data.
-        subspace: Whether `gradient` and `full` are solved to convergence, with penalties chosen on held-out training
-            data.
+        subspace: Whether `gradient` and `full` are solved without a learning rate, with penalties chosen on held-out
+            training data.
         parametrization: The variables that w₂ is trained in.
     """
 
