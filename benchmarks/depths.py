@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.low_shot import fit
-from benchmarks.time_to_accuracy import TITLES, data_parser, prepared, shown, write
+from benchmarks.time_to_accuracy import TITLES, data_parser, markdown, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.fitting import backbone_candidates, linearize_backbone
@@ -53,12 +53,11 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table."""
     names = list(rows[0]["metrics"])
-    lines = ["| θ₂ | parameters | model | " + " | ".join(TITLES[name] for name in names) + " | time |"]
-    lines.append("|" + "---|" * (len(names) + 4))
+    cells = []
     for row in rows:
-        cells = [f"{row['depth']}: {', '.join(row['theta2'])}", f"{row['parameters']:,}", row["model"]]
-        lines.append("| " + " | ".join([*cells, *shown(row["metrics"]), f"{row['seconds']:.1f} s"]) + " |")
-    return "\n".join(lines)
+        about = [f"{row['depth']}: {', '.join(row['theta2'])}", f"{row['parameters']:,}", row["model"]]
+        cells.append([*about, *shown(row["metrics"]), f"{row['seconds']:.1f} s"])
+    return markdown(["θ₂", "parameters", "model", *(TITLES[name] for name in names), "time"], cells)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, prepared, shown, write
+from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, markdown, prepared, shown, write
 from gradfeat.convex import fit_convex
 from gradfeat.fitting import new_model
 
@@ -37,11 +37,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table."""
     names = list(rows[0]["metrics"])
-    lines = ["| model | " + " | ".join(TITLES[name] for name in names) + " | processor time |"]
-    lines.append("|" + "---|" * (len(names) + 2))
-    for row in rows:
-        lines.append("| " + " | ".join([row["model"], *shown(row["metrics"]), f"{row['seconds']:.1f} s"]) + " |")
-    return "\n".join(lines)
+    cells = [[row["model"], *shown(row["metrics"]), f"{row['seconds']:.1f} s"] for row in rows]
+    return markdown(["model", *(TITLES[name] for name in names), "processor time"], cells)
 
 
 def main() -> None:

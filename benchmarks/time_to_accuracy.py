@@ -31,7 +31,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -246,20 +246,25 @@ def shown(metrics: dict[str, float]) -> list[str]:
     return [f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}" for name, value in metrics.items()]
 
 
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as a table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
+
+
 def table(found: dict[str, list[Reading]]) -> str:
     """Return the last reading of each way, and when it first was as good as Adam ended."""
     names = list(found["probe"][0].metrics)
     titles = [TITLES[name] for name in names]
     last_columns = ["passes", "time", "processor time", "processor time to Adam's last accuracy"]
-    lines = ["| " + " | ".join(["way", *titles, *last_columns]) + " |"]
-    lines.append("|" + "---|" * (1 + len(titles) + len(last_columns)))
+    rows = []
     goal = found["adam"][-1].metrics[names[0]] if "adam" in found else float("nan")
     for way, readings in found.items():
         last = readings[-1]
         reached = next((f"{r.processor:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
         times = [f"{last.passes:.0f}", f"{last.seconds:.1f} s", f"{last.processor:.1f} s", reached]
-        lines.append("| " + " | ".join([way, *shown(last.metrics), *times]) + " |")
-    return "\n".join(lines)
+        rows.append([way, *shown(last.metrics), *times])
+    return markdown(["way", *titles, *last_columns], rows)
 
 
 def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:

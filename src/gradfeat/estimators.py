@@ -33,7 +33,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, where that
             lowers the loss on held-out training data (`gradfeat.depth`; `depths_` has what was tried, `modules_` θ₂).
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
-        solver: "subspace" (to convergence, without a learning rate); "dual" (in the samples' space, for few samples:
+        solver: "subspace" (without a learning rate or schedule); "dual" (in the samples' space, for few samples:
             a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
             paper's schedule. "auto" is "adam" for samples that may change (a torch Dataset that augments); else
             "dual" for a squared loss with few samples × outputs (`gradfeat.closed_form`), and "subspace" for all else.
