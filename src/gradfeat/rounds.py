@@ -1,10 +1,10 @@
 """Rounds: linearize, fit, move θ̄₂ by w₂, take ω̄ = w₁, linearize again. Fine-tuning without a learning rate.
 
 Each round is a convex problem at the present point, of which one preconditioned step is taken (a damped Gauss-Newton
-step), in the span of a preconditioned gradient and the step before. How far it goes, the penalties of w₁ and w₂ say:
-they are a trust region, chosen by the loss of the real network on held-out training data, that no fit has seen. Rounds
-end where no step lowers it. The same steps, with the same penalties, are then repeated on all training data, and the
-last linearization is solved there.
+step), in the span of a preconditioned gradient, or of two or three, and the step before. How far it goes, the penalties
+of w₁ and w₂ say: they are a trust region, chosen by the loss of the real network on held-out training data, that no fit
+has seen. Rounds end where no step lowers it. The same steps, with the same penalties, are then repeated on all training
+data, and the last linearization is solved there.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ MOST = 12
 PLACE = 4
 """Place of the grid at which a round's step is preconditioned: λ₂ of one unit."""
 
-ITERATIONS = (1, 2, 6)
-"""Directions of a round's subspace: one; in the first round more are added where no step is better (at a saddle)."""
+DIRECTIONS = (1, 2, 3, 9)
+"""Of a round's subspace: one, more where none of its steps is better; so many as the last in the first round alone,
+which may begin at a saddle."""
 
 LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
@@ -226,11 +227,10 @@ def search_rounds(
             for k in range(len(rounds.steps), limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
                 subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
-                found, iterations = None, 0
-                for more in ITERATIONS if k == 0 else ITERATIONS[:1]:
-                    grow(subspace, heads[0], PLACE, more, tolerance=0.0)
-                    iterations += more
-                    found = _best_step(problem, rounds.point, subspace, heads, held, iterations)
+                found = None
+                for before, directions in itertools.pairwise((0, *(DIRECTIONS if k == 0 else DIRECTIONS[:-1]))):
+                    grow(subspace, heads[0], PLACE, directions - before, tolerance=0.0)
+                    found = _best_step(problem, rounds.point, subspace, heads, held, directions)
                     if found is not None and found[0].loss < rounds.last_loss * (1 - NEGLIGIBLE):
                         break
                     found = None
@@ -277,9 +277,9 @@ def repeat_rounds(
     with progress.step("rounds on all samples") as done:
         for i, step in enumerate(rounds.steps[first:], first):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
-            for more, total in zip(ITERATIONS, itertools.accumulate(ITERATIONS), strict=True):  # as in the search
-                if total <= step.iterations:
-                    grow(subspace, heads[0], PLACE, more, tolerance=0.0)
+            for before, directions in itertools.pairwise((0, *DIRECTIONS)):  # as in the search
+                if directions <= step.iterations:
+                    grow(subspace, heads[0], PLACE, directions - before, tolerance=0.0)
             found = subspace.minimum(Penalties(step.w1, step.w2 / problem.n))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
