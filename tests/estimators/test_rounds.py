@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,13 @@ from torch.func import functional_call, jvp
 import gradfeat.convex
 import gradfeat.rounds as rounds_module
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
+from gradfeat.convex import choose
 from gradfeat.errors import ConvergenceError
+from gradfeat.fitting import hold_out
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics import log_loss
-from gradfeat.rounds import Point, _descend
+from gradfeat.progress import Progress
+from gradfeat.rounds import Point, _descend, repeat_rounds, search_rounds
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -166,6 +170,33 @@ def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> No
         kept = Point.unpack(point.pack(), start.theta2).move
         assert (kept is None) == (point.move is None)
         assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())
+
+
+def test_a_round_tries_more_directions_and_its_repetition_takes_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    problem = classifier(precision="float64")._prepare(X, y, CrossEntropy(), None)
+    choice = choose(problem, "full", random_state=0)
+    assert choice is not None
+    best = rounds_module._best_step
+
+    def picky(*arguments: Any) -> Any:  # no step of a single direction is good enough
+        return best(*arguments) if arguments[-1] > 1 else None
+
+    monkeypatch.setattr(rounds_module, "_best_step", picky)
+    monkeypatch.setattr(rounds_module, "_choose_last", lambda *arguments, **named: None)
+    seen, held = hold_out(problem, 0)
+    shared: dict[str, Any] = {"parametrization": "standard", "progress": Progress(False)}
+    generator = torch.Generator().manual_seed(0)
+    found = search_rounds(problem, choice, seen, held, most=4, generator=generator, **shared)
+    assert len(found.steps) == 3
+    assert {step.iterations for step in found.steps} <= {2, 3, 9}
+    assert {step.iterations for step in found.steps[1:]} <= {2, 3}
+    # on the samples that it was found on, the repetition goes where the search went
+    part = replace(problem, store=problem.store.rows(seen), y=problem.y[seen])
+    point, _ = repeat_rounds(part, choice, found, generator=torch.Generator().manual_seed(0), **shared)
+    for name, value in found.point.theta2.items():
+        torch.testing.assert_close(point.theta2[name], value, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(point.w1, found.point.w1, rtol=1e-6, atol=1e-8)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
