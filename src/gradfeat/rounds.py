@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from gradfeat.fitting import Problem
 from gradfeat.linearization import Linearization
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.selection import GRID, NEGLIGIBLE, Choice, Stages, grow, held_losses, make_subspace
+from gradfeat.selection import GRID, NEGLIGIBLE, Choice, Stages, grow, held_losses, lightest, make_subspace
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Solution, Subspace
@@ -40,8 +40,14 @@ DIRECTIONS = (1, 2, 3, 9)
 """Of a round's subspace: one, more where none of its steps is better; so many as the last in the first round alone,
 which may begin at a saddle."""
 
-LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Penalties of w₁ that are tried, in units of the one that was chosen for ω̄; lighter ones while they are better."""
+HEADS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
+"""Penalties of w₁, from heavy to light, in units of the one that was chosen for ω̄, with which the rounds begin. As θ̄₂
+learns the training data, w₁ wants heavier ones. Those below `LIGHTEST` only where they are not below the probe's."""
+
+LIGHTEST = 0.01
+
+AROUND = (10.0, 10**0.5, 1.0, 10**-0.5, 0.1)
+"""The same of the last linear model, in units of the last step's."""
 
 FIRST = Stages(common=((2, 1), (4, 2)))
 """Of the choice of ω̄'s penalty: what is best for short steps, under heavier penalties of w₂, is what rounds begin with
@@ -217,7 +223,8 @@ def search_rounds(
         point = _start(problem, choice.omega, problem.all_views(seen))
         start = _network_loss(problem, point, held)
         rounds = Rounds(start, point, last_loss=start)
-    heads = _heads(choice)
+    least = min(LIGHTEST * choice.omega, lightest(problem.probe)) * (1 - 1e-6)
+    heads = [head for head in (choice.omega * factor for factor in HEADS) if head >= least]
     limit = MOST if isinstance(most, str) else int(most) - 1
     asked = "are taken" if isinstance(most, str) else "were asked for"
     rounds.reason = f"at most {limit} steps {asked}"
@@ -227,10 +234,10 @@ def search_rounds(
             for k in range(len(rounds.steps), limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
                 subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
-                found = None
+                found, head = None, _head(choice, rounds.steps)
                 for before, directions in itertools.pairwise((0, *(DIRECTIONS if k == 0 else DIRECTIONS[:-1]))):
-                    grow(subspace, heads[0], PLACE, directions - before, tolerance=0.0)
-                    found = _best_step(problem, rounds.point, subspace, heads, held, directions)
+                    grow(subspace, choice.omega, PLACE, directions - before, tolerance=0.0)
+                    found = _best_step(problem, rounds.point, subspace, heads, head, held, directions)
                     if found is not None and found[0].loss < rounds.last_loss * (1 - NEGLIGIBLE):
                         break
                     found = None
@@ -243,7 +250,7 @@ def search_rounds(
                 keep_part(checkpoint, SEARCH, rounds.pack(done=False), generator)
                 done(k + 1, limit)
             if rounds.steps:
-                _choose_last(problem, rounds, seen, held, heads, **shared)
+                _choose_last(problem, choice, rounds, seen, held, **shared)
             keep_part(checkpoint, SEARCH, rounds.pack(done=True), generator)
         except ConvergenceError as error:
             rounds.reason = str(error)
@@ -263,7 +270,7 @@ def repeat_rounds(
     metric: str = "plain",
 ) -> tuple[Point, Solution]:
     """Repeat the steps that were found on all samples, and solve the last linearization there."""
-    everything, heads = torch.arange(problem.n), _heads(choice)
+    everything = torch.arange(problem.n)
     checkpoint, first = problem.checkpoint, 0
     kept = load_part(checkpoint, REPETITION, generator)
     if kept is None:
@@ -279,7 +286,7 @@ def repeat_rounds(
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
             for before, directions in itertools.pairwise((0, *DIRECTIONS)):  # as in the search
                 if directions <= step.iterations:
-                    grow(subspace, heads[0], PLACE, directions - before, tolerance=0.0)
+                    grow(subspace, choice.omega, PLACE, directions - before, tolerance=0.0)
             found = subspace.minimum(Penalties(step.w1, step.w2 / problem.n))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes / problem.views
@@ -292,7 +299,7 @@ def repeat_rounds(
             rows = problem.all_views(everything)
             subspace = _subspace(problem, point, rows, len(rows), **shared)
             for stage in LAST[: rounds.stages]:
-                grow(subspace, heads[len(heads) // 2], *stage)
+                grow(subspace, _head(choice, rounds.steps), *stage)
             found = subspace.minimum(Penalties(head, light / len(rows)))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes
@@ -340,8 +347,9 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
     return subspace
 
 
-def _heads(choice: Choice) -> list[float]:
-    return [choice.omega * factor for factor in LIGHTER]
+def _head(choice: Choice, steps: Sequence[Step]) -> float:
+    """Return the λ₁ that a round begins with after some steps: that of the last."""
+    return steps[-1].w1 if steps else choice.omega
 
 
 def _weights(subspace: Subspace, found: Combination) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -352,44 +360,48 @@ def _weights(subspace: Subspace, found: Combination) -> tuple[Tensor, Tensor, di
 
 
 def _best_step(
-    problem: Problem, point: Point, subspace: Subspace, heads: list[float], held: Tensor, iterations: int
+    problem: Problem, point: Point, subspace: Subspace, heads: list[float], head: float, held: Tensor, directions: int
 ) -> tuple[Step, Point] | None:
     """Find the penalties whose step has the least loss of the real network on held-out samples, the subspace's last.
 
     The network is evaluated at a few places of the grid alone: from where the linear model's own held-out loss is
-    least, which costs nothing, towards heavier penalties of w₂ (shorter steps) while its loss falls, else lighter ones.
+    least, which costs nothing, to heavier penalties of w₂ (shorter steps) or lighter ones while its loss falls; then
+    in the same way from the penalty of w₁ `head` to others.
     """
     places = len(subspace.y) - len(held) + torch.arange(len(held))
-    linear = held_losses(subspace, problem.loss, problem.y[held], places, problem.weight_of(held), heads[:1])
+    linear = held_losses(subspace, problem.loss, problem.y[held], places, problem.weight_of(held), [head])
     place = int(linear.argmin())
     best: tuple[Step, Point] | None = None
 
     @functools.cache
-    def loss(head: float, k: int) -> float:
+    def loss(j: int, k: int) -> float:
         nonlocal best
-        there = point.moved(*_weights(subspace, subspace.minimum(Penalties(head, GRID[k] * subspace.unit))))
+        there = point.moved(*_weights(subspace, subspace.minimum(Penalties(heads[j], GRID[k] * subspace.unit))))
         value = _network_loss(problem, there, held)
         if not math.isfinite(value):
             return math.inf
         if best is None or value < best[0].loss:
-            best = Step(head, GRID[k] * subspace.length, iterations, value), there
+            best = Step(heads[j], GRID[k] * subspace.length, directions, value), there
         return value
 
-    for head in heads:
-        place = _descend(functools.partial(loss, head), place, len(GRID))
-        if best is not None and best[0].w1 != head:  # no better with a lighter penalty of w₁
-            break
+    @functools.cache
+    def least(j: int) -> float:
+        nonlocal place
+        found = _descend(functools.partial(loss, j), place, len(GRID))
+        if best is not None and best[0].w1 == heads[j]:
+            place = found
+        return loss(j, found)
+
+    _descend(least, min(range(len(heads)), key=lambda j: abs(math.log(heads[j] / head))), len(heads))
     return best
 
 
 def _descend(loss: Callable[[int], float], place: int, count: int) -> int:
-    """Return the place of a minimum among `count` places: downwards from one, to the left where that is possible."""
-    begun = place
-    for way in (-1, 1):
-        while 0 <= place + way < count and (loss(place + way) < loss(place) or loss(place) == math.inf):
-            place += way
-        if place != begun:
-            break
+    """Return the place of a minimum among `count` places: downwards from one, the way that begins steeper."""
+    ways = [way for way in (-1, 1) if 0 <= place + way < count]
+    way = min(ways, key=lambda way: loss(place + way))
+    while 0 <= place + way < count and (loss(place + way) < loss(place) or loss(place) == math.inf):
+        place += way
     return place
 
 
@@ -403,17 +415,17 @@ def _network_loss(problem: Problem, point: Point, held: Tensor) -> float:
     return float(problem.loss.value(torch.cat(rows).double(), problem.y[held], weight))
 
 
-def _choose_last(
-    problem: Problem, rounds: Rounds, seen: Tensor, held: Tensor, heads: list[float], **shared: Any
-) -> None:
+def _choose_last(problem: Problem, choice: Choice, rounds: Rounds, seen: Tensor, held: Tensor, **shared: Any) -> None:
     """Choose the penalties of the last linear model, or none where the network at this point is better."""
     views = problem.all_views(seen)
     rows = torch.cat([views, held])
     subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
     places = len(views) + torch.arange(len(held))
     weight = problem.weight_of(held)
+    last = _head(choice, rounds.steps)
+    heads = [last * factor for factor in AROUND]
     for stages, stage in enumerate(LAST, 1):
-        grow(subspace, heads[len(heads) // 2], *stage)
+        grow(subspace, last, *stage)
         losses = held_losses(subspace, problem.loss, problem.y[held], places, weight, heads)
         if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):
             if stages == 1:
