@@ -199,6 +199,20 @@ def test_a_round_tries_more_directions_and_its_repetition_takes_as_many(monkeypa
     torch.testing.assert_close(point.w1, found.point.w1, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_penalty_of_w1_is_searched_both_ways(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    X, y = data(60)
+    problem = classifier()._prepare(X, y, CrossEntropy(), None)
+    start = Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
+    shared: dict[str, Any] = {"parametrization": "standard", "generator": torch.Generator().manual_seed(0)}
+    subspace = rounds_module._subspace(problem, start, torch.arange(60), 50, **shared)
+    monkeypatch.setattr(rounds_module, "_network_loss", lambda problem, point, held: sign * float(point.w1.norm()))
+    heads = [max(problem.probe.penalty, 0.01) * factor for factor in (100, 10, 1, 0.1, 0.01)]
+    found = rounds_module._best_step(problem, start, subspace, heads, heads[2], torch.arange(50, 60), 1)
+    assert found is not None
+    assert found[0].w1 == (max if sign > 0 else min)(heads)
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     """Press Ctrl-C at the n-th call of a method of the solver."""
     original, calls = getattr(Subspace, name), []
