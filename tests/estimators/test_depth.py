@@ -75,8 +75,8 @@ def test_depths_double_from_the_top_and_one_that_is_worth_it_is_taken(monkeypatc
 
 def test_rounds_are_those_of_the_depth_by_name() -> None:
     X, _ = _data()
-    found = _fit(rounds="auto", metric="plain")
-    named = _fit(theta2=found.modules_, rounds="auto", metric="plain")
+    found = _fit(rounds="auto")
+    named = _fit(theta2=found.modules_, rounds="auto")
     assert found.rounds_ is not None
     assert found.rounds_.steps
     np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
