@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,9 +42,10 @@ which may begin at a saddle."""
 
 HEADS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₁, from heavy to light, in units of the one that was chosen for ω̄, with which the rounds begin. As θ̄₂
-learns the training data, w₁ wants heavier ones. Those below `LIGHTEST` only where they are not below the probe's."""
+learns the training data, w₁ wants heavier ones."""
 
 LIGHTEST = 0.01
+"""The lightest of `HEADS` that are tried; lighter ones only as far as the best probe's penalty."""
 
 AROUND = (10.0, 10**0.5, 1.0, 10**-0.5, 0.1)
 """The same of the last linear model, in units of the last step's."""
@@ -234,7 +235,7 @@ def search_rounds(
             for k in range(len(rounds.steps), limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
                 subspace = _subspace(problem, rounds.point, rows, len(seen), **shared)
-                found, head = None, _head(choice, rounds.steps)
+                found, head = None, rounds.steps[-1].w1 if rounds.steps else choice.omega
                 for before, directions in itertools.pairwise((0, *(DIRECTIONS if k == 0 else DIRECTIONS[:-1]))):
                     grow(subspace, choice.omega, PLACE, directions - before, tolerance=0.0)
                     found = _best_step(problem, rounds.point, subspace, heads, head, held, directions)
@@ -250,7 +251,7 @@ def search_rounds(
                 keep_part(checkpoint, SEARCH, rounds.pack(done=False), generator)
                 done(k + 1, limit)
             if rounds.steps:
-                _choose_last(problem, choice, rounds, seen, held, **shared)
+                _choose_last(problem, rounds, seen, held, **shared)
             keep_part(checkpoint, SEARCH, rounds.pack(done=True), generator)
         except ConvergenceError as error:
             rounds.reason = str(error)
@@ -299,7 +300,7 @@ def repeat_rounds(
             rows = problem.all_views(everything)
             subspace = _subspace(problem, point, rows, len(rows), **shared)
             for stage in LAST[: rounds.stages]:
-                grow(subspace, _head(choice, rounds.steps), *stage)
+                grow(subspace, rounds.steps[-1].w1, *stage)
             found = subspace.minimum(Penalties(head, light / len(rows)))
             solution.objective.append(found.objective)
             solution.passes += subspace.features.passes
@@ -347,11 +348,6 @@ def _subspace(problem: Problem, point: Point, rows: Tensor, count: int, **shared
     return subspace
 
 
-def _head(choice: Choice, steps: Sequence[Step]) -> float:
-    """Return the λ₁ that a round begins with after some steps: that of the last."""
-    return steps[-1].w1 if steps else choice.omega
-
-
 def _weights(subspace: Subspace, found: Combination) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     w1, b, w2 = subspace.weights(found)
     if w1 is None:
@@ -392,7 +388,7 @@ def _best_step(
             place = found
         return loss(j, found)
 
-    _descend(least, min(range(len(heads)), key=lambda j: abs(math.log(heads[j] / head))), len(heads))
+    _descend(least, heads.index(head), len(heads))
     return best
 
 
@@ -415,14 +411,14 @@ def _network_loss(problem: Problem, point: Point, held: Tensor) -> float:
     return float(problem.loss.value(torch.cat(rows).double(), problem.y[held], weight))
 
 
-def _choose_last(problem: Problem, choice: Choice, rounds: Rounds, seen: Tensor, held: Tensor, **shared: Any) -> None:
+def _choose_last(problem: Problem, rounds: Rounds, seen: Tensor, held: Tensor, **shared: Any) -> None:
     """Choose the penalties of the last linear model, or none where the network at this point is better."""
     views = problem.all_views(seen)
     rows = torch.cat([views, held])
     subspace = _subspace(problem, rounds.point, rows, len(views), **shared)
     places = len(views) + torch.arange(len(held))
     weight = problem.weight_of(held)
-    last = _head(choice, rounds.steps)
+    last = rounds.steps[-1].w1
     heads = [last * factor for factor in AROUND]
     for stages, stage in enumerate(LAST, 1):
         grow(subspace, last, *stage)
