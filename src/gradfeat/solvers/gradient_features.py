@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,21 @@ from gradfeat.cache import SampleStore
 from gradfeat.linearization import Linearization, parametrization_scales
 
 Weights = dict[str, Tensor]
-Turn = Callable[[Mapping[str, Tensor]], Weights]
-"""A symmetric linear map of w₂."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A linear change of variables, v for w₂.
+
+    Attributes:
+        natural: v ↦ w₂.
+        transpose: Its transpose, which brings a gradient in w₂ to one in v.
+        variables: Its inverse, w₂ ↦ v.
+    """
+
+    natural: Callable[[Mapping[str, Tensor]], Weights]
+    transpose: Callable[[Mapping[str, Tensor]], Weights]
+    variables: Callable[[Mapping[str, Tensor]], Weights]
 
 
 _SMALLEST_BATCH, _USUAL_BATCH, _LARGEST_BATCH = 32, 128, 2048
@@ -43,12 +57,12 @@ class GradientFeatures:
         self.batch_size = _usual_batch(store) if batch_size is None else batch_size
         self.passes = 0.0
         self._scales = parametrization_scales(store.linearization, parametrization)
-        self._turn: tuple[Turn, Turn] | None = None
+        self._change: Change | None = None
 
-    def turned(self, by: Turn, back: Turn) -> GradientFeatures:
-        """Return the map in the variables v of ``w₂ = by(v)``, and ``v = back(w₂)``."""
+    def changed(self, change: Change) -> GradientFeatures:
+        """Return the map in other variables."""
         part = copy.copy(self)
-        part._turn = by, back
+        part._change = change
         return part
 
     @property
@@ -63,13 +77,20 @@ class GradientFeatures:
 
     def natural(self, w2: Mapping[str, Tensor]) -> Weights:
         """Return w₂ in the units of θ₂."""
-        w2 = w2 if self._turn is None else self._turn[0](w2)
-        return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
+        return self._scaled(w2 if self._change is None else self._change.natural(w2))
 
     def variables(self, w2: Mapping[str, Tensor]) -> Weights:
         """Return the inverse of `natural`."""
         w2 = {name: value if (s := self._scales[name]) == 1.0 else value / s for name, value in w2.items()}
-        return w2 if self._turn is None else self._turn[1](w2)
+        return w2 if self._change is None else self._change.variables(w2)
+
+    def to_variables(self, gradient: Mapping[str, Tensor]) -> Weights:
+        """Return the transpose of `natural`: a gradient in θ₂ as one in the variables of w₂."""
+        scaled = self._scaled(gradient)
+        return scaled if self._change is None else self._change.transpose(scaled)
+
+    def _scaled(self, w2: Mapping[str, Tensor]) -> Weights:
+        return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Yield the samples at `indices` in batches: their places in `indices`, and their residuals."""
@@ -94,7 +115,7 @@ class GradientFeatures:
             for name, value in found.items():
                 total[name] += value.to(total[name])
         self.passes += 0.5 * len(indices) / len(self.store)
-        return self.natural(total)
+        return self.to_variables(total)
 
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError
 from gradfeat.linearization.record import LayerCall
 from gradfeat.losses import Loss
-from gradfeat.solvers.gradient_features import GradientFeatures, Turn, Weights
+from gradfeat.solvers.gradient_features import Change, GradientFeatures, Weights
 
 _BATCH = 64  # few samples are enough, and a 3 × 3 convolution's inputs are nine times as many as its activations
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
@@ -41,13 +41,18 @@ class KroneckerFactors:
 
     def precondition(self, gradient: Mapping[str, Tensor], penalty: float) -> Weights:
         """Return ``(H + penalty)⁻¹ gradient``."""
-        return _scaled(gradient, self._bases, {name: 1 / (value + penalty) for name, value in self._spectra.items()})
+        result: Weights = {}
+        for name, part in gradient.items():
+            along = self._into(name, part) / (self._spectra[name] + penalty)
+            result[name] = self._out_of(name, along).reshape(part.shape)
+        return result
 
-    def whitened(self) -> tuple[Turn, Turn, KroneckerFactors]:
-        """Return ``S^-½`` of the whitened metric, ``S^½``, and these factors in the variables ``v = S^½ w₂``.
+    def whitened(self) -> tuple[Change, KroneckerFactors]:
+        """Return ``w₂ = S^-½ Q v`` of the whitened metric, and these factors in v, where they are diagonal.
 
         S = κ (H / h̄ + `FLOOR`), with h̄ the mean eigenvalue of H, and κ such that the gradient features have the same
         mean squared length in either metric: tr(S⁻¹ H) = tr(H). So a penalty, or a unit of it, means as much in both.
+        The columns of Q are the eigenvectors of H, so ‖v‖² = w₂ᵀ S w₂, and a change of variables takes one rotation.
         """
         size = sum(spectrum.numel() for spectrum in self._spectra.values())
         mean = max(self.trace / size, 1e-30)
@@ -55,29 +60,36 @@ class KroneckerFactors:
         length = sum(float((value / shapes[name]).sum()) for name, value in self._spectra.items())
         scale = length / self.trace if self.trace > 0 else 1.0
         roots = {name: (scale * shape).rsqrt() for name, shape in shapes.items()}
+
+        def natural(v: Mapping[str, Tensor]) -> Weights:
+            return {
+                name: self._out_of(name, part.reshape(roots[name].shape) * roots[name]).reshape(part.shape)
+                for name, part in v.items()
+            }
+
+        def transpose(gradient: Mapping[str, Tensor]) -> Weights:
+            return {name: (self._into(name, part) * roots[name]).reshape(part.shape) for name, part in gradient.items()}
+
+        def variables(w2: Mapping[str, Tensor]) -> Weights:
+            return {name: (self._into(name, part) / roots[name]).reshape(part.shape) for name, part in w2.items()}
+
         spectra = {name: value * roots[name].square() for name, value in self._spectra.items()}
-        bases, back = self._bases, {name: root.reciprocal() for name, root in roots.items()}
-        return (
-            lambda v: _scaled(v, bases, roots),
-            lambda w2: _scaled(w2, bases, back),
-            KroneckerFactors(bases, spectra),
-        )
+        return Change(natural, transpose, variables), KroneckerFactors({}, spectra)
 
+    def _into(self, name: str, part: Tensor) -> Tensor:
+        """Return a weight along the eigenvectors, (o, i, taps), or as it is where H is diagonal."""
+        part = part.reshape(self._spectra[name].shape)
+        if name not in self._bases:
+            return part
+        outputs, inputs = self._bases[name]
+        return torch.einsum("po,pit,ij->ojt", outputs, part, inputs)
 
-def _scaled(
-    value: Mapping[str, Tensor], bases: Mapping[str, tuple[Tensor, Tensor]], by: Mapping[str, Tensor]
-) -> Weights:
-    """Multiply by numbers along the eigenvectors, or entry by entry where there are none."""
-    result: Weights = {}
-    for name, part in value.items():
-        if name not in bases:
-            result[name] = part * by[name]
-            continue
-        outputs, inputs = bases[name]
-        rows = part.reshape(by[name].shape)  # (o, i, taps)
-        turned = torch.einsum("po,pit,ij->ojt", outputs, rows, inputs) * by[name]
-        result[name] = torch.einsum("po,oit,ji->pjt", outputs, turned, inputs).reshape(part.shape)
-    return result
+    def _out_of(self, name: str, along: Tensor) -> Tensor:
+        """Return the inverse of `_into`."""
+        if name not in self._bases:
+            return along
+        outputs, inputs = self._bases[name]
+        return torch.einsum("po,oit,ji->pjt", outputs, along, inputs)
 
 
 def estimate_factors(
@@ -117,7 +129,7 @@ def estimate_factors(
             root = root * weight[rows, None].sqrt().to(root)
         u = root @ features.omega.T
         found, calls = lin.layer_calls(u, residuals)
-        gradients = features.natural({name: g.to(squares[name]) for name, g in found.items()})
+        gradients = features.to_variables({name: g.to(squares[name]) for name, g in found.items()})
         for name, gradient in gradients.items():
             squares[name] += gradient.square()
         for call in calls:

@@ -150,8 +150,8 @@ class Subspace:
         self.factors = self._factors(start[seen])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
-            turn, back, self.factors = self.factors.whitened()
-            self.features = features.turned(turn, back)
+            change, self.factors = self.factors.whitened()
+            self.features = features.changed(change)
         self.length = max(self.factors.trace, 1e-30)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         free = available_memory(features.linearization.device)
