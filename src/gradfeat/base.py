@@ -6,7 +6,8 @@ import dataclasses
 import numbers
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ class GradientFeatureEstimator(BaseEstimator):
 
     # ---- what a fit does --------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Leave the estimator as it was where a fit fails or is interrupted, never with parts of two fits."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
     def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
         problem = self._prepare(X, y, loss, weight)
         self._adopt(problem, self._fit_mode(problem))
@@ -214,8 +226,8 @@ class GradientFeatureEstimator(BaseEstimator):
         solver = self.solver if self.solver in SOLVERS else "adam"
         return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
 
-    def _solver(self, problem: Problem, mode: str) -> str:
-        """Return what trains a mode: without a learning rate, where samples stay."""
+    def _solver(self, problem: Problem, mode: str) -> tuple[str, str]:
+        """Return what trains a mode, without a learning rate where samples stay, and why solver="auto" takes it."""
         changing = problem.store.inputs.random
         if self.solver == "subspace" and changing:
             raise ConfigurationError(
@@ -223,7 +235,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 "solver='adam'"
             )
         if self.solver != "auto":
-            return str(self.solver)
+            return str(self.solver), ""
         if changing:
             asked = {
                 "metric='whitened' is": self.metric == "whitened",
@@ -235,15 +247,15 @@ class GradientFeatureEstimator(BaseEstimator):
                     f"{what} of the subspace solver, which needs samples that do not change, and this data set may "
                     "change them"
                 )
-            return "adam"
+            return "adam", "the data set may change its samples"
         if (self.rounds == 1 or mode == "gradient") and self.metric != "whitened" and takes_closed_form(problem):
-            return "dual"
-        return "subspace"
+            return "dual", "a squared loss, and few samples × outputs"
+        return "subspace", "the samples do not change" + ("" if self.rounds == 1 else ", and θ̄₂ moves")
 
     def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
         """Train one of the four models on a prepared problem."""
         seed = self._seed()
-        solver = self._solver(problem, mode) if mode in ("gradient", "full") else ""
+        solver = self._solver(problem, mode)[0] if mode in ("gradient", "full") else ""
         if solver == "dual":
             fit_dual = fit_closed_form if isinstance(problem.loss, Quadratic) else fit_representer
             return fit_dual(
@@ -272,10 +284,19 @@ class GradientFeatureEstimator(BaseEstimator):
 
     def _fit_mode(self, problem: Problem) -> Fit:
         by_schedule = self.epochs is not None or self.clip_norm is not None
-        if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode) not in SOLVERS:
+        if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode)[0] not in SOLVERS:
             warnings.warn(
                 "epochs and clip_norm are of mode='finetune' and of solver='adam' or 'sgd'; this model is solved "
                 "without them",
+                GradfeatWarning,
+                stacklevel=3,
+            )
+        pair = (
+            as_pair(self.penalty) if isinstance(self.penalty, Sequence) and not isinstance(self.penalty, str) else None
+        )
+        if pair and pair[1] > 0 and self.mode in ("gradient", "full") and self.solver in SOLVERS:
+            warnings.warn(
+                f"solver={self.solver!r} has no penalty of w₂: the second one is not used",
                 GradfeatWarning,
                 stacklevel=3,
             )
@@ -294,12 +315,15 @@ class GradientFeatureEstimator(BaseEstimator):
         self.choice_ = fit.choice
         self.solution_ = fit.solution
         self.rounds_ = fit.rounds
-        how = {
+        how: dict[str, Any] = {
             "solver": fit.solution,
             "penalties": fit.choice,
             "rounds": fit.rounds,
             "schedule": fit.selection,
         }
+        if self.solver == "auto" and fit.model.mode in ("gradient", "full"):
+            name, why = self._solver(problem, fit.model.mode)
+            how["solver='auto'"] = f"{name}: {why}"
         self.how_ = {name: str(value) for name, value in how.items() if value is not None}
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()

@@ -101,6 +101,7 @@ def fit_closed_form(
     else:
         w1, w2 = as_pair(penalty)
     point = dual.at(w1).solve(w2)
+    notes += samples.raised(w2, point)
     model = samples.model(probe, point)
     seconds, passes = time.perf_counter() - begun, samples.passes
     reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
@@ -164,6 +165,16 @@ class Samples:
         """Return the ω̄ of some samples, with penalties from the best probe's upwards."""
         problem = self.problem
         return probes_of(problem.store.features, problem.y, problem.loss, problem.weight, self.rows[places], light)
+
+    def raised(self, w2: float, point: DualPoint) -> list[str]:
+        """Return a note where another λ₂ is in force than was asked for."""
+        if not 0 < w2 < point.w2_penalty:
+            return []
+        more = "; precision='float64' goes further" if self.single else ""
+        return [
+            f"{self.mode}: λ₂ = {w2:.3g} is below what can be told from rounding, and {point.w2_penalty:.3g} was "
+            f"taken{more}"
+        ]
 
     def model(self, probe: Probe, point: DualPoint) -> GradientFeatureModel:
         """Return the model of a solution.

@@ -162,19 +162,12 @@ class Comparison:
 
     def plot_more(self, folder: str | Path) -> list[Path]:
         """Draw the penalty path and the rounds of each mode that has them, and the Taylor remainder, as PNGs."""
-        from gradfeat.plots import path_chart, remainder_chart, rounds_chart
+        from gradfeat.plots import choice_charts, remainder_chart
 
         folder = Path(folder)
-        written = [
-            path_chart(folder / f"penalty_{mode}.png", estimator.choice_.path, f"penalty path of {mode}")
-            for mode, estimator in self.estimators.items()
-            if estimator.choice_ is not None
-        ]
-        written += [
-            rounds_chart(folder / f"rounds_{mode}.png", estimator.rounds_)
-            for mode, estimator in self.estimators.items()
-            if estimator.rounds_ is not None
-        ]
+        written: list[Path] = []
+        for mode, estimator in self.estimators.items():
+            written += choice_charts(folder, mode, estimator.choice_, estimator.rounds_)
         if self.approximation is not None:
             written.append(remainder_chart(folder / "remainder.png", self.approximation.remainder))
         return written

@@ -37,6 +37,12 @@ from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.subspace import Penalties, Solution
 
+TOLERANCE = 1e-4
+"""Decrement, relative to the objective, at which a fit with given penalties ends."""
+
+GIVEN_ITERATIONS = 200
+"""Most iterations with given penalties, which are solved to convergence."""
+
 ASTRAY = 0.05
 """Share of the rounds' gain by which the loss may be higher where the rounds are repeated on all samples."""
 
@@ -50,6 +56,7 @@ def fit_convex(
     parametrization: str = "standard",
     metric: str = "auto",
     splits: int | None = None,
+    tolerance: float = TOLERANCE,
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -67,6 +74,7 @@ def fit_convex(
             plain where its penalty is given, whitened where it is chosen; the better of both on held-out data where
             there are fewer than `ONE_SPLIT_FROM` samples.
         splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
+        tolerance: Decrement, relative to the objective, at which a fit with given penalties ends.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
     """
@@ -133,7 +141,7 @@ def fit_convex(
         subspace.add_w2(subspace.features.variables(start))
     with progress.step(mode):
         if choice is None:
-            combination, solution = subspace.solve(penalties)
+            combination, solution = subspace.solve(penalties, tolerance=tolerance, iterations=GIVEN_ITERATIONS)
         else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
             combination, solution = subspace.solve(penalties, iterations=choice.iterations)
             if not (solution.converged or solution.interrupted):

@@ -175,8 +175,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             DataError: Labels that are missing, or of one class only; samples that are not finite.
             ConfigurationError: An argument that cannot be meant.
         """
-        X, targets, loss, weight = self._read(X, y, sample_weight)
-        self._fit(X, targets, loss, weight)
+        with self._whole():
+            X, targets, loss, weight = self._read(X, y, sample_weight)
+            self._fit(X, targets, loss, weight)
         return self
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
@@ -284,8 +285,9 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             y: Targets, (n,) or (n, k).
             sample_weight: A weight for each sample, (n,).
         """
-        X, targets, loss, weight = self._read(X, y, sample_weight)
-        self._fit(X, targets, loss, weight)
+        with self._whole():
+            X, targets, loss, weight = self._read(X, y, sample_weight)
+            self._fit(X, targets, loss, weight)
         return self
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:

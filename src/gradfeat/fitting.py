@@ -174,7 +174,8 @@ class Fit:
         seconds: Time of training this model alone, with its selection.
         notes: What the user should know.
         choice: Penalties that were chosen, and the path; None where none were.
-        solution: How the subspace or dual solver ended; None where another solver ran.
+        solution: How the solver of a linear model ended; None for the probe, for fine-tuning, and where no gradient
+            term was chosen.
         rounds: The moves of θ̄₂ before the last linearization; None where there was one linearization.
     """
 

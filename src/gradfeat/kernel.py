@@ -20,7 +20,7 @@ from gradfeat.linearization.lengths import Split
 from gradfeat.solvers.gradient_features import GradientFeatures
 
 _BUDGET = 2 << 30  # bytes of gradient features that are held at a time, at most
-_COLUMNS = 1 << 14  # entries of θ₂ that are multiplied in the features' own precision; their sums are float64
+_COLUMNS = 1 << 14  # entries of θ₂ that are brought to float64 at a time
 _STRIPES = 4  # of a symmetric product only the blocks above the diagonal are computed
 
 
@@ -44,9 +44,8 @@ def tangent_kernel(
         batch_size: Samples at a time in the network's lower part.
 
     Returns:
-        (n · c, m · c) in float64, on the CPU; row ``i · c + k`` is output k of sample i. Without y it is symmetric,
-        and positive semi-definite as far as the network's precision goes: gradients are multiplied in it, some
-        thousand entries at a time, and those sums are added in float64.
+        (n · c, m · c) in float64, on the CPU; row ``i · c + k`` is output k of sample i. Without y it is symmetric and
+        positive semi-definite, whatever the network's precision: gradients are multiplied in float64.
 
     Raises:
         ConfigurationError: ω does not fit the features.
@@ -123,7 +122,7 @@ def _rows(features: GradientFeatures, indices: Tensor) -> Tensor:
         for i, place in enumerate(places.tolist()):
             own = residuals.sample(i) if isinstance(residuals, Split) else tuple(v[i : i + 1] for v in residuals)
             for k in range(c):
-                gradient = features.natural(lin.transpose(features.omega[:, k][None], own))
+                gradient = features.to_variables(lin.transpose(features.omega[:, k][None], own))
                 # into their place at once: a row of its own would cost more time than the gradient
                 for part, (name, value) in zip(found[c * place + k].split(sizes), zeros.items(), strict=True):
                     part.view(value.shape).copy_(gradient[name])
@@ -132,10 +131,10 @@ def _rows(features: GradientFeatures, indices: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left rightᵀ`` with sums in float64."""
+    """Return ``left rightᵀ`` in float64: in single precision its rounding would be a penalty of its own."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
     for a, b in zip(left.split(_COLUMNS, 1), right.split(_COLUMNS, 1), strict=True):
-        total += (a @ b.T).cpu()
+        total += (a.double() @ b.double().T).cpu()
     return total
 
 

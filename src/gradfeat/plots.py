@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradfeat.rounds import Rounds
-    from gradfeat.selection import Tried
+    from gradfeat.selection import Choice, Tried
 
 INK = "#222222"
 COLOURS = {"activation": "#7b8794", "gradient": "#4fa3d1", "full": "#1f5fa8", "finetune": "#d9772b"}
@@ -106,6 +106,16 @@ def rounds_chart(path: str | Path, rounds: Rounds) -> Path:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     return save(path)
+
+
+def choice_charts(folder: Path, mode: str, choice: Choice | None, rounds: Rounds | None) -> list[Path]:
+    """Draw the penalty path and the rounds of a mode, where it has them; return the pictures' paths."""
+    written = []
+    if choice is not None:
+        written.append(path_chart(folder / f"penalty_{mode}.png", choice.path, f"penalty path of {mode}"))
+    if rounds is not None:
+        written.append(rounds_chart(folder / f"rounds_{mode}.png", rounds))
+    return written
 
 
 def remainder_chart(path: str | Path, remainder: Sequence[tuple[float, float]]) -> Path:

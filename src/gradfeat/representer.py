@@ -98,8 +98,8 @@ def fit_representer(
             w1,
             w2,
             outputs=samples.outputs,
-            single=samples.single,
         )
+        notes += samples.raised(w2, point)
         model = samples.model(probe, point)
     seconds, passes = time.perf_counter() - begun, samples.passes + (0.0 if choice is None else choice.passes)
     reason = (

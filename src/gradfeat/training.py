@@ -21,6 +21,7 @@ from gradfeat.progress import Progress
 from gradfeat.solvers.finetune import FINETUNE_GRID, select
 from gradfeat.solvers.first_order import History, State, train
 from gradfeat.solvers.schedule import Schedule
+from gradfeat.solvers.subspace import Solution
 
 TRIAL_LENGTH = 0.25
 """Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""
@@ -102,7 +103,21 @@ def fit_mode(
         of = "of the last finished one" if done else "that training starts from"
         more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
         notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {of}{more}")
-    return Fit(model, history, selection, time.perf_counter() - start, notes)
+    seconds = time.perf_counter() - start
+    solution: Solution | None = None
+    if mode != "finetune":  # convex, but by a schedule, which knows of no optimum
+        interrupted = history.stopped == "interrupted"
+        reason = f"{len(history.loss)} epochs of a schedule, which ends before or after the optimum"
+        solution = Solution(
+            schedule.optimizer,
+            False,
+            reason,
+            history.loss,
+            passes=history.passes,
+            seconds=seconds,
+            interrupted=interrupted,
+        )
+    return Fit(model, history, selection, seconds, notes, solution=solution)
 
 
 def _train(

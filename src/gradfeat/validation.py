@@ -236,7 +236,8 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
         raise DataError(f"sample_weight: {error}") from error
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
-    return weight
+    most = weight.max(initial=0.0)
+    return weight / most if most > 0 else weight  # shares count alone; sums of huge weights would not be finite
 
 
 def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:

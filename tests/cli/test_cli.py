@@ -373,6 +373,23 @@ def test_a_saved_model_says_how_it_was_fitted(run: Any, pictures: Path, encoder:
         assert "subspace: " in shown.out
 
 
+def test_fit_keeps_what_was_chosen(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "chosen"
+    command = ("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", tmp_path / "model.safetensors", "--json")
+    found = run(*command, "--rounds", "2", "--pictures", out)
+    assert found.code == 0, found.err
+    names = {path.name for path in out.iterdir()}
+    assert (
+        {"penalty_full.png", "penalty_full.json"}
+        <= names
+        <= {"penalty_full.png", "penalty_full.json", "rounds_full.png"}
+    )
+    path = json.loads((out / "penalty_full.json").read_text())
+    assert {point["w2"] is None for point in path} == {True, False}
+    assert all(set(point) == {"omega", "w1", "w2", "loss"} for point in path)
+    assert found.json["solver='auto'"].startswith("subspace: ")
+
+
 def test_inspect_unknown(run: Any) -> None:
     found = run("inspect", "resnet18")
     assert found.code == 2

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.errors import ConfigurationError, DataError, GradfeatError, Theta2Error
+from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatError, Theta2Error
 
 N = 24
 QUICK: dict[str, Any] = {"epochs": 1, "penalty": 0.1, "random_state": 0}
@@ -217,6 +217,49 @@ def test_paths_that_are_not_there() -> None:
     for paths in (["nowhere.png"] * N, np.array(["nowhere.png"] * N)):
         with pytest.raises(ConfigurationError, match=r"no files, as 'nowhere\.png'"):
             model.fit(paths, np.arange(N) % 3)
+
+
+def test_a_fit_that_fails_leaves_the_one_before(table: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = table
+    model = GradientFeatureClassifier(mlp((N, 4)), theta2="*", penalty=0.1, random_state=0)
+    with pytest.raises(DataError):
+        model.fit(with_nan(X), y)
+    assert not hasattr(model, "classes_")
+    before = model.fit(X, y).predict_proba(X)
+    for bad in (lambda: model.fit(with_nan(X), y + 100), lambda: model.fit(X[:, :2], y + 100)):
+        with pytest.raises(GradfeatError):
+            bad()
+        assert model.classes_.tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
+@pytest.mark.parametrize("solver", ["subspace", "dual"])
+def test_features_too_large_for_their_precision(table: tuple[np.ndarray, np.ndarray], solver: str) -> None:
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) * 1e28
+
+    torch.manual_seed(0)
+    with pytest.raises(ConvergenceError, match=r"finite|too large"):
+        GradientFeatureClassifier(Large(), theta2="layer", solver=solver, random_state=0).fit(*table)
+
+
+def test_weights_are_shares_however_large(table: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = table
+    weight = np.linspace(0.5, 2, N)
+    torch.manual_seed(0)
+    network = mlp((N, 4))
+    small, large = (
+        GradientFeatureClassifier(network, theta2="*", mode="activation", random_state=0).fit(
+            X, y, sample_weight=scale * weight
+        )
+        for scale in (1.0, 2.0**900)
+    )
+    np.testing.assert_array_equal(small.predict_proba(X), large.predict_proba(X))
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "decision_function", "score", "save", "merge"])

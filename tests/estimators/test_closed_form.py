@@ -173,6 +173,15 @@ def test_many_classes_with_few_samples(per_class: int) -> None:
     assert np.isfinite(model.predict_proba(X)).all()
 
 
+def test_a_penalty_below_rounding_is_raised_and_said() -> None:
+    X, y = data()
+    said = "λ₂ = 1e-12 is below what can be told from rounding, and .* was taken"
+    with pytest.warns(GradfeatWarning, match=f"{said}; precision='float64' goes further"):
+        regressor(penalty=(1e-3, 1e-12), precision="float32").fit(X, y)
+    with pytest.warns(GradfeatWarning, match=f"{said}$"):
+        regressor(penalty=(1e-3, 1e-12), precision="float64").fit(X, y)
+
+
 def test_no_penalty_fits_the_data() -> None:
     X, y = data(20)
     model = regressor(solver="dual", penalty=0.0, precision="float64").fit(X, y)

@@ -305,9 +305,15 @@ def test_epochs_are_of_schedules_and_of_finetuning() -> None:
     assert model.solution_.solver == "subspace"
     np.testing.assert_allclose(model.predict_proba(X), classifier(penalty=0.1).fit(X, y).predict_proba(X), atol=1e-6)
     by_adam = classifier(epochs=1, penalty=0.1, solver="adam").fit(X, y)
-    assert by_adam.solution_ is None
-    assert by_adam.n_iter_ == 1
+    assert (by_adam.solution_.solver, by_adam.solution_.converged) == ("adam", False)
+    assert by_adam.solution_.passes == by_adam.n_iter_ == 1
+    assert "a schedule" in by_adam.how_["solver"]
+    with pytest.warns(GradfeatWarning, match="solver='adam' has no penalty of w₂"):
+        classifier(epochs=1, penalty=(0.1, 5.0), solver="adam").fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert classifier(epochs=2, penalty=0.1).fit(Changing(X, y)).n_iter_ == 2  # samples that change
+        changing = classifier(epochs=2, penalty=0.1).fit(Changing(X, y))
+        assert changing.n_iter_ == 2
+        assert changing.how_["solver='auto'"] == "adam: the data set may change its samples"
+        assert classifier(penalty=0.1).fit(X, y).how_["solver='auto'"] == "subspace: the samples do not change"
         assert classifier(epochs=2, penalty=0.1, mode="finetune").fit(X, y).n_iter_ == 2

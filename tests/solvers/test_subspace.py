@@ -133,6 +133,11 @@ def test_reaches_the_optimum(loss: Loss, mode: str, kind: str) -> None:
     optimum = reference(dense(store, omega), store.features if mode == "full" else None, loss, share, labels(loss))
     assert optimum <= point.objective * (1 + 1e-9)
     assert point.objective == pytest.approx(optimum, rel=1e-6)
+    for tolerance in (3e-2, 1e-3, 1e-5):
+        point, solution = make(store, omega, loss, mode=mode).solve(PENALTIES, tolerance=tolerance, iterations=200)
+        assert point.objective <= optimum * (1 + solution.gap) * (1 + 1e-9)
+    assert solution.gap < 1e-3
+    assert f"at most {100 * solution.gap:.2g} % above" in solution.reason
 
 
 def test_weights_part_of_the_samples_and_another_parametrization() -> None:

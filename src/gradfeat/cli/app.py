@@ -117,6 +117,9 @@ def fit(
     device: Device = "auto",
     seed: Seed = 0,
     skip_unreadable: SkipBad = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the penalties that were tried and the rounds: pictures, and JSON.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Fit one model to labelled data and save it as one file."""
@@ -150,7 +153,7 @@ def fit(
         json=json,
     )
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    fit_command(data, split, source, settings, mode, out)
+    fit_command(data, split, source, settings, mode, out, pictures)
 
 
 @app.command()

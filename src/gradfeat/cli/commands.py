@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
+from gradfeat.plots import choice_charts
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,12 @@ def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | Non
     return [dataset.classes[value] if numbered else str(value) for value in classes.tolist()]
 
 
-def fit_command(data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path) -> None:
+def fit_command(
+    data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path, pictures: Path | None = None
+) -> None:
     """Fit one model and save it."""
     check_file(out)
+    check_folder(pictures)
     dataset = read(data, split, source)
     check_part(data, split, "train", dataset)
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
@@ -163,6 +169,8 @@ def fit_command(data: Path, split: str, source: Source, settings: Settings, mode
         raise
     estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
     path = estimator.save(out)
+    if pictures is not None:
+        _keep_choice(estimator, pictures)
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
     result = {
@@ -250,6 +258,15 @@ def compare_command(
                 note(False, f"of an earlier run there is still {', '.join(older)}")
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _keep_choice(estimator: Any, folder: Path) -> None:
+    """Write what was chosen for a fitted estimator: pictures, and the penalty path as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    choice_charts(folder, estimator.mode, estimator.choice_, estimator.rounds_)
+    if estimator.choice_ is not None:  # JSON has no infinity: null is no gradient term
+        path = [{**asdict(tried), "w2": tried.w2 if isfinite(tried.w2) else None} for tried in estimator.choice_.path]
+        (folder / f"penalty_{estimator.mode}.json").write_text(dumps(path, indent=1) + "\n")
 
 
 def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Dataset) -> None:

@@ -23,10 +23,11 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError, DataError
 
 LEAST = 1e-10
-"""A penalty of zero is taken as this share of the features' mean squared length: the limit of small penalties, which
-fits the data with the least norm, up to rounding."""
+"""A lighter penalty, zero for one, is taken as this share of the features' mean squared length: the limit of small
+penalties, which fits the data with the least norm, up to rounding."""
 
-LEAST_SINGLE = 1e-6  # for a kernel of single precision, whose rounding is larger
+LEAST_SINGLE = 1e-7
+"""The same of gradient features in single precision: below it residuals a that cancel make ``Φᵀ a / λ₂`` rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Dual:
         targets: (n, c).
         share: Weight of each sample, (n,), above zero; brought to sum one.
         views: Versions of each sample, which are left out together: row i is a version of sample ``i % (n / views)``.
-        single: Whether the kernel was computed in single precision.
+        single: Whether the gradient features are in single precision.
 
     Attributes:
         unit: Unit of λ₂: the mean squared length of a sample's gradient features, by the samples' weights, over n.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gradfeat.errors import ConvergenceError, DataError
 from gradfeat.losses import Loss
-from gradfeat.solvers.dual import LEAST, LEAST_SINGLE, DualPoint
+from gradfeat.solvers.dual import LEAST, DualPoint
 
 _ITERATIONS, _HALVINGS = 100, 40
 
@@ -56,7 +56,6 @@ def newton_dual(
     w2: float,
     *,
     outputs: int,
-    single: bool = False,
     tolerance: float = 1e-9,
     iterations: int = _ITERATIONS,
 ) -> NewtonPoint:
@@ -68,10 +67,9 @@ def newton_dual(
         y: Targets of the n samples.
         loss: A convex loss.
         share: Weight of each sample, (n,), above zero; brought to sum one.
-        w1: λ₁; zero is taken as the limit of small ones (see `gradfeat.solvers.dual.LEAST`).
-        w2: λ₂, likewise.
+        w1: λ₁; below a least one it is taken as that (see `gradfeat.solvers.dual.LEAST`).
+        w2: λ₂, likewise; `DualPoint.w2_penalty` is the one in force.
         outputs: c; these samples may lack the last classes.
-        single: Whether the kernel was computed in single precision.
         tolerance: Of `NewtonPoint.gradient`.
         iterations: At most.
 
@@ -90,7 +88,7 @@ def newton_dual(
     share = share / share.sum()
     blocks = kernel.detach().cpu().double().view(n, c, n, c)
     squared = float(share @ torch.einsum("ikik->i", blocks))  # mean squared length of the gradient features
-    w2 = max(w2, (LEAST_SINGLE if single else LEAST) * max(squared, 1e-30))
+    w2 = max(w2, LEAST * max(squared, 1e-30))  # features of single precision too: a is bounded by the slopes
     mean = torch.einsum("i,iljk->ljk", share, blocks)  # (c, n, c)
     # centred, so that the intercept does not have to undo what all samples share
     phi = blocks - mean - mean.permute(1, 2, 0)[:, :, None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
 
 _CHUNK = 1 << 20  # entries of the directions' logits that are looked at together: so many stay in a processor's cache
@@ -83,6 +84,8 @@ class Span:
             x[k:] = start.bias
         logits = self._logits(x)
         best = self._value(logits, x, ridge)
+        if not math.isfinite(best):
+            raise ConvergenceError(f"the objective is {best}: the features are too large for their precision")
         before = math.inf  # the last decrement
         for _ in range(_ITERATIONS):
             gradient = self._gradient(logits)
@@ -123,6 +126,8 @@ class Span:
         hessian /= size[:, None] * size
         hessian.diagonal().add_(1e-9)
         hessian, scaled = hessian.cpu(), (gradient / size).cpu()
+        if not bool(torch.isfinite(hessian).all() and torch.isfinite(scaled).all()):
+            raise ConvergenceError("the curvature is not finite: the features are too large for their precision")
         root, failed = torch.linalg.cholesky_ex(hessian)
         if failed:  # by rounding; on the CPU, whose driver takes matrices of any rank
             solved = torch.linalg.lstsq(hessian, scaled, driver="gelsd").solution

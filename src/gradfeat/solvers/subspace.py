@@ -27,7 +27,7 @@ from gradfeat.solvers.newton import Combination, Span
 
 _KEPT = 5  # directions that stay then
 _REFRESH = 6  # iterations after which the preconditioner is taken anew, at the curvature of the present solution
-_LEAST_DIRECTIONS, _MOST_DIRECTIONS = 8, 40  # of w₂, by memory; beyond, the older ones become one, the solution
+_LEAST_DIRECTIONS, _MOST_DIRECTIONS = 8, 200  # of w₂, by memory; beyond, the older ones become one, the solution
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Solution:
         objective: Penalized mean loss after each iteration.
         decrement: What a further preconditioned step would gain at first order, relative to the objective; infinite
             where a solver does not compute it.
+        gap: The objective is at most so far above its minimum, relative to it: ``½ Σ ‖gradient‖² / λ`` over w₁ and w₂,
+            since the objective bends by λ at least; infinite where a solver does not compute it. Light penalties make
+            it a loose bound.
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
         interrupted: Whether Ctrl-C ended it.
@@ -65,6 +68,7 @@ class Solution:
     seconds: float = 0.0
     interrupted: bool = False
     gradient: float | None = None
+    gap: float = math.inf
 
     def __str__(self) -> str:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"
@@ -155,7 +159,8 @@ class Subspace:
         self.length = max(self.factors.trace, 1e-30)
         parameters = sum(value.numel() for value in features.linearization.theta2.values())
         free = available_memory(features.linearization.device)
-        self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, free // (16 * parameters))))
+        each = 16 * (parameters + features.omega.shape[1] * len(features.store))  # a quarter of what is free, at most
+        self._most = int(min(_MOST_DIRECTIONS, max(_LEAST_DIRECTIONS, free // each)))
         self._w1: list[Tensor] = []
         self._w2: list[Weights] = []
         self._logits1: list[Tensor] = []
@@ -239,8 +244,13 @@ class Subspace:
 
     # ---- growing it -------------------------------------------------------------------------------------------------
 
-    def grow(self, point: Combination, penalties: Penalties) -> float:
-        """Add the preconditioned gradients at a point; return what they promise at first order (the decrement)."""
+    def grow(self, point: Combination, penalties: Penalties) -> tuple[float, float]:
+        """Add the preconditioned gradients at the minimum over the span.
+
+        Returns:
+            What they promise at first order (the decrement), and how far the objective is above its minimum there, at
+            most (see `Solution.gap`; the span's minimum has no gradient in b).
+        """
         logits = self.logits(point, self.seen)
         slope = self.share[:, None] * self.loss.slope(logits, self.y[self.seen])
         slope = slope.float() if self.features.omega.dtype != torch.float64 else slope
@@ -249,17 +259,19 @@ class Subspace:
         add_scaled(gradient2, penalties.w2, self.w2(point))
         step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace, 1e-30))
         promised = inner(gradient2, step2)
+        above = 0.5 * inner(gradient2, gradient2) / penalties.w2 if penalties.w2 > 0 else math.inf
         if self.f is not None:
             gradient = self.f.centred[self.seen].T @ slope.to(self.f.centred)
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 gradient.add_(direction, alpha=penalties.w1 * factor)
             step = self.f.step(gradient, self._curvature, penalties.w1)
             promised += float((gradient * step).sum())
+            above += 0.5 * float(gradient.square().sum()) / penalties.w1 if penalties.w1 > 0 else math.inf
             self.add_w1(step)
         self.add_w2(step2)
         if not math.isfinite(promised):
             raise ConvergenceError("the gradient is not finite: the features J(x) are too large for their precision")
-        return promised
+        return promised, above
 
     def solve(
         self,
@@ -284,11 +296,16 @@ class Subspace:
                     self._join(point)
                     point = self.minimum(penalties)
                 before = len(self._w1), len(self._w2)
-                solution.decrement = self.grow(point, penalties) / max(abs(point.objective), 1e-30)
+                promised, above = self.grow(point, penalties)
+                solution.decrement = promised / max(abs(point.objective), 1e-30)
+                there = point.objective
                 point = self.minimum(penalties, self._padded(point, before))
+                left = max(above - (there - point.objective), 0.0)
+                solution.gap = left / max(point.objective - left, 1e-30) if left < point.objective else math.inf
                 solution.objective.append(point.objective)
                 if solution.decrement <= tolerance:
-                    solution.converged, solution.reason = True, f"converged (decrement {solution.decrement:.1e})"
+                    solution.converged = True
+                    solution.reason = f"converged (decrement {solution.decrement:.1e}{_bound(solution.gap)})"
                     break
         except KeyboardInterrupt:
             solution.interrupted = True
@@ -337,6 +354,11 @@ class Subspace:
                 directions.append(dict(zip(names, parts, strict=True)))
                 logits2.append(rest / length)
         self._span, self._w2, self._logits2 = None, directions, logits2
+
+
+def _bound(gap: float) -> str:
+    """Say how far the optimum may be, where that says something."""
+    return f", at most {100 * gap:.2g} % above the optimum" if gap < 1 else ""
 
 
 def _shares(seen: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:
