@@ -89,9 +89,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.
         choice_: Penalties that were chosen, with the path; None where none were.
-        solution_: How the subspace or dual solver ended: passes, time, whether it converged; None for Adam and SGD, and
-            where no gradient term was chosen.
-        how_: Solver, penalties and rounds in words; a saved model keeps them.
+        solution_: How the solver of `gradient` and `full` ended: passes, time, whether it converged, and how far the
+            objective is above its minimum at most; None where no gradient term was chosen.
+        how_: Solver, penalties and rounds in words, and why solver="auto" took it; a saved model keeps them.
         selection_: Optimizers and rates that fine-tuning tried; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
