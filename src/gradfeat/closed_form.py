@@ -6,9 +6,11 @@ cost no further pass over the network, for all of the grid of penalties.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradfeat.cache import available_memory
+from gradfeat.checkpoint import Part, resumed
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.kernel import gram
@@ -217,6 +220,29 @@ class _Squares(Samples):
         return float((self.weight[places] * losses).sum())
 
 
+def _judged(
+    samples: _Squares,
+    probes: list[Probe],
+    held: list[Tensor],
+    heads: list[float],
+    values: list[float],
+    done: Callable[[], None],
+) -> Part:
+    """Return the mean leave-one-out losses, (λ₁, λ₂), where each fold is judged under its own ω̄, and their unit."""
+    before, length = samples.passes, 0.0
+    losses = torch.zeros(len(heads), len(values), dtype=torch.float64)
+    for own, rows in zip(probes, held, strict=True):
+        dual = samples.dual(own)
+        length += dual.unit * samples.n / len(held)
+        for j, head in enumerate(heads):
+            decomposed = dual.at(head)
+            of_head = [samples.loss(decomposed, value * dual.unit, rows) for value in values]
+            losses[j] += torch.tensor(of_head, dtype=torch.float64)
+        done()
+    losses /= sum(float(samples.weight[rows].sum()) for rows in held)
+    return Part({"length": length, "passes": samples.passes - before}, {"losses": losses})
+
+
 def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     """Return the penalties of the least leave-one-out loss, ω̄ being fitted without the fold that is judged."""
     problem, full = samples.problem, samples.mode == "full"
@@ -229,18 +255,25 @@ def _choose(samples: _Squares, splits: Folds, progress: Progress) -> Choice:
     lengths: dict[float, float] = {}  # by the penalty of ω̄, the mean over folds
     least = [math.inf]
     with progress.step("penalties") as done:
+        folds_done = itertools.count(1)
+
+        def fold_done() -> None:
+            done(next(folds_done), len(HEAVIER) * len(splits))
+
         for i, factor in enumerate(HEAVIER):
             # without the gradient term all ω̄ are the same
             values = [math.inf, *GRID] if full and not i else list(GRID)
-            losses = np.zeros((len(heads), len(values)))
-            for fold, (own, rows) in enumerate(zip(probes, held, strict=True)):
-                dual = samples.dual(own[i])
-                lengths[light * factor] = lengths.get(light * factor, 0.0) + dual.unit * samples.n / len(splits)
-                for j, head in enumerate(heads):
-                    decomposed = dual.at(head)
-                    losses[j] += [samples.loss(decomposed, value * dual.unit, rows) for value in values]
-                done(i * len(splits) + fold + 1, len(HEAVIER) * len(splits))
-            losses /= sum(float(samples.weight[rows].sum()) for rows in held)
+            before = samples.passes
+            part = resumed(
+                problem.checkpoint,
+                f"{samples.mode}-closed-omega-{i}",
+                partial(_judged, samples, [own[i] for own in probes], held, heads, values, fold_done),
+                lambda part: part,
+                lambda part: part,
+            )
+            samples.passes = before + part.values["passes"]
+            lengths[light * factor] = part.values["length"]
+            losses = part.tensors["losses"].numpy()
             for k, value in enumerate(values):
                 for head, loss in zip(heads, losses[:, k].tolist(), strict=True):
                     path.append(Tried(head if value == math.inf else light * factor, head, value, loss))

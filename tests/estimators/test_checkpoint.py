@@ -14,7 +14,7 @@ from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, training
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, closed_form, compare, training
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
 from gradfeat.solvers import first_order
 from gradfeat.solvers.schedule import Schedule
@@ -271,12 +271,27 @@ def test_samples_that_change_have_no_checkpoint(tmp_path: Path) -> None:
         classifier(tmp_path, mode="finetune").fit(Changing(), None)
 
 
-def test_closed_form_keeps_its_probe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", [0, 4, 7])
+def test_closed_form_goes_on(kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = data(40)
     target = X[:, 0] * X[:, 1]
-    models = [
-        GradientFeatureRegressor(network(), theta2="*", random_state=0, checkpoint=folder).fit(X, target)
-        for folder in (None, tmp_path, tmp_path)
-    ]
-    same(models[0], models[1])
-    same(models[0], models[2])
+    pressed, original = Pressed(), closed_form.gram
+
+    def gram(features: Any) -> torch.Tensor:
+        pressed.called()
+        return original(features)
+
+    monkeypatch.setattr(closed_form, "gram", gram)
+
+    def regressor(folder: Path | None) -> GradientFeatureRegressor:
+        return GradientFeatureRegressor(network(), theta2="*", random_state=0, checkpoint=folder)
+
+    plain, again, once_more = regressor(None), regressor(tmp_path), regressor(tmp_path)
+    whole = pressed.of(lambda: plain.fit(X, target))
+    assert whole > 7  # three for each of two or more ω̄, and the last
+    assert pressed.of(lambda: regressor(tmp_path).fit(X, target), last=kernels) == kernels
+    assert pressed.of(lambda: again.fit(X, target)) == whole - kernels // 3 * 3  # each ω̄ is a part
+    assert pressed.of(lambda: once_more.fit(X, target)) == 1
+    same(plain, again)
+    same(plain, once_more)
+    assert plain.choice_.passes == again.choice_.passes
