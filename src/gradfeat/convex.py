@@ -21,6 +21,7 @@ from gradfeat.progress import Progress
 from gradfeat.rounds import FIRST, Point, repeat_rounds, search_rounds
 from gradfeat.selection import (
     ONE_SPLIT_FROM,
+    PARTS,
     SPLITS,
     STAGES,
     Choice,
@@ -35,6 +36,7 @@ from gradfeat.selection import (
 )
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import Weights
+from gradfeat.solvers.probe import folds
 from gradfeat.solvers.subspace import Penalties, Solution
 
 TOLERANCE = 1e-4
@@ -73,7 +75,8 @@ def fit_convex(
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
             plain where its penalty is given, whitened where it is chosen; the better of both on held-out data where
             there are fewer than `ONE_SPLIT_FROM` samples.
-        splits: Parts held out, one after another, to choose penalties on; None: three for few samples, else one.
+        splits: Parts held out, one after another, to choose penalties on; None: five for few samples, each sample in
+            one of them, or three at random where a class has fewer than five; else one.
         tolerance: Decrement, relative to the objective, at which a fit with given penalties ends.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
@@ -291,11 +294,18 @@ _SEARCHED = "the weights are those of the search, which left a part of the sampl
 def _splits(
     problem: Problem, random_state: int | None, count: int | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return pairs of samples (seen, held out), by places of their first views; none if there are too few."""
-    if count is None:
-        count = 1 if problem.n >= ONE_SPLIT_FROM else SPLITS
+    """Return pairs of samples (seen, held out), by places of their first views; none if there are too few.
+
+    Of few samples each is held out once: parts drawn at random leave a third of them out, and the least of many means
+    over so few is often that of a penalty far too light.
+    """
     first = np.random.RandomState(random_state).randint(2**31 - 1 - SPLITS)
-    splits = [hold_out(problem, first + i) for i in range(count)]
+    if count is None and problem.n < ONE_SPLIT_FROM:
+        pairs, note = folds(problem.y[: problem.n].cpu(), problem.loss, PARTS, first)
+        if pairs and not note:
+            return [(torch.from_numpy(seen), torch.from_numpy(held)) for seen, held in pairs]
+        count = SPLITS  # rare classes
+    splits = [hold_out(problem, first + i) for i in range(count or 1)]
     return splits if all(len(held) for _, held in splits) else []
 
 

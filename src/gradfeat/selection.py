@@ -63,7 +63,11 @@ NEGLIGIBLE = 1e-3
 ONE_SPLIT_FROM = 1000
 """From this number of samples on, one held-out part is enough."""
 
+PARTS = 5
+"""Held-out parts of fewer samples, each sample in one of them."""
+
 SPLITS = 3
+"""The same where a class has fewer samples than that: parts drawn at random, which overlap."""
 
 
 @dataclass(frozen=True)

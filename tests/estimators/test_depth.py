@@ -19,7 +19,7 @@ from gradfeat.convex import choose, fit_convex
 from gradfeat.depth import SHORT, WORTH
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fitting import hold_out
-from gradfeat.selection import HEAVIER, SPLITS, place_of_omega
+from gradfeat.selection import HEAVIER, place_of_omega
 
 
 class Block(nn.Module):
@@ -206,20 +206,19 @@ class Changing(Dataset[Any]):
 
 
 def test_without_a_seed_all_depths_hold_out_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[list[int]] = []
-    hold_out_there = convex.hold_out
+    held: list[list[list[int]]] = []
+    splits_there = convex._splits
 
     def recorded(*arguments: Any) -> Any:
-        seen, own = hold_out_there(*arguments)
-        held.append(own.tolist())
-        return seen, own
+        splits = splits_there(*arguments)
+        held.append([own.tolist() for _, own in splits])
+        return splits
 
-    monkeypatch.setattr(convex, "hold_out", recorded)
+    monkeypatch.setattr(convex, "_splits", recorded)
     depths = len(_fit(random_state=None).depths_)
-    splits = held[: depths * SPLITS]  # of the search; then those of the fit
     assert depths >= 2
-    assert all(splits[i] == splits[i % SPLITS] for i in range(len(splits)))
-    assert splits[0] != splits[1]
+    assert all(own == held[0] for own in held[:depths])  # of the search; then those of the fit
+    assert held[0][0] != held[0][1]
 
 
 def test_samples_that_change_are_refused() -> None:

@@ -17,7 +17,7 @@ import gradfeat.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
 from gradfeat.losses import CrossEntropy
-from gradfeat.selection import SPLITS, choose_penalties
+from gradfeat.selection import PARTS, SPLITS, choose_penalties
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Subspace
 
@@ -102,7 +102,7 @@ def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_s
     assert penalties.w2 * len(X) == pytest.approx(choice.w2 * choice.length)
     splits = [own for own, _ in used if own is not last]
     splits = [own for i, own in enumerate(splits) if own not in splits[:i]]
-    groups = [splits[i : i + SPLITS] for i in range(0, len(splits), SPLITS)]  # one of each ω̄
+    groups = [splits[i : i + PARTS] for i in range(0, len(splits), PARTS)]  # one of each ω̄
     lengths = [np.mean([own.factors.trace for own in group]) for group in groups]
     assert min(abs(np.array(lengths) / choice.length - 1)) < 1e-6
     for group in groups:
@@ -229,6 +229,26 @@ def test_many_classes_with_few_samples(per_class: int, mode: str) -> None:
         model = classifier(mode=mode, rounds="auto" if mode == "full" else 1).fit(X, y)
     assert model.predict_proba(X).shape == (len(y), 12)
     assert np.isfinite(model.predict_proba(X)).all()
+
+
+@pytest.mark.filterwarnings("ignore:probe. 4 folds instead of 5")
+@pytest.mark.parametrize(("rarest", "parts"), [(5, PARTS), (4, SPLITS)])
+def test_each_of_few_samples_is_held_out_once(rarest: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def recorded(store: Any, y: Any, loss: Any, splits: Any, *more: Any, **named: Any) -> Any:
+        used.append(splits)
+        return choose_penalties(store, y, loss, splits, *more, **named)
+
+    monkeypatch.setattr(gradfeat.convex, "choose_penalties", recorded)
+    X, y = data(60)
+    few = np.concatenate([np.flatnonzero(y == 0)[:rarest], np.flatnonzero(y == 1)])
+    classifier(metric="plain").fit(X[few], y[few])
+    [splits] = used
+    held = torch.cat([own for _, own in splits]).tolist()
+    assert len(splits) == parts
+    assert (sorted(held) == list(range(len(few)))) == (parts == PARTS)
+    assert all(sorted(torch.cat(pair).tolist()) == list(range(len(few))) for pair in splits)
 
 
 def test_rare_classes_keep_a_sample_that_is_seen() -> None:
