@@ -24,6 +24,7 @@ from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES, GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.solvers.schedule import SOLVERS
 from gradfeat.validation import check_lengths, labels_of, read_truth
 
 TITLES = {
@@ -344,7 +345,7 @@ def _note(problem: Problem, mode: str, fit: Fit) -> str:
         parts.append(f"penalty {problem.probe.penalty:.3g}")
     if fit.selection is not None:
         parts.append(f"{fit.selection.best}, the best of {len(fit.selection.scores)} on held-out training data")
-    if fit.solution is not None:
+    if fit.solution is not None and not (fit.solution.solver in SOLVERS and _interrupted(fit)):  # said below
         parts.append(str(fit.solution))
     if fit.choice is not None:
         parts.append(str(fit.choice))
