@@ -8,9 +8,9 @@ VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean aver
 Models: the probe, `gradient`, `full`, the network that `full` is merged into, `full` with rounds, and fine-tuning
 of the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are
 chosen on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit: of
-the processor, which other work beside it leaves as it is, or on a GPU the wall's. Writes
-a table, a JSON file and a picture. Ways that an earlier run with the same settings left in that file, and that are not
-asked for again, stay in them.
+the processor, which other work beside it leaves as it is, or on a GPU the wall's. Writes a table, a JSON file and a
+picture. Ways that an earlier run with the same settings left in that file, and that are not asked for again, stay in
+them.
 """
 
 from __future__ import annotations

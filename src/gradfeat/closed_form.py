@@ -173,7 +173,8 @@ class Samples:
         """Return a note where another λ₂ is in force than was asked for."""
         if not 0 < w2 < point.w2_penalty:
             return []
-        more = "; precision='float64' goes further" if self.single else ""
+        squared = isinstance(self.problem.loss, Quadratic)  # Newton's method goes as far in single precision
+        more = "; precision='float64' goes further" if self.single and squared else ""
         return [
             f"{self.mode}: λ₂ = {w2:.3g} is below what can be told from rounding, and {point.w2_penalty:.3g} was "
             f"taken{more}"

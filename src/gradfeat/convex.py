@@ -58,7 +58,6 @@ def fit_convex(
     parametrization: str = "standard",
     metric: str = "auto",
     splits: int | None = None,
-    tolerance: float = TOLERANCE,
     random_state: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -77,7 +76,6 @@ def fit_convex(
             there are fewer than `ONE_SPLIT_FROM` samples.
         splits: Parts held out, one after another, to choose penalties on; None: five for few samples, each sample in
             one of them, or three at random where a class has fewer than five; else one.
-        tolerance: Decrement, relative to the objective, at which a fit with given penalties ends.
         random_state: Seed of the splits and of the preconditioner.
         progress: Shows how far it is.
     """
@@ -144,7 +142,7 @@ def fit_convex(
         subspace.add_w2(subspace.features.variables(start))
     with progress.step(mode):
         if choice is None:
-            combination, solution = subspace.solve(penalties, tolerance=tolerance, iterations=GIVEN_ITERATIONS)
+            combination, solution = subspace.solve(penalties, tolerance=TOLERANCE, iterations=GIVEN_ITERATIONS)
         else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
             combination, solution = subspace.solve(penalties, iterations=choice.iterations)
             if not (solution.converged or solution.interrupted):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, load
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, GradfeatWarning
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
 
 PAIR = (0.01, 0.002)
@@ -75,6 +75,12 @@ def test_light_penalties_are_those_in_force_in_single_precision_too(penalty: flo
     subspace = classifier(penalty=penalty, solver="subspace").fit(X, y)
     assert explicit(subspace) == pytest.approx(explicit(double), rel=0.03)
     assert explicit(subspace) <= explicit(double) * (1 + subspace.solution_.gap)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_penalty_below_rounding_is_raised_and_said(precision: str) -> None:
+    with pytest.warns(GradfeatWarning, match="λ₂ = 1e-14 is below what can be told from rounding, and .* was taken$"):
+        classifier(penalty=(0.01, 1e-14), precision=precision).fit(*data())
 
 
 def test_the_same_penalties_are_chosen_as_by_the_subspace_solver() -> None:
