@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gradfeat._version import __version__
+from gradfeat.optional import mend_imports
 
 if TYPE_CHECKING:
     from gradfeat.adapter import load
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from gradfeat.kernel import tangent_kernel
     from gradfeat.linearization import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
+
+mend_imports()
 
 _HOME = {
     "linearize": "gradfeat.linearization",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.abc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,15 +26,24 @@ def require(module: str, *, extra: str) -> ModuleType:
         The imported module.
 
     Raises:
-        MissingDependencyError: The module is not installed.
+        MissingDependencyError: The module is not installed, or cannot be imported.
     """
-    if module.split(".")[0] in ("torchvision", "timm", "transformers"):
-        _declare_torchvision_operators()
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(
             f"{module} is needed for this and is not installed. Install it with: pip install 'gradfeat[{extra}]'"
+            if missing == package
+            else f"{module} is needed for this, and itself needs {error.name}, which is not installed: "
+            f"pip install {missing}"
+        ) from error
+    except Exception as error:  # what a package of another version, or for another torch, says while it is imported
+        raise MissingDependencyError(
+            f"{module} is needed for this and is installed, but cannot be imported ({type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0][:300]}). Its version does not go with the others here: install "
+            f"it again, beside the torch that is here, with: pip install --force-reinstall --no-deps {package}"
         ) from error
 
 
@@ -89,26 +100,48 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_library: object | None = None
+# What torchvision describes to torch without asking whether its compiled part, which defines them, could be loaded.
+_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_library: Any = None
 
 
-def _declare_torchvision_operators() -> None:
-    """Let a torchvision built for CUDA be imported beside a CPU build of torch.
+class _TorchvisionOperators(importlib.abc.MetaPathFinder):
+    """Declares torchvision's operators in the middle of its import, where its compiled part has just failed to load.
 
-    Such a torchvision fails at import with "operator torchvision::nms does not exist", and takes timm with it.
-    Declaring the operators first makes models, transforms and data sets work; the operators themselves stay
-    unavailable.
+    A torchvision that was built for another torch (for CUDA, beside a CPU build; or for another version) fails there
+    with "operator torchvision::nms does not exist", and takes timm and half of transformers with it. With the operators
+    declared, models, transforms and data sets work; a call of the operators themselves fails with torchvision's own
+    words. Nothing is declared for a torchvision that is whole, and nothing is imported before somebody asks for it.
     """
-    global _library
-    import importlib.util
 
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing: the import goes on as it would."""
+        if fullname == "torchvision._meta_registrations":
+            _declare_operators(sys.modules.get("torchvision.extension"))
+
+
+def _declare_operators(extension: Any) -> None:
+    global _library
+    has_operators = getattr(extension, "_has_ops", None)
+    if _library is not None or has_operators is None or has_operators():
+        return
     import torch
 
-    if _library is not None or torch.version.cuda is not None or importlib.util.find_spec("torchvision") is None:
-        return
-    if hasattr(torch.ops.torchvision, "nms"):
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _OPERATORS:
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            library.define(schema)
     _library = library  # the declarations live as long as this object
+
+
+def mend_imports() -> None:
+    """Let torchvision, and what needs it, be imported from now on, whatever was tried before."""
+    if "torchvision" not in sys.modules and not any(isinstance(f, _TorchvisionOperators) for f in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionOperators())
+    for package in ("torchvision", "timm"):
+        if package not in sys.modules:  # an import that failed leaves those of its modules that were complete
+            for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+                del sys.modules[name]
