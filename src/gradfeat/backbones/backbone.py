@@ -17,7 +17,7 @@ from gradfeat.backbones.own_models import build_own
 from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
-from gradfeat.backbones.weights import load_weights, read_weights
+from gradfeat.backbones.weights import load_file
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
 from gradfeat.pretrain.loop import seeded
@@ -85,7 +85,8 @@ def resolve(
             - "gradfeat/resnet20" (32, 56, ...), the ResNet for images of 32 × 32, with weights from a file;
             - a callable that takes the shape of X and returns a module whose output is f(x).
         weights: For a name. None loads the library's own (and downloads them when they are not on this machine); a file
-            (.safetensors, .pth, .pt, .bin) loads that; "random" leaves random initial weights.
+            of safetensors or torch.save, whatever its name, or a folder with its shards, loads that ("FILE::part" the
+            named part of it, where several fit); "random" leaves random initial weights.
         X_shape: Shape of X, for a callable.
         random_state: Seed of random initial weights; None draws from PyTorch's global stream.
         preprocessing: Replaces the network's own preprocessing, whole or (a dict) in some fields.
@@ -182,10 +183,8 @@ def _from_name(text: str, weights: str | Path | None) -> _Draft:
     if random:
         draft.notes.append("The weights are random.")
     elif weights is not None:
-        state, metadata = read_weights(weights)
-        left_out = load_weights(network, state, where=str(weights), ignored=head_keys)
-        if left_out:
-            draft.notes.append(f"The classifier in the file is not used: {', '.join(left_out)}.")
+        notes, metadata = load_file(network, weights, head=head_keys)
+        draft.notes.extend(notes)
         stated = scaling.from_metadata(metadata, str(weights))
         if stated:
             draft.fields = {**(fields or {}), **stated}

@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gradfeat.backbones.state import choose, tensors_of
+from gradfeat.backbones.weights_file import read_weights
 from gradfeat.errors import BackboneError
 
-_NESTS = ("state_dict", "model", "model_state_dict", "network", "net")
-_WRAPPERS = ("module.", "_orig_mod.")  # nn.DataParallel, torch.compile
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+__all__ = ["load_file", "load_weights", "read_weights"]
+
 _SHOWN = 8
+_KINDS = (  # what names of another kind of network say, beside names that are missing
+    (("_packed_params", "zero_point", "qweight", "qzeros", "absmax", "quant_map", "SCB", "weight_scale", "scale_inv"),
+     "is of a quantized network: take the file of the same network in float32, float16 or bfloat16"),
+    (("weight_g", "weight_v", "weight_u", "parametrizations"),
+     "is of a network whose weights are made in each pass (weight or spectral norm): remove that "
+     "(torch.nn.utils.remove_weight_norm, parametrize.remove_parametrizations) and save it again"),
+    (("weight_orig", "weight_mask"),
+     "is of a pruned network: torch.nn.utils.prune.remove(module, 'weight') for its modules, and save it again"),
+    (("exp_avg", "momentum_buffer", "square_avg"), "holds the state of an optimizer, and no network"),
+    (("lora_A", "lora_B", "lora_down", "lora_up"),
+     "is an adapter (LoRA) without its network: merge it into the network, and save that"),
+)  # fmt: skip
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict from a ``.safetensors`` file or from a ``.pth``, ``.pt`` or ``.bin`` file.
+def load_file(
+    network: nn.Module, weights: str | Path, *, head: Collection[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Load the weights of a file into a network, wherever in the file they are.
 
     Args:
-        path: The file. A state dict nested under ``state_dict`` or ``model`` is found, and the prefix ``module.`` that
-            nn.DataParallel leaves is removed.
+        network: The network; its dtype stays.
+        weights: The file, or a folder with shards; "FILE::part" names the part of the file that is meant.
+        head: Names of the head, which the network no longer has.
 
     Returns:
-        The state dict, and the metadata of the file (empty but for safetensors).
+        Notes: what was taken, and what was not used; and the file's metadata.
 
     Raises:
-        BackboneError: No such file, another format, a damaged file, or a file that holds more than tensors.
+        BackboneError: The file cannot be read, does not fit, or holds several networks that do.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise BackboneError(f"No weights file at {path}.")
-    if path.suffix not in _SUFFIXES:
-        raise BackboneError(f"{path.name}: expected a file ending in {', '.join(_SUFFIXES)}.")
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise BackboneError(f"{path} is damaged or not a safetensors file: {error}") from error
-    else:
-        return _unwrap(_read_torch(path)), metadata
-    return _unwrap(content), metadata
+    path, entry = _split(weights)
+    content, metadata = read_weights(path)
+    try:
+        found = choose(tensors_of(content), network.state_dict(), head, entry)
+    except BackboneError as error:
+        raise BackboneError(f"{path}: {error}") from error
+    where = f"{path}, under {found.prefix!r}," if found.prefix else str(path)
+    left_out = load_weights(network, found.state, where=where, ignored={*head, *found.extra})
+    notes = [f"The classifier in the file is not used: {', '.join(left_out[:_SHOWN])}."] if left_out else []
+    note = found.note()
+    return [*notes, note] if note else notes, metadata
+
+
+def _split(weights: str | Path) -> tuple[Path, str | None]:
+    """Split "FILE::part", unless there is a file of that whole name."""
+    path, colons, entry = str(weights).rpartition("::")
+    if not colons or not path or Path(weights).expanduser().exists():
+        return Path(weights), None
+    return Path(path), entry or None
 
 
 def load_weights(
@@ -65,9 +81,12 @@ def load_weights(
         The names of `ignored` that were left out.
 
     Raises:
-        BackboneError: Keys are missing, unexpected or of another shape, or values are not finite; all are listed.
+        BackboneError: Keys are missing, unexpected or of another shape, or values are of a kind that a network in
+            evaluation does not have, or not finite; all are listed.
     """
     own = network.state_dict()
+    state = {name: _dense(value) for name, value in state.items()}
+    _refuse_kinds(network, state, where)
     # Files from old PyTorch versions lack this counter, which plays no part in evaluation mode.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own and name not in ignored]
@@ -85,7 +104,7 @@ def load_weights(
         raise BackboneError(
             f"The weights of {where} do not fit the network {type(network).__name__}. Keys "
             + "; ".join(problems)
-            + f". {_hint(len(missing), len(unexpected), len(own))}"
+            + f". {_kind_of(state) or _hint(len(missing), len(unexpected), len(own))}"
         )
     broken = [name for name in own if name in state and not bool(torch.isfinite(state[name]).all())]
     if broken:
@@ -94,38 +113,42 @@ def load_weights(
     return [name for name in state if name not in own]
 
 
-def _read_torch(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BackboneError(
-            f"{path} is damaged, or holds more than tensors, and gradfeat executes nothing from a file. Where it "
-            "comes from a source you trust, load it yourself and keep torch.save(network.state_dict(), ...)."
-        ) from error
-    except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, EOFError, RuntimeError ...
-        raise BackboneError(f"{path} is damaged or no PyTorch file: {error}") from error
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout is torch.strided or value.is_quantized else value.to_dense()
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
-    """Return the state dict inside what a file holds."""
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
-    if not isinstance(content, Mapping):
-        raise BackboneError(f"Expected a state dict (names and tensors); the file holds a {type(content).__name__}.")
-    foreign = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if foreign or not content:
-        raise BackboneError(
-            "Expected a state dict (names and tensors), plain or under one of the keys "
-            f"{', '.join(_NESTS)}; the file "
-            + (f"has keys {_listing('of other kinds', foreign)}." if foreign else "is empty.")
-        )
-    state = {str(name): value for name, value in content.items()}
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+def _refuse_kinds(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse values that are not numbers of a layer as they stand."""
+    weights = {name for name, value in network.named_parameters() if value.is_floating_point()}
+    kinds: dict[str, list[str]] = {}
+    for name, value in state.items():
+        if (kind := _kind(value, name in weights)) is not None:
+            kinds.setdefault(kind, []).append(name)
+    for kind, names in kinds.items():
+        raise BackboneError(f"The weights of {where} cannot be used as they stand. Keys {_listing(kind, names)}.")
+
+
+def _kind(value: Tensor, weight: bool) -> str | None:
+    if value.is_quantized:
+        return "of a quantized network, which has no derivatives; take its float32 weights"
+    if value.is_meta:
+        return "without values (on the meta device), which were not saved"
+    if value.is_floating_point() and value.element_size() == 1:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"in 8-bit floats ({kind}), whose scales lie elsewhere; take the same network in bfloat16 or float32"
+    if weight and value.is_complex():
+        return "of complex numbers, where the network's are real"
+    if weight and not value.is_floating_point():
+        return "of whole numbers, as in a quantized network, where the network's are floats"
+    return None
+
+
+def _kind_of(state: Mapping[str, Tensor]) -> str:
+    parts = {part for name in state for part in name.split(".")}
+    for words, what in _KINDS:
+        if named := [word for word in words if word in parts]:
+            return f"The file (with names such as {named[0]}) {what}."
+    return ""
 
 
 def _listing(kind: str, names: list[str]) -> str:

@@ -1,0 +1,353 @@
+"""What a file of weights is, by its content rather than by its name, and what it holds. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import re
+import sys
+import threading
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2, which protocol 2 writes
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import safetensors
+import torch
+
+from gradfeat.errors import BackboneError
+
+_EXPECTED = "safetensors or torch.save (mostly ending in .safetensors, .pth, .pt, .bin or .ckpt)"
+_SHARDS = "{}.index.json"
+_COMPLETE = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_STARTS = (  # the first bytes of what is now and then taken for a file of weights
+    (b"version https://git-lfs", "a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository"),
+    (b"\x89HDF\r\n", "an HDF5 file, as Keras writes it: the weights of a network of another library"),
+    (b"\x93NUMPY", "a NumPy array, not the weights of a PyTorch network"),
+    (b"GGUF", "a GGUF file, whose weights are quantized: take the same network's .safetensors file"),
+    (b"ggjt", "a GGML file, whose weights are quantized: take the same network's .safetensors file"),
+    (b"\x1f\x8b", "compressed (gzip): unpack it first"),
+    (b"BZh", "compressed (bzip2): unpack it first"),
+    (b"\xfd7zXZ", "compressed (xz): unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstandard): unpack it first"),
+    (b"7z\xbc\xaf", "a 7-zip archive: unpack it first"),
+    (b"Rar!", "a RAR archive: unpack it first"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"%PDF", "a PDF document"),
+)
+_OTHERS = (".pb", ".tflite", ".msgpack", ".keras", ".h5", ".index", ".meta")  # TensorFlow, Flax, Keras
+_LONGEST_HEADER = 100_000_000  # bytes; the bound of safetensors
+_LOADING = threading.Lock()  # torch's list of allowed names is one for the whole process
+
+
+class StandIn:
+    """An object of a pickle whose class is not loaded: it keeps the state that the pickle gives it, and does nothing.
+
+    Args:
+        *arguments: What the pickle would have called the class or function with.
+    """
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> StandIn:
+        """Make an empty object, whatever the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_weights(path: str | Path) -> tuple[object, dict[str, str]]:
+    """Read a file that `safetensors` or `torch.save` wrote, whatever its name, or a folder with its shards.
+
+    Args:
+        path: The file; the index of a checkpoint in several files (``model.safetensors.index.json``); or a folder with
+            one of these.
+
+    Returns:
+        What the file holds (`gradfeat.backbones.state.tensors_of` finds the tensors in it), and its metadata (empty but
+        for safetensors). Objects of other classes than torch's own are `StandIn`.
+
+    Raises:
+        BackboneError: No such file, another format, a damaged file, or a pickle that asks for what no weights need.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.is_dir():
+            path = _file_in(path)
+        if not path.is_file():
+            raise BackboneError(f"No weights file at {path}.{_hint_of_path(str(path))}")
+        with path.open("rb") as file:
+            head, size = file.read(512), path.stat().st_size
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read: {error.strerror or error}") from error
+    if _is_safetensors(head):
+        return _read_safetensors(path)
+    if head.lstrip()[:1] in (b"{", b"["):
+        return _read_json(path)
+    if path.suffix.lower() == ".safetensors" and not _known(head, size):
+        return _read_safetensors(path)  # whose own words say what is wrong
+    _refuse_others(path, head, size)
+    return _read_torch(path), {}
+
+
+def _hint_of_path(text: str) -> str:
+    if text.startswith(("http:/", "https:/", "s3:/", "gs:/", "hf:/")):
+        return " Weights are read from files: download it first, and give the path."
+    return ""
+
+
+# ---- what it is -----------------------------------------------------------------------------------------------------
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Return whether a file begins as safetensors do: with the length of a JSON header, and the header's brace."""
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
+
+
+def _known(head: bytes, size: int) -> bool:
+    starts = (b"PK\x03\x04", b"\x80", *(start for start, _ in _STARTS))
+    return size == 0 or head.startswith(starts) or _is_page(head)
+
+
+def _is_page(head: bytes) -> bool:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error"))
+
+
+def _refuse_others(path: Path, head: bytes, size: int) -> None:
+    """Say what a file is that is neither safetensors nor of torch.save."""
+    if size == 0:
+        raise BackboneError(f"{path} is damaged: it is empty (0 bytes). Download or copy it again.")
+    if _is_page(head):
+        raise BackboneError(
+            f"{path} is a web page, not weights: the download was answered with a page (to log in, or an error). Open "
+            "it in a browser to see which, and download the file itself."
+        )
+    for start, what in _STARTS:
+        if head.startswith(start):
+            raise BackboneError(f"{path} is {what}. Expected a file of {_EXPECTED}.")
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path)
+    elif head[257:262] == b"ustar":
+        raise BackboneError(f"{path} is a tar archive: unpack it, and give the file of weights in it.")
+    elif not head.startswith(b"\x80"):
+        what = "damaged or holds no weights"
+        if path.suffix.lower() == ".onnx" or (head[:1] == b"\x08" and b"\x12" in head[:4]):
+            what = "an ONNX file, not the weights of a PyTorch network"
+        elif path.suffix.lower() in _OTHERS or ".ckpt.data-" in path.name:
+            what = "of another library (TensorFlow, Flax or Keras), not the weights of a PyTorch network"
+        raise BackboneError(f"{path} is {what}: expected a file of {_EXPECTED}.")
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse a zip file that is not of torch.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise BackboneError(
+            f"{path} is damaged: it begins as a file of torch.save and has no proper end ({error}). Was its "
+            "download or copy interrupted?"
+        ) from error
+    if any(name.endswith(("/constants.pkl", "/data.pkl.debug_pkl")) or "/code/" in name for name in names):
+        _refuse_program(path, "a TorchScript archive (torch.jit.save)", "torch.jit.load")
+    if any(name.rpartition("/")[2] in ("archive_format", "archive_version") for name in names):
+        _refuse_program(path, "a program of torch.export", "torch.export.load")
+    if any(name.endswith("data.pkl") and name.count("/") == 1 for name in names):
+        return
+    if names and all(name.endswith(".npy") for name in names):
+        raise BackboneError(f"{path} is a NumPy archive (.npz), not the weights of a PyTorch network.")
+    inside = [name for name in names if name.endswith((*_SUFFIXES, ".h5"))]
+    raise BackboneError(
+        f"{path} is a zip archive"
+        + (f" with {', '.join(inside[:4])}: unpack it, and give that file." if inside else " without PyTorch weights.")
+    )
+
+
+def _refuse_program(path: Path, what: str, load: str) -> NoReturn:
+    raise BackboneError(
+        f"{path} is {what}: a compiled program with its weights. Take the weights out of it, where you trust it: "
+        f"torch.save({load}({path.name!r}).state_dict(), 'weights.pth')"
+    )
+
+
+# ---- folders and shards ---------------------------------------------------------------------------------------------
+
+
+def _file_in(folder: Path) -> Path:
+    """Return the file of weights in a folder: the usual names first, then the only one."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    for name in _COMPLETE:
+        for known in (name, _SHARDS.format(name)):
+            if known in names:
+                return folder / known
+    found = [name for name in names if name.lower().endswith(_SUFFIXES)]
+    if len(found) == 1:
+        return folder / found[0]
+    if "data.pkl" in names or any((folder / name / "data.pkl").is_file() for name in names):
+        raise BackboneError(
+            f"{folder} is a file of torch.save that was unpacked as a zip archive: give the file as it was."
+        )
+    if "saved_model.pb" in names or any(name.endswith(".index") for name in names):
+        raise BackboneError(f"{folder} holds a network of TensorFlow, not the weights of a PyTorch network.")
+    what = f"several files of weights, {', '.join(found[:6])}: name one" if found else "no file of weights"
+    raise BackboneError(f"{folder} is a folder with {what}. Expected a file of {_EXPECTED}.")
+
+
+def _read_json(path: Path) -> tuple[dict[str, object], dict[str, str]]:
+    """Read the shards that an index names."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BackboneError(
+            f"{path} is a JSON text, not weights, and cannot be read as the index of a checkpoint in several files."
+        ) from error
+    names = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(f"{path} is a JSON text without weights: give the file of {_EXPECTED} that lies beside it.")
+    files = sorted(set(names.values()))
+    missing = [name for name in files if Path(name).name != name or not (path.parent / name).is_file()]
+    if missing:
+        raise BackboneError(
+            f"{path} names {len(files)} files, of which {', '.join(missing[:4])} "
+            f"{'is' if len(missing) == 1 else 'are'} not beside it: download all of them."
+        )
+    content: dict[str, object] = {}
+    metadata: dict[str, str] = {}
+    for name in files:
+        if (path.parent / name).read_bytes()[:1] in (b"{", b"["):
+            raise BackboneError(f"{path} names {name}, which is an index itself.")
+        shard, about = read_weights(path.parent / name)
+        content.update(shard if isinstance(shard, Mapping) else {})
+        metadata.update(about)
+    return content, metadata
+
+
+# ---- safetensors and torch ------------------------------------------------------------------------------------------
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise BackboneError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        names = set(_globals_in(path))
+    except Exception:  # arbitrary bytes: torch.load says below what is wrong
+        names = set()
+    if hostile := sorted(name for name in names if not _is_data(name)):
+        raise BackboneError(
+            f"{path} asks for {', '.join(hostile[:4])}, which no weights need, and gradfeat executes nothing from a "
+            "file. Do not load it in another way either, unless you know where it comes from."
+        )
+    kinds: dict[str, type] = dict.fromkeys(names, StandIn)
+    while True:
+        try:
+            return _load_torch(path, kinds)
+        except pickle.UnpicklingError as error:
+            # the pickle puts entries into a dict or list of a class of its own: a plain one serves as well
+            wanted = re.search(r"Can only (SETITEM|append|extend).*got <class '(.+?)'>", str(error))
+            name = wanted[2].removeprefix(f"{__name__}.") if wanted else ""
+            if wanted and kinds.get(name) is StandIn:
+                kinds[name] = _Mapping if wanted[1] == "SETITEM" else _List
+                continue
+            raise BackboneError(f"{path} {_why(error)}") from error
+        except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, EOFError, RuntimeError ...
+            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            what = (
+                "a pickle that torch.save did not write, or damaged"
+                if "magic number" in reason
+                else "damaged or no PyTorch file"
+            )
+            raise BackboneError(f"{path} is {what}: {reason}") from error
+
+
+class _Mapping:
+    def __new__(cls, *arguments: Any, **keywords: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _List:
+    def __new__(cls, *arguments: Any, **keywords: Any) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+def _load_torch(path: Path, kinds: Mapping[str, type]) -> object:
+    """Load a file of torch.save with a class that does nothing in the place of every class that torch does not know."""
+    stand_ins: Any = [(type(name, (kind,), {}), name) for name, kind in kinds.items()]
+    with _LOADING, torch.serialization.safe_globals(stand_ins), path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about old formats and protocols
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _why(error: Exception) -> str:
+    """Say why torch's restricted unpickler refuses a file, and the way out."""
+    _, _, text = str(error).partition("WeightsUnpickler error:")
+    reason = (text or str(error)).strip().partition("\n")[0][:200]
+    way_out = (
+        "Where it comes from a source you trust, load it yourself (torch.load(..., weights_only=False)) and keep "
+        "torch.save(network.state_dict(), ...)."
+    )
+    if "persistent_load" in reason:
+        return (
+            "holds a whole network in the older format of torch.save, with its code, and gradfeat executes nothing "
+            f"from a file. {way_out}"
+        )
+    if "Unsupported operand" in reason:
+        return (
+            "was written with another pickle protocol than torch.save's own (2), or is damaged; gradfeat executes "
+            f"nothing from a file ({reason}). {way_out}"
+        )
+    return f"is damaged, or holds more than tensors, and gradfeat executes nothing from a file ({reason}). {way_out}"
+
+
+def _globals_in(path: Path) -> Iterator[str]:
+    """Yield what the pickles of a file of torch.save name, "module.name", without running them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") == 1)
+            with archive.open(name) as file:
+                yield from _globals_of(file)
+        return
+    with path.open("rb") as file:  # the older format: number, version, system, content, keys of the storages
+        for _ in range(5):
+            yield from _globals_of(file)
+
+
+def _globals_of(pickled: IO[bytes]) -> Iterator[str]:
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            yield f"{module}.{name}"
+
+
+# Of the standard library a checkpoint's settings have these; all else of it there is no data.
+_DATA = frozenset(
+    {"argparse", "collections", "copyreg", "datetime", "dataclasses", "decimal", "enum", "fractions", "functools"}
+    | {"logging", "pathlib", "random", "re", "types", "typing", "uuid", "_codecs", "__main__"}
+)
+_BUILTINS = frozenset(
+    {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object", "range"}
+    | {"set", "slice", "str", "tuple", "type"}
+)
+
+
+def _is_data(name: str) -> bool:
+    module, _, what = name.partition(".")
+    if module == "builtins":
+        return what in _BUILTINS
+    return module in _DATA or module not in sys.stdlib_module_names
