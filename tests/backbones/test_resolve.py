@@ -62,7 +62,7 @@ def test_head_of_timm_module(timm):
 
 @pytest.mark.parametrize(
     ("model", "head"),
-    [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("squeezenet1_1", None)],
+    [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("squeezenet1_1", "classifier.1")],
 )
 def test_head_of_torchvision_module(models, model, head):
     assert head_of(models.get_model(model, weights=None)) == head

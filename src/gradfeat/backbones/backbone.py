@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from gradfeat.backbones import preprocessing as scaling
 from gradfeat.backbones.fingerprint import fingerprint
-from gradfeat.backbones.head import features_of, head_of
+from gradfeat.backbones.head import classifier_left, features_of, head_of, without_heads
 from gradfeat.backbones.names import Name, parse_name
 from gradfeat.backbones.own_models import build_own
 from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_file
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.linearization.capture import refuse_modules
 from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
 from gradfeat.pretrain.loop import seeded
 
@@ -112,14 +115,20 @@ def resolve(
     elif isinstance(backbone, str | Path):
         with seeded(random_state):
             draft = _from_name(str(backbone), weights)
-    elif callable(backbone):
+    elif callable(backbone) and not isinstance(backbone, torch.export.ExportedProgram):
         with seeded(random_state):
             draft = _from_callable(backbone, weights, X_shape)
     else:
         raise ConfigurationError(
             "Expected a backbone as nn.Module, name, path or callable (shape of X -> nn.Module); "
             f"got {type(backbone).__name__}."
+            + (
+                " Weights alone are no network: build it, network.load_state_dict(...), and pass the network."
+                if isinstance(backbone, Mapping)
+                else ""
+            )
         )
+    refuse_modules(draft.network)
     _check_image_size(draft, image_size)
     return Backbone(
         network=draft.network,
@@ -143,6 +152,16 @@ def _from_module(network: nn.Module, weights: str | Path | None) -> _Draft:
         draft.fields = scaling.from_timm(network) if getattr(network, "pretrained_cfg", None) else None
     if draft.features is not None:
         draft.notes.append(f"f(x) is the input of the network's classifier {head_of(network)!r}.")
+    elif (bare := without_heads(network)) is not None:
+        draft.network = bare
+        draft.notes.append("f(x) is what the network's several classifiers take: it is used without them.")
+    elif (left := classifier_left(network)) is not None:
+        note = (
+            f"f(x) is the network's output, which {left} ends. If that is a classifier, put nn.Identity() in its place."
+        )
+        draft.notes.append(note)
+        if type(network).__module__.startswith(("timm.", "torchvision.")):
+            warnings.warn(note, GradfeatWarning, stacklevel=4)
     return draft
 
 
@@ -153,7 +172,15 @@ def _from_callable(
         raise ConfigurationError("weights= belongs to a backbone given by name; load them inside the callable.")
     if X_shape is None:
         raise ConfigurationError("A backbone given as a callable needs X_shape, the shape of X.")
-    network = build(tuple(X_shape))
+    try:
+        network = build(tuple(X_shape))
+    except TypeError as error:
+        if not isinstance(build, type):
+            raise
+        raise ConfigurationError(
+            f"The class {build.__name__} cannot be made from the shape of X alone ({error}): pass a network, "
+            f"{build.__name__}(...), not the class."
+        ) from error
     name = f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', type(build).__qualname__)}"
     if not isinstance(network, nn.Module):
         raise ConfigurationError(f"The callable {name} must return an nn.Module; it returned {type(network).__name__}.")

@@ -156,7 +156,7 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     Raises:
         LinearizationError: The network cannot be exported; the message has torch's reason.
     """
-    _refuse_modules(network)
+    refuse_modules(network)
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     args, kwargs = as_inputs(example)
@@ -194,19 +194,57 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     return _read_program(program, network, notes)
 
 
-def _refuse_modules(network: nn.Module) -> None:
+def refuse_modules(network: nn.Module) -> None:
     """Refuse modules that no linearization can serve, with the way out."""
+    if isinstance(network, fx.GraphModule) and "train" in vars(network):
+        raise ConfigurationError(
+            "the network is a program of torch.export, which has no modules: pass the nn.Module that it was made from"
+        )
     for name, module in network.named_modules():
         where = f"{name or 'the network'} ({type(module).__name__})"
-        if any(isinstance(value, nn.UninitializedParameter) for value in module.parameters(recurse=False)):
+        if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in _values_of(module)):
             raise ConfigurationError(f"{where} has no weights yet: run the network once on a batch, then linearize it")
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigurationError(f"{where} is a TorchScript module: pass the nn.Module that it was made from")
-        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes."):
+        if _is_quantized(module):
             raise ConfigurationError(
                 f"{where} is quantized, and its weights have no derivative: pass the network before quantization, or "
                 "dequantize it"
             )
+        own = type(module).__module__.startswith(
+            "torch.nn."
+        )  # a layer of another library may know what to do with them
+        for value in _values_of(module):
+            if (problem := _problem_of(value, own)) is not None:
+                raise ConfigurationError(f"{where} {problem}")
+
+
+def _values_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    kinds = (type(module), *map(type, _values_of(module)))
+    named = any(".quantized" in kind.__module__ or kind.__module__.startswith(_QUANTIZERS) for kind in kinds)
+    return named or hasattr(module, "qweight") or any(value.is_quantized for value in _values_of(module))
+
+
+_QUANTIZERS = ("bitsandbytes.", "torchao.quantization", "torchao.dtypes", "auto_gptq.", "gptqmodel.", "awq.", "quanto.")
+
+
+def _problem_of(value: Tensor, own: bool) -> str | None:
+    """Say why a parameter or buffer cannot be used as it stands."""
+    if value.is_meta:
+        return (
+            "has no values (it is on the meta device): load them, network.load_state_dict(..., assign=True), before it "
+            "is used"
+        )
+    if own and value.layout is not torch.strided:
+        return "has sparse weights, which have no derivative here: lay them out, weight.to_dense(), before it is used"
+    if own and value.is_floating_point() and value.element_size() == 1:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"has weights in 8-bit floats ({kind}), which torch cannot compute with: cast it, network.bfloat16()"
+    return None
 
 
 def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
