@@ -64,7 +64,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             float32.
         cache: What is kept of each sample between passes: "residuals", "z0" or "none"; "auto" is the most that half of
             the free memory holds.
-        weights: File of the backbone's weights (.safetensors, .pth), for a backbone given by name; "random" for none.
+        weights: File of the backbone's weights (.safetensors, .pth ...), for a backbone given by name; "FILE::name" is
+            one of several networks in it; "random" for none.
         preprocessing: Replaces the backbone's own, whole or (a dict) in some fields: those of
             `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
         image_size: Side of the square that images are brought to; None is the backbone's own.

@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import pickle
+import random
 import runpy
 import subprocess
 import zipfile
@@ -210,11 +211,66 @@ def test_a_small_pickle_that_grows_is_read_in_a_moment(tmp_path, state):
     load_file(nn.Linear(3, 2), pickled({"x": bomb, "model": state}, tmp_path / "w.pth"))
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_never_gives_another_error(tmp_path, state, zipped):
+    path = pickled({"model": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        place = draw.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draw.randrange(8)
+        for damaged in (flipped, content[:place]):
+            path.write_bytes(damaged)
+            network = nn.Linear(3, 2)
+            try:
+                load_file(network, path)
+            except BackboneError:
+                continue
+            if zipped:  # the older format has no checksums
+                assert torch.equal(network.weight, state["weight"])
+                assert torch.equal(network.bias, state["bias"])
+
+
+def test_checksums_may_be_off(tmp_path, state):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = pickled(state, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    network = nn.Linear(3, 2)
+    load_file(network, path)
+    assert torch.equal(network.weight, state["weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_what_is_not_used_costs_nothing(tmp_path, state):
+    huge = torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), torch.ones(1), (10**6, 10**6))
+    for head in (huge, torch.ones(1).expand(10**6, 10**6), torch.ones(2).to(torch.float8_e4m3fn)):
+        load_file(nn.Linear(3, 2), pickled({**state, "head.weight": head}, tmp_path / "w.pth"))
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\x80\x02" + b"N" * 10_000_000 + b".")
+    with pytest.raises(BackboneError, match="declares 10,000,003 bytes"):
+        read_weights(tmp_path / "bomb.pth")
+
+
+def test_names_are_printed_without_control_characters(tmp_path, state):
+    path = pickled({"a\x1b[2J": state}, tmp_path / "w.pth")
+    notes, _ = load_file(nn.Linear(3, 2), path)
+    assert "a\\" in notes[0]
+    assert "\x1b" not in notes[0]
+    with pytest.raises(BackboneError) as caught:
+        load_file(nn.Linear(4, 2), path)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(BackboneError, match="No weights file"):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(BackboneError, match="download it first"):
         read_weights("https://example.org/w.pth")
+    for name in ("x" * 300, "x" * 300 + "::part", "a\0b"):
+        with pytest.raises(BackboneError):
+            load_file(nn.Linear(3, 2), name)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -66,11 +66,11 @@ def without_heads(network: nn.Module) -> nn.Module | None:
         return None
     shared = {id(value): value for value in (*network.parameters(), *network.buffers())}
     try:
-        bare = copy.deepcopy(network, shared)
+        bare: Any = copy.deepcopy(network, shared)
         bare.reset_classifier(0)
     except Exception:  # a network with hooks or parts of one's own may refuse either; its output is said to be f(x)
         return None
-    return bare
+    return cast("nn.Module", bare)
 
 
 def classifier_left(network: nn.Module) -> str | None:

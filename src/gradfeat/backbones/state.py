@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfeat.backbones.weights_file import StandIn
+from gradfeat.backbones.weights_file import StandIn, printable
 from gradfeat.errors import BackboneError, did_you_mean
 
 _DEEPEST = 100  # things inside each other
@@ -25,7 +25,7 @@ _HEADS = re.compile(
     re.IGNORECASE,
 )
 # Counters, and tables that newer versions of the libraries compute when they build a network.
-_BOOKKEEPING = (
+BOOKKEEPING = (
     "num_batches_tracked",
     "total_ops",
     "total_params",
@@ -87,7 +87,7 @@ def tensors_of(content: object) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {}
     for name, entry in _walk(content, "", "", (), set()):
-        found[name] = entry
+        found[printable(name)] = entry
         if len(found) > _MOST:
             raise BackboneError(f"The file names more than {_MOST:,} tensors, which is no network.")
     if not found:
@@ -102,10 +102,10 @@ def _described(content: object) -> str:
     if any(isinstance(value, StandIn) and "Uninitialized" in type(value).__name__ for value in inside):
         return "holds a network of lazy layers that has not run yet, and so has no values"
     if isinstance(content, Mapping):
-        names = [str(name) for name in content]
+        names = [printable(str(name)) for name in content]
         return f"has keys of other kinds ({len(names)}): {_some(names)}" if names else "is empty"
     if isinstance(content, StandIn):
-        return f"holds an object of the class {type(content).__name__}, without tensors"
+        return f"holds an object of the class {printable(type(content).__name__)}, without tensors"
     return f"holds a {type(content).__name__}"
 
 
@@ -257,7 +257,7 @@ def _part(
         if name not in own and name not in head:
             top = name.partition(".")[0]
             of_head = any(name.startswith(f"{module}.") for module in heads)
-            if of_head or name.endswith(_BOOKKEEPING) or (top not in tops and _HEADS.fullmatch(top)):
+            if of_head or name.endswith(BOOKKEEPING) or (top not in tops and _HEADS.fullmatch(top)):
                 extra.append(name)
             else:
                 foreign.append(name)

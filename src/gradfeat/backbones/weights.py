@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gradfeat.backbones.state import choose, tensors_of
+from gradfeat.backbones.state import BOOKKEEPING, choose, tensors_of
 from gradfeat.backbones.weights_file import read_weights
 from gradfeat.errors import BackboneError
 
@@ -53,6 +54,7 @@ def load_file(
         raise BackboneError(f"{path}: {error}") from error
     where = f"{path}, under {found.prefix!r}," if found.prefix else str(path)
     left_out = load_weights(network, found.state, where=where, ignored={*head, *found.extra})
+    left_out = [name for name in left_out if not name.endswith(BOOKKEEPING)]
     notes = [f"The classifier in the file is not used: {', '.join(left_out[:_SHOWN])}."] if left_out else []
     note = found.note()
     return [*notes, note] if note else notes, metadata
@@ -61,7 +63,7 @@ def load_file(
 def _split(weights: str | Path) -> tuple[Path, str | None]:
     """Split "FILE::part", unless there is a file of that whole name."""
     path, colons, entry = str(weights).rpartition("::")
-    if not colons or not path or Path(weights).expanduser().exists():
+    if not colons or not path or os.path.exists(os.path.expanduser(weights)):  # not Path's, which fails for long names
         return Path(weights), None
     return Path(path), entry or None
 
@@ -85,8 +87,7 @@ def load_weights(
             evaluation does not have, or not finite; all are listed.
     """
     own = network.state_dict()
-    state = {name: _dense(value) for name, value in state.items()}
-    _refuse_kinds(network, state, where)
+    _refuse_kinds(network, {name: value for name, value in state.items() if name in own}, where)
     # Files from old PyTorch versions lack this counter, which plays no part in evaluation mode.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own and name not in ignored]
@@ -106,15 +107,16 @@ def load_weights(
             + "; ".join(problems)
             + f". {_kind_of(state) or _hint(len(missing), len(unexpected), len(own))}"
         )
-    broken = [name for name in own if name in state and not bool(torch.isfinite(state[name]).all())]
+    taken = {name: _dense(state[name]) for name in own if name in state}
+    broken = [name for name, value in taken.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise BackboneError(f"The weights of {where} are not finite. Keys {_listing('with NaN or infinity', broken)}.")
-    network.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    network.load_state_dict(taken, strict=False)
     return [name for name in state if name not in own]
 
 
 def _dense(value: Tensor) -> Tensor:
-    return value if value.layout is torch.strided or value.is_quantized else value.to_dense()
+    return value if value.layout is torch.strided else value.to_dense()
 
 
 def _refuse_kinds(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

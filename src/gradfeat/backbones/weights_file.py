@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 import zipfile
+import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2, which protocol 2 writes
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -152,16 +153,20 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+            declared = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BackboneError(
             f"{path} is damaged: it begins as a file of torch.save and has no proper end ({error}). Was its "
             "download or copy interrupted?"
         ) from error
+    if declared > 1000 * path.stat().st_size:
+        raise BackboneError(f"{path} is no file of torch.save: it declares {declared:,} bytes, packed into far fewer.")
     if any(name.endswith(("/constants.pkl", "/data.pkl.debug_pkl")) or "/code/" in name for name in names):
         _refuse_program(path, "a TorchScript archive (torch.jit.save)", "torch.jit.load")
     if any(name.rpartition("/")[2] in ("archive_format", "archive_version") for name in names):
         _refuse_program(path, "a program of torch.export", "torch.export.load")
     if any(name.endswith("data.pkl") and name.count("/") == 1 for name in names):
+        _check_sums(path)
         return
     if names and all(name.endswith(".npy") for name in names):
         raise BackboneError(f"{path} is a NumPy archive (.npz), not the weights of a PyTorch network.")
@@ -170,6 +175,23 @@ def _check_zip(path: Path) -> None:
         f"{path} is a zip archive"
         + (f" with {', '.join(inside[:4])}: unpack it, and give that file." if inside else " without PyTorch weights.")
     )
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a file of which a part has another checksum than the file says, which torch.load does not compare."""
+    broken, whole = [], 0
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as part:
+                    while part.read(1 << 20):
+                        pass
+                whole += entry.file_size > 0
+            except (zipfile.BadZipFile, EOFError, ValueError, OSError, NotImplementedError, RuntimeError, zlib.error):
+                broken.append(entry.filename)
+    if broken and whole:  # where none is right, checksums were off when it was written (torch.serialization)
+        names = printable(", ".join(broken[:3]))
+        raise BackboneError(f"{path} is damaged: the checksum of {names} is another one. Download or copy it again.")
 
 
 def _refuse_program(path: Path, what: str, load: str) -> NoReturn:
@@ -250,8 +272,8 @@ def _read_torch(path: Path) -> object:
         names = set()
     if hostile := sorted(name for name in names if not _is_data(name)):
         raise BackboneError(
-            f"{path} asks for {', '.join(hostile[:4])}, which no weights need, and gradfeat executes nothing from a "
-            "file. Do not load it in another way either, unless you know where it comes from."
+            f"{path} asks for {printable(', '.join(hostile[:4]))[:200]}, which no weights need, and gradfeat executes "
+            "nothing from a file. Do not load it in another way either, unless you know where it comes from."
         )
     kinds: dict[str, type] = dict.fromkeys(names, StandIn)
     while True:
@@ -266,7 +288,7 @@ def _read_torch(path: Path) -> object:
                 continue
             raise BackboneError(f"{path} {_why(error)}") from error
         except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, EOFError, RuntimeError ...
-            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            reason = printable(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
             what = (
                 "a pickle that torch.save did not write, or damaged"
                 if "magic number" in reason
@@ -296,7 +318,7 @@ def _load_torch(path: Path, kinds: Mapping[str, type]) -> object:
 def _why(error: Exception) -> str:
     """Say why torch's restricted unpickler refuses a file, and the way out."""
     _, _, text = str(error).partition("WeightsUnpickler error:")
-    reason = (text or str(error)).strip().partition("\n")[0][:200]
+    reason = printable((text or str(error)).strip().partition("\n")[0][:200])
     way_out = (
         "Where it comes from a source you trust, load it yourself (torch.load(..., weights_only=False)) and keep "
         "torch.save(network.state_dict(), ...)."
@@ -312,6 +334,11 @@ def _why(error: Exception) -> str:
             f"nothing from a file ({reason}). {way_out}"
         )
     return f"is damaged, or holds more than tensors, and gradfeat executes nothing from a file ({reason}). {way_out}"
+
+
+def printable(text: str) -> str:
+    """Return a name out of a file with its control characters written out."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _globals_in(path: Path) -> Iterator[str]:

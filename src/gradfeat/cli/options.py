@@ -32,7 +32,13 @@ BackboneName = Annotated[
         "gradfeat encoder file.",
     ),
 ]
-Weights = Annotated[str | None, typer.Option(help="File of the backbone's weights (.safetensors, .pth), or 'random'.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="File of the backbone's weights (.safetensors, .pth ...), or a folder with its parts; FILE::NAME takes "
+        "one of several networks in it; or 'random'."
+    ),
+]
 Theta2 = Annotated[
     list[str] | None,
     typer.Option(

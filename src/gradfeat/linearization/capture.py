@@ -202,7 +202,7 @@ def refuse_modules(network: nn.Module) -> None:
         )
     for name, module in network.named_modules():
         where = f"{name or 'the network'} ({type(module).__name__})"
-        if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in _values_of(module)):
+        if any(isinstance(value, (nn.UninitializedParameter, nn.UninitializedBuffer)) for value in _values_of(module)):
             raise ConfigurationError(f"{where} has no weights yet: run the network once on a batch, then linearize it")
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigurationError(f"{where} is a TorchScript module: pass the nn.Module that it was made from")
