@@ -78,6 +78,8 @@ def test_wrappings_in_any_order(names: list[str], nests: list[str], beside: bool
         ({"state_dict": OTHER, "state_dict_ema": WEIGHTS}, "'state_dict', which fits as well"),
         ({"model": OTHER, "model_ema": prefixed("module", WEIGHTS)}, "'model_ema.module'"),
         ({"params": OTHER, "params_ema": WEIGHTS}, "'params_ema'"),
+        ({"model": OTHER, "modelEMA": WEIGHTS}, "'modelEMA'"),
+        ({"state_dict": OTHER, "callbacks": {"EMACallback": {"avg_model": WEIGHTS}}}, "EMACallback"),
         ({"student": prefixed("module", OTHER), "teacher": prefixed("backbone", WEIGHTS)}, "'teacher.backbone'"),
         (
             {"state_dict": {**prefixed("encoder_k", OTHER), **prefixed("encoder_q", WEIGHTS), "queue": torch.ones(1)}},

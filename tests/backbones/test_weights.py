@@ -152,6 +152,7 @@ def test_refuses_truncated_files(tmp_path, state):
         ({}, "is empty"),
         (torch.ones(2), "holds a Tensor"),
         (nn.LazyLinear(2).state_dict(), "lazy layers"),
+        ({"model": {"weight": np.ones((2, 3)), "bias": np.ones(2)}}, "NumPy arrays"),
         ({"x": {"state": {0: {"exp_avg": torch.ones(2, 3)}}}}, "optimizer"),
         ({"state_dict": {"weight.qweight": torch.ones(2)}, "a": 1}, "quantized"),
     ],

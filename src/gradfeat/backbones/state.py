@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,8 @@ def tensors_of(content: object) -> dict[str, Entry]:
 
 
 def _described(content: object) -> str:
+    if any(type(part).__name__.endswith("multiarray._reconstruct") for part in _parts(content)):
+        return "holds NumPy arrays: make tensors of them (torch.from_numpy), and save these with torch.save"
     inside = content.values() if isinstance(content, Mapping) else ()
     if any(isinstance(value, StandIn) and "Uninitialized" in type(value).__name__ for value in inside):
         return "holds a network of lazy layers that has not run yet, and so has no values"
@@ -107,6 +110,13 @@ def _described(content: object) -> str:
     if isinstance(content, StandIn):
         return f"holds an object of the class {printable(type(content).__name__)}, without tensors"
     return f"holds a {type(content).__name__}"
+
+
+def _parts(content: object, depth: int = 0) -> Iterator[object]:
+    """Yield what lies in the first places of an object, a few levels down."""
+    yield content
+    for _, value, _ in itertools.islice(_inside(content) if depth < 4 else (), 20):
+        yield from _parts(value, depth + 1)
 
 
 def _walk(
@@ -307,15 +317,16 @@ def _without_wrappers(tensors: Mapping[str, Entry]) -> dict[str, Entry] | None:
 
 def _preference(prefix: str) -> tuple[int, int]:
     """Return the rank of a part of a file, the least first: by the words in its name, then by its container."""
-    parts = prefix.lower().split(".")
-    words = {word for part in parts for word in re.split(r"[_\W]+", part)}
+    # as words: model_ema, modelEMA, EMACallback.ema_state_dict
+    words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", prefix)}
+    first = prefix.lower().partition(".")[0]
     if words & {"student", "momentum", "k", "key", "optimizer", "old", "initial", "previous"}:
         rank = 3
-    elif words & {"ema", "swa", "averaged", "shadow"}:
+    elif words & {"ema", "swa", "avg", "average", "averaged", "shadow"}:
         rank = 0
     else:
         rank = 1 if "teacher" in words else 2
-    return rank, _NESTS.index(parts[0]) if parts[0] in _NESTS else len(_NESTS)
+    return rank, _NESTS.index(first) if first in _NESTS else len(_NESTS)
 
 
 def _preferred(fitting: Mapping[str, Found], own: Mapping[str, Tensor]) -> list[str]:

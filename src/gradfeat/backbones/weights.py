@@ -54,8 +54,10 @@ def load_file(
         raise BackboneError(f"{path}: {error}") from error
     where = f"{path}, under {found.prefix!r}," if found.prefix else str(path)
     left_out = load_weights(network, found.state, where=where, ignored={*head, *found.extra})
-    left_out = [name for name in left_out if not name.endswith(BOOKKEEPING)]
-    notes = [f"The classifier in the file is not used: {', '.join(left_out[:_SHOWN])}."] if left_out else []
+    heads = [name for name in left_out if name in head]
+    rest = [name for name in left_out if name not in head and not name.endswith(BOOKKEEPING)]
+    notes = [f"The classifier in the file is not used: {_first(heads)}."] if heads else []
+    notes += [f"What features do not need is not used: {_first(rest)}."] if rest else []
     note = found.note()
     return [*notes, note] if note else notes, metadata
 
@@ -154,8 +156,12 @@ def _kind_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _listing(kind: str, names: list[str]) -> str:
+    return f"{kind} ({len(names)}): {_first(names)}"
+
+
+def _first(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _hint(n_missing: int, n_unexpected: int, n_own: int) -> str:
