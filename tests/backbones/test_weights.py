@@ -72,6 +72,26 @@ def test_reads_shards_and_folders(tmp_path, state):
         load_file(network, tmp_path)
 
 
+def test_folders_of_other_kinds(tmp_path, state):
+    snapshot = tmp_path / "models--timm--x" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    safetensors.torch.save_file(state, snapshot / "model.safetensors")
+    network = nn.Linear(3, 2)
+    load_file(network, tmp_path / "models--timm--x")
+    assert torch.equal(network.weight, state["weight"])
+    for name, message in {
+        ".metadata": "dcp_to_torch_save",
+        "zero_to_fp32.py": "DeepSpeed",
+        "saved_model.pb": "TensorFlow",
+    }.items():
+        (tmp_path / f"of {name}").mkdir()
+        (tmp_path / f"of {name}" / name).touch()
+        with pytest.raises(BackboneError, match=message):
+            read_weights(tmp_path / f"of {name}")
+    with pytest.raises(BackboneError, match="no file of weights"):
+        read_weights(tmp_path)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))

@@ -26,6 +26,12 @@ _EXPECTED = "safetensors or torch.save (mostly ending in .safetensors, .pth, .pt
 _SHARDS = "{}.index.json"
 _COMPLETE = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_FOLDERS = {  # what a file in a folder says about it
+    ".metadata": "is a distributed checkpoint: make one file of it, "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'weights.pth')",
+    "zero_to_fp32.py": "is a checkpoint of DeepSpeed: make one file of it with the zero_to_fp32.py in it",
+    "saved_model.pb": "holds a network of TensorFlow, not the weights of a PyTorch network.",
+}
 _STARTS = (  # the first bytes of what is now and then taken for a file of weights
     (b"version https://git-lfs", "a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository"),
     (b"\x89HDF\r\n", "an HDF5 file, as Keras writes it: the weights of a network of another library"),
@@ -214,11 +220,16 @@ def _file_in(folder: Path) -> Path:
     found = [name for name in names if name.lower().endswith(_SUFFIXES)]
     if len(found) == 1:
         return folder / found[0]
+    if "snapshots" in names and len(versions := list((folder / "snapshots").iterdir())) == 1:
+        return _file_in(versions[0])  # a model in Hugging Face's cache
+    for name, what in _FOLDERS.items():
+        if name in names:
+            raise BackboneError(f"{folder} {what}")
     if "data.pkl" in names or any((folder / name / "data.pkl").is_file() for name in names):
         raise BackboneError(
             f"{folder} is a file of torch.save that was unpacked as a zip archive: give the file as it was."
         )
-    if "saved_model.pb" in names or any(name.endswith(".index") for name in names):
+    if any(name.endswith(".index") for name in names):
         raise BackboneError(f"{folder} holds a network of TensorFlow, not the weights of a PyTorch network.")
     what = f"several files of weights, {', '.join(found[:6])}: name one" if found else "no file of weights"
     raise BackboneError(f"{folder} is a folder with {what}. Expected a file of {_EXPECTED}.")
