@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradfeat.backbones.state import choose, tensors_of
+from gradfeat.backbones.contents import tensors_of
+from gradfeat.backbones.state import choose
 from gradfeat.backbones.weights import load_weights
 from gradfeat.errors import BackboneError
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradfeat.backbones.weights_file import StandIn, printable
+from gradfeat.backbones.contents import Entry, some
 from gradfeat.errors import BackboneError, did_you_mean
 
-_DEEPEST = 100  # things inside each other
-_MOST = 1_000_000  # tensors
 # Names that wrappers put in the middle of others: DataParallel, torch.compile, FSDP, activation checkpoints, DeepSpeed.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 _NESTS = ("state_dict", "model", "model_state_dict", "network", "net")
@@ -34,19 +30,6 @@ BOOKKEEPING = (
     "relative_position_index",
     "attn_mask",
 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor of a file.
-
-    Args:
-        value: The tensor.
-        container: Where the mapping lies that holds it: "" or a path that ends in a dot.
-    """
-
-    value: Tensor
-    container: str
 
 
 @dataclass(frozen=True)
@@ -71,96 +54,9 @@ class Found:
         """Say what was taken and what else was there; None where the file is nothing but the network."""
         rest = [f"{other!r}, which fits as well" for other in self.others] + [repr(name) for name in self.unused]
         if self.prefix:
-            beside = f"; beside it, and not used: {_some(rest)}" if rest else ""
+            beside = f"; beside it, and not used: {some(rest)}" if rest else ""
             return f"The weights are those under {self.prefix!r} in the file{beside}."
-        return f"Parts of the file that are not used: {_some(rest)}." if rest else None
-
-
-def tensors_of(content: object) -> dict[str, Entry]:
-    """Return every tensor in what a file holds, by its names joined with dots.
-
-    Raises:
-        BackboneError: There is none.
-
-    Example:
-        >>> list(tensors_of({"epoch": 3, "model": {"module.weight": torch.ones(2)}}))
-        ['model.module.weight']
-    """
-    found: dict[str, Entry] = {}
-    for name, entry in _walk(content, "", "", (), set()):
-        found[printable(name)] = entry
-        if len(found) > _MOST:
-            raise BackboneError(f"The file names more than {_MOST:,} tensors, which is no network.")
-    if not found:
-        raise BackboneError(
-            f"Expected a state dict (names and tensors), or one inside other things; the file {_described(content)}."
-        )
-    return found
-
-
-def _described(content: object) -> str:
-    if any(type(part).__name__.endswith("multiarray._reconstruct") for part in _parts(content)):
-        return "holds NumPy arrays: make tensors of them (torch.from_numpy), and save these with torch.save"
-    inside = content.values() if isinstance(content, Mapping) else ()
-    if any(isinstance(value, StandIn) and "Uninitialized" in type(value).__name__ for value in inside):
-        return "holds a network of lazy layers that has not run yet, and so has no values"
-    if isinstance(content, Mapping):
-        names = [printable(str(name)) for name in content]
-        return f"has keys of other kinds ({len(names)}): {_some(names)}" if names else "is empty"
-    if isinstance(content, StandIn):
-        return f"holds an object of the class {printable(type(content).__name__)}, without tensors"
-    return f"holds a {type(content).__name__}"
-
-
-def _parts(content: object, depth: int = 0) -> Iterator[object]:
-    """Yield what lies in the first places of an object, a few levels down."""
-    yield content
-    for _, value, _ in itertools.islice(_inside(content) if depth < 4 else (), 20):
-        yield from _parts(value, depth + 1)
-
-
-def _walk(
-    content: object, path: str, container: str, above: tuple[int, ...], barren: set[int]
-) -> Iterator[tuple[str, Entry]]:
-    """Yield the tensors inside of an object; `above` is where it lies, `barren` what has none in it."""
-    if id(content) in above or id(content) in barren or len(above) > _DEEPEST:
-        return
-    found = False
-    for name, value, nested in _inside(content):
-        if isinstance(value, Tensor):
-            found = True
-            yield f"{path}{name}", Entry(value, container)
-        elif isinstance(value, StandIn | Mapping | list | tuple):
-            below = f"{path}{name}." if name else path
-            for pair in _walk(value, below, below if nested else container, (*above, id(content)), barren):
-                found = True
-                yield pair
-    if not found:
-        barren.add(id(content))
-
-
-def _inside(content: object) -> Iterator[tuple[str, Any, bool]]:
-    """Yield name and value of what an object holds, and whether that has names of its own (not so in a module)."""
-    if isinstance(content, Mapping):
-        yield from ((str(name), value, True) for name, value in content.items())
-    elif isinstance(content, list | tuple):
-        yield from ((str(place), value, True) for place, value in enumerate(content))
-    state = getattr(content, "state", None) if isinstance(content, StandIn) else None
-    state = state[0] if isinstance(state, tuple) and len(state) == 2 else state
-    if not isinstance(state, Mapping):
-        return
-    if "_parameters" not in state:
-        yield from ((str(name), value, True) for name, value in state.items())
-        return
-    passing = state.get("_non_persistent_buffers_set") or ()  # not in a state dict
-    for kind in ("_parameters", "_buffers", "_modules"):
-        entries = state.get(kind)
-        for name, value in entries.items() if isinstance(entries, Mapping) else ():
-            if kind == "_modules" or (isinstance(value, Tensor) and name not in passing):
-                yield str(name), value, False
-
-
-# ---- the choice -----------------------------------------------------------------------------------------------------
+        return f"Parts of the file that are not used: {some(rest)}." if rest else None
 
 
 def choose(
@@ -219,7 +115,7 @@ def _within(tensors: Mapping[str, Entry], entry: str | None) -> Mapping[str, Ent
     found = {name: value for name, value in tensors.items() if name.startswith(f"{entry}.")}
     if not found:
         parts = list(dict.fromkeys(name.partition(".")[0] for name in tensors if "." in name))
-        raise BackboneError(f"The file has no part {entry!r}. It has {_some(parts)}.{did_you_mean(entry, parts)}")
+        raise BackboneError(f"The file has no part {entry!r}. It has {some(parts)}.{did_you_mean(entry, parts)}")
     return found
 
 
@@ -349,7 +245,7 @@ def _preferred(fitting: Mapping[str, Found], own: Mapping[str, Tensor]) -> list[
     if rivals:
         names = [ranked[0], *rivals]
         raise BackboneError(
-            f"Several parts of the file fit the network, and their values differ: {_some([repr(n) for n in names])}. "
+            f"Several parts of the file fit the network, and their values differ: {some([repr(n) for n in names])}. "
             f"Say which, behind two colons: weights='FILE::{names[0]}' (--weights FILE::{names[0]})."
         )
     return ranked
@@ -362,8 +258,3 @@ def _part_of(name: str, prefix: str) -> str:
     while shared < min(len(parts) - 1, len(taken)) and parts[shared] == taken[shared]:
         shared += 1
     return ".".join(parts[: shared + 1])
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

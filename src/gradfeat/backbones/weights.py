@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradfeat.backbones.state import BOOKKEEPING, choose, tensors_of
+from gradfeat.backbones.contents import tensors_of
+from gradfeat.backbones.state import BOOKKEEPING, choose
 from gradfeat.backbones.weights_file import read_weights
 from gradfeat.errors import BackboneError
 

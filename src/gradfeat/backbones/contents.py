@@ -1,0 +1,120 @@
+"""The tensors in what a file holds, by name, wherever they lie in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradfeat.backbones.torch_file import StandIn, printable
+from gradfeat.errors import BackboneError
+
+_DEEPEST = 100  # things inside each other
+_MOST = 1_000_000  # tensors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file.
+
+    Args:
+        value: The tensor.
+        container: Where the mapping lies that holds it: "" or a path that ends in a dot.
+    """
+
+    value: Tensor
+    container: str
+
+
+def tensors_of(content: object) -> dict[str, Entry]:
+    """Return every tensor in what a file holds, by its names joined with dots.
+
+    Raises:
+        BackboneError: There is none.
+
+    Example:
+        >>> import torch
+        >>> list(tensors_of({"epoch": 3, "model": {"module.weight": torch.ones(2)}}))
+        ['model.module.weight']
+    """
+    found: dict[str, Entry] = {}
+    for name, entry in _walk(content, "", "", (), set()):
+        found[printable(name)] = entry
+        if len(found) > _MOST:
+            raise BackboneError(f"The file names more than {_MOST:,} tensors, which is no network.")
+    if not found:
+        raise BackboneError(
+            f"Expected a state dict (names and tensors), or one inside other things; the file {_described(content)}."
+        )
+    return found
+
+
+def _described(content: object) -> str:
+    if any(type(part).__name__.endswith("multiarray._reconstruct") for part in _parts(content)):
+        return "holds NumPy arrays: make tensors of them (torch.from_numpy), and save these with torch.save"
+    inside = content.values() if isinstance(content, Mapping) else ()
+    if any(isinstance(value, StandIn) and "Uninitialized" in type(value).__name__ for value in inside):
+        return "holds a network of lazy layers that has not run yet, and so has no values"
+    if isinstance(content, Mapping):
+        names = [printable(str(name)) for name in content]
+        return f"has keys of other kinds ({len(names)}): {some(names)}" if names else "is empty"
+    if isinstance(content, StandIn):
+        return f"holds an object of the class {printable(type(content).__name__)}, without tensors"
+    return f"holds a {type(content).__name__}"
+
+
+def _parts(content: object, depth: int = 0) -> Iterator[object]:
+    """Yield what lies in the first places of an object, a few levels down."""
+    yield content
+    for _, value, _ in itertools.islice(_inside(content) if depth < 4 else (), 20):
+        yield from _parts(value, depth + 1)
+
+
+def _walk(
+    content: object, path: str, container: str, above: tuple[int, ...], barren: set[int]
+) -> Iterator[tuple[str, Entry]]:
+    """Yield the tensors inside of an object; `above` is where it lies, `barren` what has none in it."""
+    if id(content) in above or id(content) in barren or len(above) > _DEEPEST:
+        return
+    found = False
+    for name, value, nested in _inside(content):
+        if isinstance(value, Tensor):
+            found = True
+            yield f"{path}{name}", Entry(value, container)
+        elif isinstance(value, StandIn | Mapping | list | tuple):
+            below = f"{path}{name}." if name else path
+            for pair in _walk(value, below, below if nested else container, (*above, id(content)), barren):
+                found = True
+                yield pair
+    if not found:
+        barren.add(id(content))
+
+
+def _inside(content: object) -> Iterator[tuple[str, Any, bool]]:
+    """Yield name and value of what an object holds, and whether that has names of its own (not so in a module)."""
+    if isinstance(content, Mapping):
+        yield from ((str(name), value, True) for name, value in content.items())
+    elif isinstance(content, list | tuple):
+        yield from ((str(place), value, True) for place, value in enumerate(content))
+    state = getattr(content, "state", None) if isinstance(content, StandIn) else None
+    state = state[0] if isinstance(state, tuple) and len(state) == 2 else state
+    if not isinstance(state, Mapping):
+        return
+    if "_parameters" not in state:
+        yield from ((str(name), value, True) for name, value in state.items())
+        return
+    passing = state.get("_non_persistent_buffers_set") or ()  # not in a state dict
+    for kind in ("_parameters", "_buffers", "_modules"):
+        entries = state.get(kind)
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            if kind == "_modules" or (isinstance(value, Tensor) and name not in passing):
+                yield str(name), value, False
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
