@@ -210,5 +210,5 @@ def test_held_out_data_judge_what_mirror_images_have_been_fitted_to() -> None:
     assert plain.choice_.loss < 0.1
     assert plain.rounds_.last_loss < 0.1
     assert 0.3 < mirrored.choice_.loss < 0.693  # log 2 is chance
-    assert 0.2 < mirrored.rounds_.last_loss
+    assert mirrored.rounds_.last_loss > 0.2
     assert mirrored.rounds_.steps
