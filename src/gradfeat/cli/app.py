@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gradfeat._version import __version__
 from gradfeat.cli.options import (
@@ -43,8 +44,24 @@ from gradfeat.cli.options import (
     Theta2,
     Weights,
 )
+from gradfeat.terminal import printable
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their arguments may be the name of a file, and is shown as such."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message") and hasattr(error, "message"):  # one about the arguments
+                error.message = printable(error.message)
+            raise
+
 
 app = typer.Typer(
+    cls=Commands,
     name="gradfeat",
     help="Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020).",
     no_args_is_help=True,

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json as json_module
-import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from gradfeat.adapter import load
 from gradfeat.cli.commands import Source, check_part, class_names, labels, read
-from gradfeat.cli.outputs import check_file
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.outputs import check_file, written
+from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
@@ -26,6 +26,7 @@ from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, load_texts
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
+from gradfeat.files import is_stream, write_text
 from gradfeat.validation import read_truth
 
 
@@ -48,28 +49,19 @@ def predict_command(
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X, crops)
     if json:
-        text = json_module.dumps(
-            {
-                "model": str(model),
-                "predictions": [_entry(name, header, row) for name, row in zip(names, rows, strict=True)],
-            },
-            indent=2,
-            ensure_ascii=False,
-        )
-        text += "\n"
+        entries = [_entry(name, header, row) for name, row in zip(names, rows, strict=True)]
+        result = {"model": str(model), "predictions": entries}
+        if out is None:
+            print_json(result)
+            return
+        text = json_module.dumps(result, indent=2, ensure_ascii=False) + "\n"
     else:
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["sample", *header])
-        for name, row in zip(names, rows, strict=True):
-            writer.writerow([name, *map(_cell, row)])
-        text = stream.getvalue()
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
-        note(json, f"{len(names):,} predictions written to {out}")
+        text = _csv([["sample", *header], *([name, *map(_cell, row)] for name, row in zip(names, rows, strict=True))])
+        if out is None:
+            print_data(text)
+            return
+    written(out, lambda path: write_text(path, text))
+    note(json or is_stream(out), f"{len(names):,} predictions written to {out}")
 
 
 def evaluate_command(
@@ -167,6 +159,16 @@ def _entry(name: str, header: list[str], row: list[Any]) -> dict[str, Any]:
         return {"sample": name, "prediction": row}
     scores = {"probability": dict(zip(header[1:], row[1:], strict=True))} if len(row) > 1 else {}
     return {"sample": name, "prediction": row[0], **scores}
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as CSV with plain line ends; a cell with a line end is quoted, a lone carriage return too."""
+    lines = []
+    for row in rows:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\r\n").writerow(row)  # Python quotes what holds one of these
+        lines.append(stream.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def _cell(value: Any) -> str:
