@@ -80,10 +80,10 @@ def json_safe(text: str) -> str:
     return _STEERING.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
-def fits(text: str, stream: TextIO) -> bool:
+def fits(text: str, stream: TextIO | None) -> bool:
     """Whether a stream's encoding has all characters of a text."""
     try:
-        text.encode(stream.encoding or "utf-8")
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return False
     return True
@@ -91,7 +91,12 @@ def fits(text: str, stream: TextIO) -> bool:
 
 @contextmanager
 def any_encoding() -> Iterator[None]:
-    """Let everything be printed while this is open: what an encoding lacks is spelled out (θ₂ as theta2)."""
+    """Let everything be printed while this is open: what an encoding lacks is spelled out (θ₂ as theta2).
+
+    Where there is no standard error (a service may close it), what is said there goes nowhere.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     changed: list[tuple[Any, str]] = []
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):  # a stream that somebody has put there, or none

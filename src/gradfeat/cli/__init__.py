@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _INTERRUPTED = 130
@@ -64,4 +65,5 @@ def _show(kind: str, text: str) -> None:
     """Write a message; further lines of it are set back, so that none passes for a message of its own."""
     from gradfeat.terminal import printable
 
-    sys.stderr.write(f"{kind}: " + printable(text, keep="\n\t").replace("\n", "\n  ") + "\n")
+    with suppress(OSError, AttributeError):  # nobody listens: the work, and its exit code, are not the worse for it
+        sys.stderr.write(f"{kind}: " + printable(text, keep="\n\t").replace("\n", "\n  ") + "\n")

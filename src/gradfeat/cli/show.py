@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gradfeat.terminal import fits, json_safe, mute, printable
@@ -31,7 +33,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | Non
         shown.add_column(Text(name), justify="right" if numeric else "left", min_width=width, overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    _print(shown)
+    with _ends_with_its_reason():
+        _print(shown)
 
 
 def note(silent: bool, text: str) -> None:
@@ -39,15 +42,14 @@ def note(silent: bool, text: str) -> None:
     if not silent:
         for line in printable(text, keep="\n").split("\n"):  # rich's own wrapping leaves a space past the last column
             for part in textwrap.wrap(line, _console().width, break_on_hyphens=False) or [""]:
-                _print(part, highlight=False, markup=False, soft_wrap=True)
+                with suppress(OSError):  # a full disk under a log: what is being done is worth more than a note of it
+                    _print(part, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object."""
     text = json_safe(json.dumps(value, indent=2, ensure_ascii=False))
-    if not fits(text, sys.stdout):
-        text = json.dumps(value, indent=2)
-    print_data(text + "\n")
+    print_data((text if fits(text, sys.stdout) else json.dumps(value, indent=2)) + "\n")
 
 
 def print_data(text: str) -> None:
@@ -56,6 +58,8 @@ def print_data(text: str) -> None:
     Raises:
         OSError: It cannot be written, e.g. to a full disk, or its reader has gone.
     """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed", "standard output")
     if sys.stdout.isatty():
         text = printable(text, keep="\n")
     if not fits(text, sys.stdout):
@@ -66,9 +70,15 @@ def print_data(text: str) -> None:
                 "number; -o FILE writes all of them, in UTF-8\n"
             )
         text = text.encode(encoding, "backslashreplace").decode(encoding)
-    try:
+    with _ends_with_its_reason():
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@contextmanager
+def _ends_with_its_reason() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         mute(sys.stdout)  # else Python says so once more at its end
         raise OSError(error.errno, error.strerror, "standard output") from error
