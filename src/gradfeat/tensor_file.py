@@ -34,10 +34,12 @@ def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> b
         alone = value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() not in places
         own[name] = value if alone and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
         places.add(own[name].data_ptr())
-    content = safetensors.torch.save(own, dict(metadata))
+    content = safetensors.torch.save(own, dict(metadata) or None)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    texts = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
-    text = json.dumps({**texts, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    texts = dict(sorted(header.pop("__metadata__", {}).items()))
+    text = json.dumps(
+        {**({"__metadata__": texts} if texts else {}), **header}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
     text += b" " * (-len(text) % _PADDING)
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]])
