@@ -271,7 +271,7 @@ def _temporary(folder: str, name: str) -> str:
 
 def _sweep(folder: str, start: str) -> None:
     """Remove what killed processes left of a target: temporary files that nobody holds."""
-    pattern = re.compile(re.escape(start) + r"\.[0-9a-f]+\.tmp", re.DOTALL)
+    pattern = re.compile(re.escape(start) + r"\.[0-9a-f]+\.(tmp|part)", re.DOTALL)
     with suppress(OSError), os.scandir(folder) as entries:  # a folder may be closed to readers
         left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
         for path in left:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gradfeat.adapter import load
 from gradfeat.cli import main
 from gradfeat.cli.show import note, table
 from gradfeat.plots import dot_chart
@@ -252,7 +253,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_a_reader_who_goes_ends_what_is_only_read(
-    run: Any, nobody: Callable[[], None], model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, nobody: Callable[[], None], model: Path, pictures: Path
 ) -> None:
     nobody()
     found = run("predict", model, pictures / "test")
@@ -295,6 +296,32 @@ def test_a_device_takes_predictions_and_stays(run: Any, model: Path, pictures: P
     assert (found.code, found.out) == ((0, "") if where == "/dev/null" else (2, ""))
     after = os.lstat(where)
     assert (before.st_mode, before.st_ino, before.st_rdev) == (after.st_mode, after.st_ino, after.st_rdev)
+
+
+def test_what_is_read_is_not_written_over(run: Any, model: Path, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(model)
+    before = model.read_bytes(), encoder.read_bytes()
+    for arguments in (
+        ("predict", model, pictures / "test", "-o", tmp_path / "link"),
+        ("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", encoder),
+    ):
+        found = run(*arguments)
+        assert found.code == 2
+        assert "is read here, and would be lost" in found.err
+    assert (model.read_bytes(), encoder.read_bytes()) == before
+
+
+def test_predicted_targets_are_written_with_all_their_digits(run: Any, encoder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8), 1e6 + rng.standard_normal(24)
+    np.savez(tmp_path / "data.npz", X=X, y=y)
+    saved = tmp_path / "m.safetensors"
+    fit = ("fit", tmp_path / "data.npz", "-b", f"gradfeat/{encoder}", "-o", saved, "--mode", "activation", "--json")
+    assert run(*fit).code == 0
+    values = load(saved).predict(X)
+    assert run("predict", saved, tmp_path / "data.npz", "-o", tmp_path / "p.csv").code == 0
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))[1:]
+    np.testing.assert_array_equal(np.array([float(row[1]) for row in rows], values.dtype), values)
 
 
 def test_a_link_to_nothing_is_a_place_for_a_model(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -257,7 +257,9 @@ def predict(
         Path,
         typer.Argument(help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the predictions, in UTF-8. [standard output]")
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
     crops: Crops = 1,
     data_format: Format = "auto",

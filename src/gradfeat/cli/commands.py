@@ -153,7 +153,12 @@ def fit_command(
     data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path, pictures: Path | None = None
 ) -> None:
     """Fit one model and save it."""
-    check_file(out)
+    check_file(
+        out,
+        data,
+        Path(settings.backbone.removeprefix("gradfeat/")),
+        None if settings.weights is None else Path(settings.weights),
+    )
     check_folder(pictures)
     dataset = read(data, split, source)
     check_part(data, split, "train", dataset)

@@ -28,16 +28,29 @@ def check_folder(path: Path | None) -> None:
         files.check_folder(path)
 
 
-def check_file(path: Path | None) -> None:
+def check_file(path: Path | None, *inputs: Path | None) -> None:
     """Fail, before any work, if a file cannot be put where it shall be; its folder may be made yet.
 
+    Args:
+        path: The file; None for none.
+        inputs: What the work reads, which must not be lost.
+
     Raises:
-        ConfigurationError: There is a folder of that name.
+        ConfigurationError: There is a folder of that name, or it is one of the inputs.
     """
     if path is not None:
         if Path(os.path.expanduser(path)).is_dir():
             raise ConfigurationError(f"{path} is a folder: name a file in it")
+        if any(one is not None and _same_file(path, one) for one in inputs):
+            raise ConfigurationError(f"{path} is read here, and would be lost: name another file")
         files.check_file(path)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other) and not files.is_stream(one)
+    except (OSError, ValueError):  # not there, or not a file's name
+        return False
 
 
 def written(path: Path, write: Callable[[Path], Path]) -> Path:

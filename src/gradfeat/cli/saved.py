@@ -43,7 +43,7 @@ def predict_command(
     device: str = "auto",
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
-    check_file(out)
+    check_file(out, model, data)
     estimator = _load(model, backbone, weights, json, device)
     X, names = _samples(estimator, data, split, source)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
@@ -56,7 +56,9 @@ def predict_command(
             return
         text = json_module.dumps(result, indent=2, ensure_ascii=False) + "\n"
     else:
-        text = _csv([["sample", *header], *([name, *map(_cell, row)] for name, row in zip(names, rows, strict=True))])
+        exact = estimator.loss_.task == "regression"
+        cells = [[name, *(_cell(value, exact) for value in row)] for name, row in zip(names, rows, strict=True)]
+        text = _csv([["sample", *header], *cells])
         if out is None:
             print_data(text)
             return
@@ -171,8 +173,11 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     return "".join(lines)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else ";".join(value)
+def _cell(value: Any, exact: bool = False) -> str:
+    """Return a cell: six digits say all of a probability; a target may need all that it has."""
+    if isinstance(value, float):
+        return repr(value) if exact else f"{value:.6g}"
+    return value if isinstance(value, str) else ";".join(value)
 
 
 def _check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:

@@ -22,7 +22,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | Non
     from rich.text import Text
 
     if title:  # a table's own title would be broken to the table's width
-        note(False, title)
+        note(False, printable(title))
     header, rows = list(map(printable, header)), [list(map(printable, row)) for row in rows]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
