@@ -68,7 +68,20 @@ def write_text(path: str | Path, text: str) -> Path:
     A file's name need not be text: bytes of it that are none are written as Python shows them, ``\udce9``. In JSON that
     is the character's own escape, so nothing is lost.
     """
-    return write_whole(path, text.encode("utf-8", "backslashreplace"))
+    return write_whole(path, decoded(text).encode("utf-8", "backslashreplace"))
+
+
+def decoded(text: str) -> str:
+    r"""Return a text in which names of files that the locale could not read are read as UTF-8, where they are that.
+
+    Example:
+        >>> decoded("caf\udcc3\udca9"), decoded("caf\udce9")
+        ('café', 'caf\udce9')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which is of no name
+        return text
 
 
 def make_folder(path: str | Path) -> Path:

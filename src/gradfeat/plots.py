@@ -59,7 +59,7 @@ def dot_chart(
     axes.set_xlim(-0.5, len(names) - 0.2)
     axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_ylabel(label)
+    axes.set_ylabel(printable(label), parse_math=False)
     if title:
         axes.set_title(textwrap.fill(printable(title), int(11 * width)), fontsize=9, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

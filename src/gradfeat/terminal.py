@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from gradfeat.files import decoded
+
 ERRORS = "gradfeat.spelled"
 """Name of an error handler for streams: a character that their encoding lacks is spelled out."""
 
@@ -67,7 +69,7 @@ def printable(text: str, keep: str = "") -> str:
         >>> printable("cat\x1b[31m\n\u202egod")
         'cat\\x1b[31m\\n\\u202egod'
     """
-    return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), decoded(text))
 
 
 def json_safe(text: str) -> str:

@@ -412,6 +412,10 @@ def test_text_is_utf8_with_its_own_line_ends(text: str) -> None:
 def test_bytes_that_are_no_text_are_written_as_python_shows_them(tmp_path: Path) -> None:
     path = write_text(tmp_path / "x", os.fsdecode(b"caf\xe9"))
     assert path.read_text(encoding="utf-8") == "caf\\udce9"
+    # a name in UTF-8 that was read under the locale C
+    unread = "café".encode().decode("ascii", "surrogateescape")
+    assert write_text(tmp_path / "x", f"θ {unread}").read_text(encoding="utf-8") == "θ café"
+    assert write_text(tmp_path / "x", "\ud800").read_text(encoding="utf-8") == "\\ud800"
 
 
 def test_home_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

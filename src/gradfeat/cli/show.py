@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from gradfeat.files import decoded
 from gradfeat.terminal import fits, json_safe, mute, printable
 
 _LONG = 30  # a cell longer than this may be broken between words
@@ -48,8 +49,8 @@ def note(silent: bool, text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON object."""
-    text = json_safe(json.dumps(value, indent=2, ensure_ascii=False))
-    print_data((text if fits(text, sys.stdout) else json.dumps(value, indent=2)) + "\n")
+    text = decoded(json.dumps(value, indent=2, ensure_ascii=False))
+    print_data((json_safe(text) if fits(text, sys.stdout) else json.dumps(json.loads(text), indent=2)) + "\n")
 
 
 def print_data(text: str) -> None:
@@ -60,6 +61,7 @@ def print_data(text: str) -> None:
     """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "it is closed", "standard output")
+    text = decoded(text)
     if sys.stdout.isatty():
         text = printable(text, keep="\n")
     if not fits(text, sys.stdout):
