@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 try:
     import fcntl
@@ -226,8 +226,7 @@ def _put(temporary: str, target: _Target, content: bytes) -> None:
         try:
             _lock(file.fileno())
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            _settle(file)
             if target.there is not None:
                 _take_over(temporary, target.there)
             if fcntl is None:
@@ -254,8 +253,17 @@ def _overwrite(target: _Target, content: bytes) -> None:
                 raise
         file.write(content)
         file.truncate(len(content))
-        file.flush()
+        _settle(file)
+
+
+def _settle(file: BinaryIO) -> None:
+    """Wait until a file is on its disk, where the file system can say so."""
+    file.flush()
+    try:
         os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _take_over(temporary: str, old: os.stat_result) -> None:

@@ -231,6 +231,14 @@ except OSError as error:
     assert (path.read_bytes(), names(tmp_path)) == (OLD, ["x"])
 
 
+def test_a_file_system_that_cannot_wait_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(file: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("gradfeat.files.os.fsync", unknown)
+    assert write_whole(tmp_path / "x", NEW).read_bytes() == NEW
+
+
 # ---- names and permissions ----------------------------------------------------------------------
 
 
