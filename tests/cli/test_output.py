@@ -21,7 +21,7 @@ from PIL import Image
 
 from gradfeat.adapter import load
 from gradfeat.cli import main
-from gradfeat.cli.show import note, table
+from gradfeat.cli.show import note, print_data, table
 from gradfeat.plots import dot_chart
 from gradfeat.terminal import json_safe, printable
 
@@ -110,6 +110,15 @@ def test_a_table_and_a_note_show_controls_as_python_does(capsys: pytest.CaptureF
     assert set(controls(out)) == {"\n"}
     for text in ("a\\x1b", "b\\n", "\\u202ec", "1\\t", "t\\x1b", "one\\x1b\ntwo\\u2028\n"):
         assert text in out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_data_are_exact_for_programs_and_harmless_for_people(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_data("name\n\x1b[31m\u202e,1\n")
+    assert stream.getvalue() == ("name\n\\x1b[31m\\u202e,1\n" if terminal else "name\n\x1b[31m\u202e,1\n")
 
 
 @pytest.mark.parametrize(
