@@ -25,7 +25,7 @@ from benchmarks.zoo import images, plain, transformers_models
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.measure import measure, warm_up
 from benchmarks.zoo.table import write_table
-from gradfeat.files import write_text
+from gradfeat.files import make_folder, write_text
 
 SECONDS = 900  # for one network
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the table of what is measured to this file")
     arguments = parser.parse_args()
     entries = all_entries()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     if arguments.table:
         write_table(arguments.table, entries, arguments.out)
         return
