@@ -291,7 +291,8 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mo
         write_whole(path, new)
         assert (path.read_bytes(), path.stat().st_ino, names(tmp_path)) == (new, place, ["x"])
 
-    def full(*args: Any) -> None:
+    def full(number: int, *room: int) -> None:
+        os.ftruncate(number, 100_000)  # as far as it came
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path.write_bytes(OLD)
