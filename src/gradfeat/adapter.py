@@ -80,11 +80,11 @@ def save(estimator: Any, path: str | Path) -> Path:
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise AdapterError(f"nothing was saved: values that are not finite in {', '.join(bad)}")
-    content = tensor_file(tensors, {_KEY: json.dumps(_describe(estimator))})
+    about = json.dumps(_describe(estimator))
     try:
-        return write_whole(path, content)
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be written: {error.strerror or error}") from error
+        return write_whole(path, tensor_file(tensors, {_KEY: about}))
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load(
