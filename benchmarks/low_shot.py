@@ -28,6 +28,7 @@ from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, new_model
 from gradfeat.merge import fit_head
+from gradfeat.plots import save_figure
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.training import fit_mode
@@ -141,7 +142,7 @@ def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Pa
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gradfeat import compare
+from gradfeat.files import write_text
 
 LABELS = 10  # of each class
 DRAWS = 5
@@ -148,9 +149,8 @@ def main() -> None:
                 f"| {mode} | {100 * mean[0]:.1f} ± {100 * error[0]:.1f} | {mean[1]:.3f} | {mean[2]:.1f} s |", flush=True
             )
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         about = {"date": f"{date.today():%Y-%m-%d}", "torch": torch.__version__, "results": results}
-        (arguments.out / "sequences.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_text(arguments.out / "sequences.json", json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

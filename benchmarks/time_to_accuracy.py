@@ -49,9 +49,11 @@ from gradfeat.comparison import TITLES as METRICS
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.evaluation import metrics_of
+from gradfeat.files import write_text
 from gradfeat.fitting import Problem, batch_logits, new_model, store_of
 from gradfeat.metrics import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
+from gradfeat.plots import save_figure
 from gradfeat.selection import make_subspace
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
@@ -300,7 +302,7 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
     panels[0].set(ylabel=TITLES[name])
     panels[1].legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def title_of(arguments: argparse.Namespace) -> str:
@@ -326,7 +328,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def earlier(name: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Return the readings of ways that an earlier run with the same settings left in the folder of the results."""
     path = arguments.out / f"{name}.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     about = {**settings(arguments), **more}
     return dict(content["readings"]) if {key: content.get(key) for key in about} == about else {}
 
@@ -334,9 +336,8 @@ def earlier(name: str, arguments: argparse.Namespace, **more: Any) -> dict[str, 
 def write(name: str, arguments: argparse.Namespace, text: str, content: dict[str, Any]) -> None:
     """Write a table and its numbers, with what they are of, into the folder of the results."""
     about = {**settings(arguments), "date": date.today().isoformat()}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.json").write_text(json.dumps({**about, **content}, indent=1) + "\n")
-    (arguments.out / f"{name}.md").write_text(text + "\n")
+    write_text(arguments.out / f"{name}.json", json.dumps({**about, **content}, indent=1) + "\n")
+    write_text(arguments.out / f"{name}.md", text + "\n")
 
 
 def main() -> None:

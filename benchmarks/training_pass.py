@@ -35,6 +35,7 @@ from torch.utils.benchmark import Timer
 
 from gradfeat import GradientFeatureModel
 from gradfeat.backbones.encoders import TextEncoder
+from gradfeat.files import write_text
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require
@@ -245,10 +246,9 @@ def main() -> None:
     about = (
         f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    write_text(options.out, json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
     table = markdown(rows, about)
-    options.out.with_suffix(".md").write_text(table + "\n")
+    write_text(options.out.with_suffix(".md"), table + "\n")
     print(table)
 
 

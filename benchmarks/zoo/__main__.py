@@ -25,6 +25,7 @@ from benchmarks.zoo import images, plain, transformers_models
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.measure import measure, warm_up
 from benchmarks.zoo.table import write_table
+from gradfeat.files import make_folder, write_text
 
 SECONDS = 900  # for one network
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the table of what is measured to this file")
     arguments = parser.parse_args()
     entries = all_entries()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     if arguments.table:
         write_table(arguments.table, entries, arguments.out)
         return
@@ -62,9 +63,7 @@ def main() -> None:
             continue
         begun = time.perf_counter()
         result = {"key": entry.key, "model": entry.model, **_in_a_process(entry)}
-        partial = file.with_suffix(".part")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(file)
+        write_text(file, json.dumps(result, indent=1) + "\n")
         print(f"{entry.key:45} {time.perf_counter() - begun:6.1f} s  {_line(result)}", flush=True)
 
 

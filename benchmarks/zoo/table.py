@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.zoo.entry import Entry
+from gradfeat.files import write_text
 from gradfeat.optional import require
 
 EXACT = 1e-8  # relative error
@@ -46,7 +47,7 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
     """
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(results.glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         found[result["key"]] = result
     versions = f"torch {torch.__version__.partition('+')[0]}"
     for library, extra in (("torchvision", "vision"), ("timm", "vision"), ("transformers", "text")):
@@ -74,7 +75,7 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         lines += ["| family | model | θ₂: topmost / one more | tangent | adjoint | rules | time |"]
         lines += ["|---|---|---|---|---|---|---|"]
         lines += [_row(entry, found.get(entry.key)) for entry in entries if entry.library == library]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     print(f"Wrote {path}: {len(found)} of {len(entries)} networks measured.")
 
 

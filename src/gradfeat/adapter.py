@@ -9,22 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import numbers
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradfeat._version import __version__
 from gradfeat.backbones import Backbone, difference, fingerprint, resolve, summary
 from gradfeat.errors import AdapterError, BackboneError, ConfigurationError, GradfeatError
+from gradfeat.files import write_whole
 from gradfeat.losses import loss_for
 from gradfeat.merge import MergedHead
 from gradfeat.solvers.probe import Probe
+from gradfeat.tensor_file import tensor_file
 
 if TYPE_CHECKING:
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
@@ -80,22 +80,11 @@ def save(estimator: Any, path: str | Path) -> Path:
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise AdapterError(f"nothing was saved: values that are not finite in {', '.join(bad)}")
-    metadata = {_KEY: json.dumps(_describe(estimator))}
-    # beside the file, so that putting it in place is a rename within one file system, which is atomic
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    about = json.dumps(_describe(estimator))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        permissions = temporary.stat().st_mode  # as the user's files have them; safetensors makes its own private
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
-        temporary.chmod(permissions)
-        temporary.replace(path)
+        return write_whole(path, tensor_file(tensors, {_KEY: about}))
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path} cannot be written: {error}") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-    return path
+        raise AdapterError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load(

@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from gradfeat._version import __version__
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
+from gradfeat.tensor_file import tensor_file
 
 FORMAT = "gradfeat.fit"
 FORMAT_VERSION = 4
@@ -78,7 +78,7 @@ class Checkpoint:
         try:
             if not path.exists():
                 write_whole(path, json.dumps(about, indent=1).encode())
-            there = json.loads(path.read_text())
+            there = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigurationError(f"checkpoint: {folder} cannot be used as a folder: {error}") from error
         except ValueError as error:
@@ -112,9 +112,7 @@ class Checkpoint:
 
     def put(self, name: str, part: Part) -> None:
         """Write a finished part, whole or not at all."""
-        # copies: safetensors refuses tensors that share memory
-        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in part.tensors.items()}
-        content = safetensors.torch.save(tensors, {"values": json.dumps(part.values)})
+        content = tensor_file(part.tensors, {"values": json.dumps(part.values)})
         write_whole(self.folder / f"{name}.safetensors", content)
 
     def drop(self, name: str) -> None:

@@ -20,6 +20,7 @@ from gradfeat.data.crops import check_crops
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.evaluation import agreement, mean_of_views, metrics_of
+from gradfeat.files import write_text
 from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES, GradientFeatureModel
@@ -192,9 +193,7 @@ class Comparison:
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        return path
+        return write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def _main_metric(self) -> str:
         if not self.rows:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gradfeat.errors import ConfigurationError
+from gradfeat.files import is_stream, write_whole
+from gradfeat.terminal import printable
 
 if TYPE_CHECKING:
     from gradfeat.rounds import Rounds
@@ -49,16 +55,15 @@ def dot_chart(
         colour = COLOURS.get(name, INK)
         axes.errorbar([i], [value], None if errors is None else [errors[i]], fmt="o", color=colour, ms=8, capsize=4)
         axes.annotate(f"{value:.2f}", (i, value), (9, 0), textcoords="offset points", va="center", color=INK)
-    axes.set_xticks(range(len(names)), list(names))
+    axes.set_xticks(range(len(names)), list(map(printable, names)), parse_math=False)
     axes.set_xlim(-0.5, len(names) - 0.2)
     axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_ylabel(label)
+    axes.set_ylabel(printable(label), parse_math=False)
     if title:
-        axes.set_title(textwrap.fill(title, int(11 * width)), fontsize=9)
+        axes.set_title(textwrap.fill(printable(title), int(11 * width)), fontsize=9, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(path), dpi=150)
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def path_chart(path: str | Path, tried: Sequence[Tried], title: str = "") -> Path:
@@ -135,6 +140,39 @@ def remainder_chart(path: str | Path, remainder: Sequence[tuple[float, float]]) 
     return save(path)
 
 
+def save_figure(figure: Any, path: str | Path, *, dpi: int = 150) -> Path:
+    """Write a picture, whole or not at all; the same picture is the same bytes.
+
+    Args:
+        figure: Of Matplotlib.
+        path: Its suffix is the picture's format: .png, .pdf, .svg ...; a name without one gets ".png".
+        dpi: Dots per inch.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigurationError: There is no such format.
+        OSError: It cannot be written.
+    """
+    import matplotlib
+
+    path = Path(path)
+    if not path.suffix and not is_stream(path):
+        path = path.with_name(f"{path.name}.png")
+    form = path.suffix.removeprefix(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if form not in known:
+        raise ConfigurationError(f"{path}: no picture is of the format {form!r}. Known: {', '.join(sorted(known))}.")
+    undated = {"pdf": "CreationDate", "ps": "CreationDate", "eps": "CreationDate", "svg": "Date", "svgz": "Date"}
+    metadata = {undated[form]: None} if form in undated else None
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gradfeat"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")  # drawn as an empty box
+        figure.savefig(stream, format=form, dpi=dpi, metadata=metadata)
+    return write_whole(path, stream.getvalue())
+
+
 _SHADES = ("#9ecae1", "#4fa3d1", "#1f5fa8", "#0b2f5c")
 
 
@@ -145,10 +183,5 @@ def _axes(title: str) -> tuple[Any, Callable[[str | Path], Path]]:
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(textwrap.fill(title, 66), fontsize=9)
-
-    def save(path: str | Path) -> Path:
-        figure.savefig(Path(path), dpi=150)
-        return Path(path)
-
-    return axes, save
+    axes.set_title(textwrap.fill(printable(title), 66), fontsize=9, parse_math=False)
+    return axes, lambda path: save_figure(figure, path)

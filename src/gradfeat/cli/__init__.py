@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _INTERRUPTED = 130
@@ -19,6 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Those of the command line; None takes the process's own.
     """
+    from gradfeat.terminal import any_encoding
+
+    with any_encoding():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     from gradfeat.cli.app import app
     from gradfeat.errors import GradfeatError
 
@@ -27,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="gradfeat")
     except (GradfeatError, OSError) as error:
-        sys.stderr.write(f"error: {_said(error)}\n")
+        _show("error", _said(error))
         sys.exit(2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # what the library below makes of Ctrl-C, without a word
@@ -50,4 +58,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
     from gradfeat.errors import GradfeatWarning
 
     if issubclass(category, GradfeatWarning):
-        sys.stderr.write(f"warning: {message}\n")
+        _show("warning", str(message))
+
+
+def _show(kind: str, text: str) -> None:
+    """Write a message; further lines of it are set back, so that none passes for a message of its own."""
+    from gradfeat.terminal import printable
+
+    with suppress(OSError, AttributeError):  # nobody listens: the work, and its exit code, are not the worse for it
+        sys.stderr.write(f"{kind}: " + printable(text, keep="\n\t").replace("\n", "\n  ") + "\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gradfeat._version import __version__
 from gradfeat.cli.options import (
@@ -43,8 +44,24 @@ from gradfeat.cli.options import (
     Theta2,
     Weights,
 )
+from gradfeat.terminal import printable
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their arguments may be the name of a file, and is shown as such."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message") and hasattr(error, "message"):  # one about the arguments
+                error.message = printable(error.message)
+            raise
+
 
 app = typer.Typer(
+    cls=Commands,
     name="gradfeat",
     help="Linear models over the activations and gradients of a pre-trained network (Mu, Liang & Li, ICLR 2020).",
     no_args_is_help=True,
@@ -240,7 +257,9 @@ def predict(
         Path,
         typer.Argument(help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the predictions. [standard output]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the predictions, in UTF-8. [standard output]")
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of the data, where it has parts.")] = "test",
     crops: Crops = 1,
     data_format: Format = "auto",

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from gradfeat.checkpoint import ABOUT
-from gradfeat.cli.outputs import check_file, check_folder, kept_in
+from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
 from gradfeat.data import Dataset, load_dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.files import write_text
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
 from gradfeat.plots import choice_charts
@@ -152,7 +153,12 @@ def fit_command(
     data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path, pictures: Path | None = None
 ) -> None:
     """Fit one model and save it."""
-    check_file(out)
+    check_file(
+        out,
+        data,
+        Path(settings.backbone.removeprefix("gradfeat/")),
+        None if settings.weights is None else Path(settings.weights),
+    )
     check_folder(pictures)
     dataset = read(data, split, source)
     check_part(data, split, "train", dataset)
@@ -168,7 +174,7 @@ def fit_command(
         sys.stderr.write(f"nothing was saved{on}\n")
         raise
     estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
-    path = estimator.save(out)
+    path = written(out, estimator.save)
     if pictures is not None:
         _keep_choice(estimator, pictures)
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
@@ -239,7 +245,7 @@ def compare_command(
     if not result.rows:
         raise ConfigurationError("no model was finished: " + "; ".join(result.notes))
     if out is not None:
-        _keep(result, train, out, title)
+        written(out, lambda folder: _keep(result, train, folder, title))
     if settings.json:
         print_json(result.to_dict())
     else:
@@ -262,11 +268,10 @@ def compare_command(
 
 def _keep_choice(estimator: Any, folder: Path) -> None:
     """Write what was chosen for a fitted estimator: pictures, and the penalty path as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     choice_charts(folder, estimator.mode, estimator.choice_, estimator.rounds_)
     if estimator.choice_ is not None:  # JSON has no infinity: null is no gradient term
         path = [{**asdict(tried), "w2": tried.w2 if isfinite(tried.w2) else None} for tried in estimator.choice_.path]
-        (folder / f"penalty_{estimator.mode}.json").write_text(dumps(path, indent=1) + "\n")
+        write_text(folder / f"penalty_{estimator.mode}.json", dumps(path, indent=1) + "\n")
 
 
 def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Dataset) -> None:
@@ -305,16 +310,16 @@ def _model_in(out: Path, mode: str) -> Path:
     return out / f"{mode}.safetensors"
 
 
-def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> Path:
     for pattern in ("penalty_*.png", "rounds_*.png", "remainder.png"):  # of an earlier run, with other modes
         for picture in out.glob(pattern):
             picture.unlink()
     result.save_json(out / "comparison.json")
     remarks = "\n".join(f"- {text}" for text in result.remarks())
-    (out / "comparison.md").write_text(f"{title}\n\n{result}\n\n{remarks}\n")
+    write_text(out / "comparison.md", f"{title}\n\n{result}\n\n{remarks}\n")
     result.plot(out / "comparison.png", title=title)
     result.plot_more(out)
     for mode, estimator in result.estimators.items():
         estimator.class_names_ = class_names(train, getattr(estimator, "classes_", None))
         estimator.save(_model_in(out, mode))
+    return out

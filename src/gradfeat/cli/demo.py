@@ -41,7 +41,6 @@ def run(out: Path, seed: int, json: bool) -> None:
     """Pre-train without labels, fit the four models, show and keep the results, load a model again and predict."""
     start = time.perf_counter()
     check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
     unlabelled, X, y, X_test, y_test = digits(seed)
     note(
         json,

@@ -126,7 +126,7 @@ def _read(data: Path, split: str, source: Source, labelled: bool) -> Dataset:
 
 
 def _show(task: str, path: Path, out: Path, trained: int, epochs: int, seconds: float, json: bool) -> None:
-    names, *rows = [line.split(",") for line in (out / LOG).read_text().splitlines()]
+    names, *rows = [line.split(",") for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     picture = out / "pictures.png"
     result: dict[str, Any] = {
         "task": task,

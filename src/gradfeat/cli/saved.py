@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json as json_module
-import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from gradfeat.adapter import load
 from gradfeat.cli.commands import Source, check_part, class_names, labels, read
-from gradfeat.cli.outputs import check_file
-from gradfeat.cli.show import note, print_json, table
+from gradfeat.cli.outputs import check_file, written
+from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
@@ -26,6 +26,7 @@ from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, load_texts
 from gradfeat.errors import DataError
 from gradfeat.evaluation import metrics_of
+from gradfeat.files import is_stream, write_text
 from gradfeat.validation import read_truth
 
 
@@ -42,34 +43,27 @@ def predict_command(
     device: str = "auto",
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
-    check_file(out)
+    check_file(out, model, data)
     estimator = _load(model, backbone, weights, json, device)
     X, names = _samples(estimator, data, split, source)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X, crops)
     if json:
-        text = json_module.dumps(
-            {
-                "model": str(model),
-                "predictions": [_entry(name, header, row) for name, row in zip(names, rows, strict=True)],
-            },
-            indent=2,
-            ensure_ascii=False,
-        )
-        text += "\n"
+        entries = [_entry(name, header, row) for name, row in zip(names, rows, strict=True)]
+        result = {"model": str(model), "predictions": entries}
+        if out is None:
+            print_json(result)
+            return
+        text = json_module.dumps(result, indent=2, ensure_ascii=False) + "\n"
     else:
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["sample", *header])
-        for name, row in zip(names, rows, strict=True):
-            writer.writerow([name, *map(_cell, row)])
-        text = stream.getvalue()
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
-        note(json, f"{len(names):,} predictions written to {out}")
+        exact = estimator.loss_.task == "regression"
+        cells = [[name, *(_cell(value, exact) for value in row)] for name, row in zip(names, rows, strict=True)]
+        text = _csv([["sample", *header], *cells])
+        if out is None:
+            print_data(text)
+            return
+    written(out, lambda path: write_text(path, text))
+    note(json or is_stream(out), f"{len(names):,} predictions written to {out}")
 
 
 def evaluate_command(
@@ -169,8 +163,21 @@ def _entry(name: str, header: list[str], row: list[Any]) -> dict[str, Any]:
     return {"sample": name, "prediction": row[0], **scores}
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else ";".join(value)
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as CSV with plain line ends; a cell with a line end is quoted, a lone carriage return too."""
+    lines = []
+    for row in rows:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\r\n").writerow(row)  # Python quotes what holds one of these
+        lines.append(stream.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
+
+
+def _cell(value: Any, exact: bool = False) -> str:
+    """Return a cell: six digits say all of a probability; a target may need all that it has."""
+    if isinstance(value, float):
+        return repr(value) if exact else f"{value:.6g}"
+    return value if isinstance(value, str) else ";".join(value)
 
 
 def _check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.terminal import printable
 
 TASKS = ("multiclass", "multilabel", "regression")
 WHOLE = "all"  # the `split` of data that has no parts
@@ -89,7 +90,8 @@ class Dataset:
             samples = f"{len(self):,} {kind} of shape {self.X.shape[1:]}"
         else:
             samples = f"{len(self):,} {'texts' if self.texts else 'images'}"
-        return f"{self.name} ({self.split}): {samples}, {self._targets()}" + (f" ({self.note})" if self.note else "")
+        about = f"{self.name} ({self.split}): {samples}, {self._targets()}" + (f" ({self.note})" if self.note else "")
+        return printable(about)
 
     def _targets(self) -> str:
         if self.y is None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
+from gradfeat.tensor_file import tensor_file
 
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1
@@ -87,11 +87,9 @@ class Checkpoint:
             "optimizers": json.dumps(groups),
             "schedules": json.dumps([None if s is None else s.state_dict() for s in state.schedules]),
         }
-        # Copies: safetensors refuses tensors that share memory.
-        flat = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         # The table first: if the second file fails, the epoch comes again, and its row with it.
         write_whole(self.folder / LOG, _table(history))
-        write_whole(self.folder / FILE, safetensors.torch.save(flat, metadata))
+        write_whole(self.folder / FILE, tensor_file(tensors, metadata))
 
     def resume(self, state: State) -> list[dict[str, float]]:
         """Bring a fresh state, PyTorch's random numbers and the table of losses to where the run stopped.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from gradfeat.errors import BackboneError
 from gradfeat.files import write_whole
 from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.tensor_file import tensor_file
 
 FILE = "encoder.safetensors"
 """Its usual name in the folder of a run."""
@@ -65,18 +65,18 @@ def save_encoder(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "architecture": architecture,
-        "arguments": json.dumps({} if name else network.arguments),
-        "preprocessing": json.dumps(dict(preprocessing)),
+        "arguments": json.dumps({} if name else network.arguments, sort_keys=True),
+        "preprocessing": json.dumps(dict(preprocessing), sort_keys=True),
         "task": task,
         "gradfeat": __version__,
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     if half:
         wide = [name for name, value in state.items() if value.ndim > 1 and value.is_floating_point()]
         state |= {name: state[name].half() for name in wide}
         if not all(bool(torch.isfinite(state[name]).all()) for name in wide):
             raise BackboneError("Weights beyond 65,504 have no half precision: leave half out.")
-    return write_whole(path, safetensors.torch.save(state, metadata))
+    return write_whole(path, tensor_file(state, metadata))
 
 
 def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from gradfeat._version import __version__
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.pretrain.encoder_file import write_whole
+from gradfeat.files import make_folder, write_text
 
 PARTS = "parts"
 """Folder of a run for what is finished of the cells that are being computed."""
@@ -83,7 +83,7 @@ def run_cells(
     todo = [cell for cell in cells if cell.name not in results]
     if results and todo:
         say(f"{len(results)} of {len(cells)} cells are there already")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     begun, done, wait = time.perf_counter(), 0, None
     while todo:
         left_to_others = []
@@ -107,7 +107,7 @@ def run_cells(
                         "date": date.today().isoformat(),
                         **({"resumed": True} if resumed else {}),  # the seconds are then of the last run alone
                     }
-                    write_whole(folder / f"{cell.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+                    write_text(folder / f"{cell.name}.json", json.dumps(content, indent=2) + "\n")
                     if cell.parts is not None:
                         shutil.rmtree(cell.parts, ignore_errors=True)
             done, wait = done + 1, None
@@ -176,7 +176,7 @@ def computed(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for name in names:
         with suppress(OSError, ValueError):
-            content = json.loads((folder / f"{name}.json").read_text())
+            content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             known = ("seconds", "resumed", "machine", "date", "gradfeat")
             found[name] = {key: content[key] for key in known if key in content}
     return found
@@ -198,7 +198,7 @@ def read_cell(path: Path, configuration: Mapping[str, Any], say: Say) -> Result 
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         found, result = content["configuration"], content["result"]
         if not isinstance(found, dict) or not isinstance(result, dict):
             raise ValueError("no cell")

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.errors import ConfigurationError
+from gradfeat.files import make_folder
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.checkpoint import FILE as CHECKPOINT
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
@@ -135,7 +136,7 @@ def pretrained_in_place(
     file = folder / FILE
     if finished:  # the cells know its fingerprint, so its checkpoint need not be asked
         return _read_back(file, plan, network)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with claimed(folder, wait=say):
         there = _read_back(file, plan, network) if file.exists() else None
         if there is not None and not (folder / CHECKPOINT).exists():

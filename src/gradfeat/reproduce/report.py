@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradfeat.plots import COLOURS, INK
+from gradfeat.plots import COLOURS, INK, save_figure
 from gradfeat.reproduce.cells import Result
+from gradfeat.terminal import printable
 
 MISSING = "–"
 PUBLISHED = "published"  # header of a column of the paper's numbers
@@ -162,8 +163,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
             if number.mean is not None:
                 modes[mode] = None
                 axes.axvline(number.mean, color=COLOURS.get(mode, INK), ls="--", lw=1.2)
-        axes.set_title(panel.title, fontsize=10)
-        axes.set_yticks(list(places), list(panel.rows), fontsize=8)
+        axes.set_title(printable(panel.title), fontsize=10, parse_math=False)
+        axes.set_yticks(list(places), list(map(printable, panel.rows)), fontsize=8, parse_math=False)
         axes.set_ylim(len(panel.rows) - 0.5, -0.5)
         axes.set_xlabel(panel.unit)
         axes.grid(axis="x", alpha=0.3)
@@ -176,9 +177,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str, *, shared: bool) -> Pa
     if any(value is not None for panel in panels for values in panel.published.values() for value in values):
         handles.append(Line2D([], [], color=INK, marker="o", mfc="none", ls="", alpha=0.55, label=PUBLISHED))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
-    return path
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)
+    return save_figure(figure, path)
 
 
 def _mark(line: bool) -> dict[str, Any]:

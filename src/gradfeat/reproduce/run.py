@@ -14,8 +14,8 @@ import torch
 
 from gradfeat._version import __version__
 from gradfeat.errors import ConfigurationError, did_you_mean
+from gradfeat.files import write_text
 from gradfeat.fitting import check_device
-from gradfeat.pretrain.encoder_file import write_whole
 from gradfeat.reproduce import table1, table2, table3, table4
 from gradfeat.reproduce.ablation_table import Ablation, AblationTable
 from gradfeat.reproduce.cells import Cell, Result, Say, computed, finished_cells, run_cells
@@ -213,7 +213,7 @@ def _write(
         "computed": origins,
     }
     files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
-    write_whole(files[0], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    write_whole(files[1], table.markdown().encode())
+    write_text(files[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(files[1], table.markdown())
     draw(files[2], made.panels(), table.title, shared=isinstance(form, Ablation))
     return Outcome(table, results, files)
