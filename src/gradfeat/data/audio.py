@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.finding import find_files
 from gradfeat.data.folder import class_folders
-from gradfeat.data.images import find_files, in_threads
+from gradfeat.data.images import in_threads
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 SUFFIXES = (".wav", ".wave")
@@ -36,10 +37,10 @@ def load_audio(path: Path, split: str = "train", *, rate: int = RATE, seconds: f
         DataError: As for a folder of images; or a recording that cannot be read, or has no samples.
         ConfigurationError: A rate or length that cannot be meant.
     """
-    files, part = class_folders(path, split, SUFFIXES, "WAV files")
-    X = _read([file for name in files for file in files[name]], rate, seconds)
-    y = np.array([name for name in files for _ in files[name]])
-    return Dataset(X, y, list(files), "multiclass", path.resolve().name, part)
+    found = class_folders(path, split, SUFFIXES, "WAV files")
+    X = _read(found.paths, rate, seconds)
+    y, classes, name = np.array(found.names), list(found.files), path.resolve().name
+    return Dataset(X, y, classes, "multiclass", name, found.part, note=found.note)
 
 
 def load_recordings(path: Path, *, rate: int = RATE, seconds: float = SECONDS) -> tuple[np.ndarray, list[Path]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.images import ON_ERROR, SUFFIXES, find_files, find_images, is_image, without_unreadable
+from gradfeat.data.finding import find_files, search, warn_of_samples
+from gradfeat.data.images import ON_ERROR, SUFFIXES, is_image, is_image_inside, without_unreadable
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
 TABLES = ("csv", "tsv", "jsonl")
@@ -94,13 +95,14 @@ def load_images(path: str | os.PathLike[str]) -> list[Path]:
     """
     path = existing(path)
     if path.is_file():
-        if not is_image(path):
+        if not (is_image(path) or is_image_inside(path)):
             raise DataError(f"{path} is no image file. Known suffixes: {', '.join(SUFFIXES)}")
         return [path]
-    found = find_images(path)
-    if not found:
+    found = search(path, SUFFIXES, is_image_inside)
+    if not found.files:
         raise DataError(f"{path} and its folders hold no image. Known suffixes: {', '.join(SUFFIXES)}")
-    return found
+    warn_of_samples(str(path), "images", found.left)
+    return found.files
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gradfeat.data.images import eight_bit, in_threads, upright
+from gradfeat.data.images import in_threads
+from gradfeat.data.pixels import eight_bit, upright
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean, refuse_unknown_fields
 
 _RESAMPLING = {
