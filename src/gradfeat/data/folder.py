@@ -109,19 +109,22 @@ def class_folders(
         left += here.left
         files[folder.name], masks = _without_masks(folder, here.files, counts)
         left += masks
-    _refuse_empty(root, files, suffixes, what)
+    _refuse_empty(root, files, suffixes, what, left)
     warn_of_samples(str(root), what, left, stacklevel=5)
     return Classes(files, part, counted(left))
 
 
-def _refuse_empty(root: Path, files: dict[str, list[Path]], suffixes: Sequence[str], what: str) -> None:
+def _refuse_empty(
+    root: Path, files: dict[str, list[Path]], suffixes: Sequence[str], what: str, left: Counter[str]
+) -> None:
+    known = f"Known suffixes: {', '.join(suffixes)}" + (f". There is more, {counted(left)}" if left else "")
     if not any(files.values()):
-        raise DataError(f"{root} has no {what} in its {len(files)} folders. Known suffixes: {', '.join(suffixes)}")
+        raise DataError(f"{root} has no {what} in its {len(files)} folders. {known}")
     empty = [name for name, found in files.items() if not found]
     if empty:
         raise DataError(
             f"No {what} in the class folder{'s' if len(empty) > 1 else ''} {', '.join(map(repr, empty))} of {root}: "
-            f"remove or fill {'them' if len(empty) > 1 else 'it'}. Known suffixes: {', '.join(suffixes)}"
+            f"remove or fill {'them' if len(empty) > 1 else 'it'}. {known}"
         )
     if len(files) < 2:
         only = next(iter(files))
