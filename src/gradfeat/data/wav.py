@@ -73,6 +73,8 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
                 declared = length if long is None else long
                 return _checked(path, Header(rate, channels, block, start, declared, max(0, size - start), end))
             body = file.read(min(length, 64)) if name in (b"fmt ", b"ds64") else b""
+            if name == b"fmt " and length > size - start:  # a reader would make room for all of it
+                raise DataError(f"{path} cannot be read as a WAV file: its header gives a format of {length:,} bytes")
             if name == b"fmt " and len(body) >= 16:
                 form = struct.unpack(order + "HHIIHH", body[:16])
             if name == b"ds64" and riff[:4] == b"RF64" and len(body) >= 16:
