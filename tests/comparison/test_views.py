@@ -16,6 +16,7 @@ from gradfeat.data import Crops, Inputs, Preprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.evaluation import mean_of_views
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
+from gradfeat.optional import require
 
 PREPROCESSING = {"size": [6, 6], "crop_pct": 0.75, "mean": [0.5], "std": [0.5], "channels": 1}
 SETTINGS: dict[str, Any] = {
@@ -109,7 +110,7 @@ def test_sure_predictions_keep_their_order() -> None:
 
 
 def test_an_image_size_leaves_room_for_crops(images: tuple[np.ndarray, np.ndarray]) -> None:
-    timm = pytest.importorskip("timm")
+    timm = require("timm", extra="vision")
     network = timm.create_model("test_resnet", num_classes=0).eval()
     X, y = np.repeat(images[0], 3, axis=-1), images[1]
     own = network.pretrained_cfg["crop_pct"]

@@ -128,7 +128,8 @@ def test_deep_pixels_are_scaled_by_the_bits_that_they_need(values: np.ndarray, b
     full = 2**bits - 1
     values = np.minimum(values, full)
     values[0, 0] = full
-    for image in (Image.fromarray(values), Image.fromarray(values.astype(np.int32))):
+    big = Image.frombytes("I;16B", (3, 3), values.astype(">u2").tobytes())
+    for image in (Image.fromarray(values), Image.fromarray(values.astype(np.int32)), big):
         found = np.asarray(eight_bit(image)).astype(float)
         assert np.abs(found - values * (255 / full)).max() <= 0.5
 

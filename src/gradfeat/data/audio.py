@@ -39,6 +39,7 @@ def load_audio(path: Path, split: str = "train", *, rate: int = RATE, seconds: f
 
     Returns:
         X, (n, rate · seconds), float32 in [-1, 1], of one channel (several are averaged); the class folders as labels.
+        A file that ends before its recording does is read as far as it goes, with a warning.
 
     Raises:
         DataError: As for a folder of images; or a recording that cannot be read, or has no samples.

@@ -68,6 +68,8 @@ def read_image(path: str | os.PathLike[str], *, draft: bool = False) -> Image.Im
 def with_image(path: str | os.PathLike[str], work: Callable[[Image.Image], Result], *, draft: bool = False) -> Result:
     """Return `work` of a decoded image; very large ones are decoded and worked on one at a time.
 
+    Images of up to twice ``PIL.Image.MAX_IMAGE_PIXELS`` are read, 179 million pixels unless somebody changed it.
+
     Args:
         path: The file.
         work: Gets the image as `read_image` returns it.
@@ -129,6 +131,7 @@ def _shallow(image: Image.Image, source: str | os.PathLike[str] | IO[bytes]) -> 
     with _open(source) as again:
         # with the bytes of each value exchanged, the upper 8 bits that Pillow takes are the lower ones
         again.tile = [_with_arguments(tile, _exchanged(tile[3])) for tile in again.tile]
+        again.load()
         low = np.asarray(again)
     values = high[..., :3].astype(np.int64) * 256 + low[..., :3]
     bits = depth_of(int(values.max()))
@@ -261,7 +264,9 @@ def _reason(error: BaseException, path: str | os.PathLike[str]) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     text = str(error)
-    if isinstance(error, Image.DecompressionBombError) and (found := _LIMIT.search(text)):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning) and (
+        found := _LIMIT.search(text)
+    ):
         pixels, limit = (int(number) for number in found.groups())
         return (
             f"it has {pixels:,} pixels, and images of up to {limit:,} are read, so that no file fills the memory: "

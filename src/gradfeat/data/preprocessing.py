@@ -156,9 +156,10 @@ class Preprocessing:
         """
         if channels == self.channels:
             return
-        way = {(1, 3): "repeat it: np.repeat(X, 3, axis=-1)", (4, 3): "drop the alpha channel: X[..., :3]"}.get(
-            (channels, self.channels), "choose a network for these images, or convert them"
-        )
+        way = {
+            (1, 3): "repeat it: np.repeat(X, 3, axis=-1)",
+            (4, 3): "lay it over white, or drop the alpha channel: X[..., :3]",
+        }.get((channels, self.channels), "choose a network for these images, or convert them")
         raise DataError(f"The network takes images with {self.channels} channel(s), X has {channels}: {way}")
 
     def describe(self) -> str:

@@ -69,7 +69,9 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if head[4:8] == b"ftyp":
         if head[8:12] in _HEIF:
             return "a HEIC image: save it as JPEG or PNG, or let the package pillow-heif register its reader"
-        return "an AVIF image, which this Pillow does not read" if head[8:12] in _AVIF else "a video"
+        return (
+            "an AVIF image, damaged or of a kind that this Pillow does not read" if head[8:12] in _AVIF else "a video"
+        )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in text or text.startswith(b"<?xml"):
         return "an SVG or XML file"
