@@ -121,6 +121,9 @@ def test_a_folder_that_is_alone_is_a_class_unless_its_name_says_nothing(tmp_path
         ("images/{}.png", "masks/{}.png"),
         ("images/{}.png", "masks/{}_mask.png"),
         ("images/{}.png", "labels/{}.png"),
+        ("images/image_{}.png", "masks/mask_{}.png"),
+        ("images/ISIC_{}.png", "masks/ISIC_{}_segmentation.png"),
+        ("images/benign ({}).png", "masks/benign ({})_lesion.png"),
         ("JPEGImages/{}.png", "Annotations/{}.png"),
         ("img/train/{}.png", "gt/train/{}.png"),
         ("train_images/{}.png", "train_masks/{}.png"),
@@ -139,6 +142,12 @@ def test_masks_within_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
         data = load_dataset(tmp_path)
     assert {path.parent.name for path in data.X} == {"images"}
     assert len(data) == 6
+
+
+def test_masks_beside_their_images_are_spoken_of(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{name}/{name} ({i}){end}.png" for name in "ab" for i in range(3) for end in ("", "_mask")))
+    with pytest.warns(GradfeatWarning, match=r"6 files are called masks of others, e\.g\. a \(0\)_mask\.png"):
+        assert len(load_dataset(tmp_path)) == 12
 
 
 def test_classes_called_photos_and_masks_are_classes_if_their_files_differ(tmp_path: Path) -> None:

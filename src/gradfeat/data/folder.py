@@ -20,6 +20,7 @@ from gradfeat.data.parts import (
     is_portion,
     is_wrapping,
     loose,
+    masks_among,
     part_named,
     parts_among,
 )
@@ -107,10 +108,18 @@ def class_folders(
     for folder in folders:
         here = search(folder, suffixes, inside)
         left += here.left
-        files[folder.name], masks = _without_masks(folder, here.files, counts)
-        left += masks
+        files[folder.name], apart = _without_masks(folder, here.files, counts)
+        left += apart
     _refuse_empty(root, files, suffixes, what, left)
     warn_of_samples(str(root), what, left, stacklevel=5)
+    masks = [file for found in files.values() for file in masks_among(found)]
+    if masks:
+        warnings.warn(
+            f"{root}: {len(masks):,} files are called masks of others, e.g. {masks[0].name}, and are read as samples of "
+            "their class: move them away unless they are meant to be",
+            GradfeatWarning,
+            stacklevel=4,
+        )
     return Classes(files, part, counted(left))
 
 

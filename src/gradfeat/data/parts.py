@@ -91,6 +91,15 @@ def annotations_among(folders: Sequence[Path], counts: Callable[[Path], bool]) -
     return list({other: (images, other) for images, other in pairs}.values())
 
 
+def masks_among(files: Sequence[Path]) -> list[Path]:
+    """Return the files that are called masks of others beside them: ``a_mask.png`` of ``a.png``."""
+    suspects = [file for file in files if _ANNOTATIONS.intersection(re.findall(r"[^\W\d_]+", file.stem.lower()))]
+    if not suspects:
+        return []
+    images = {(file.parent, _said(file)) for file in set(files).difference(suspects)}
+    return [file for file in suspects if _said(file) and (file.parent, _said(file)) in images]
+
+
 def folders_of(path: Path) -> list[Path]:
     """Return the folders in a folder, sorted; nothing that is hidden."""
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
@@ -122,7 +131,13 @@ def _ends_in(name: str, known: frozenset[str]) -> bool:
 
 def _same_stems(images: Path, others: Path, counts: Callable[[Path], bool]) -> bool:
     """Whether at least half of some files are named after the images: ``a.png`` or ``a_mask.png`` after ``a.jpg``."""
-    named = {path.stem.lower() for path in images.rglob("*") if counts(path)}
-    stems = [path.stem.lower() for path in others.rglob("*") if is_regular(path) and not is_hidden(path.name)]
-    after = sum(stem in named or re.split(r"[_\- ]+(?=[^_\- ]*$)", stem)[0] in named for stem in stems)
-    return bool(stems) and 2 * after >= len(stems)
+    named = {_said(path) for path in images.rglob("*") if counts(path)} - {()}
+    said = [_said(path) for path in others.rglob("*") if is_regular(path) and not is_hidden(path.name)]
+    after = sum(words in named or words[:-1] in named for words in said)
+    return bool(said) and 2 * after >= len(said)
+
+
+def _said(path: Path) -> tuple[str, ...]:
+    """Return the words and numbers of a file's name less those that say that it is an image or a mask."""
+    words = re.findall(r"[^\W\d_]+|\d+", path.stem.lower())
+    return tuple(word for word in words if word not in _PICTURES | _ANNOTATIONS)
