@@ -112,14 +112,7 @@ def class_folders(
         left += apart
     _refuse_empty(root, files, suffixes, what, left)
     warn_of_samples(str(root), what, left, stacklevel=5)
-    masks = [file for found in files.values() for file in masks_among(found)]
-    if masks:
-        warnings.warn(
-            f"{root}: {len(masks):,} files are called masks of others, e.g. {masks[0].name}, and are read as samples of "
-            "their class: move them away unless they are meant to be",
-            GradfeatWarning,
-            stacklevel=4,
-        )
+    _warn_of_masks(root, files)
     return Classes(files, part, counted(left))
 
 
@@ -232,6 +225,17 @@ def _without_masks(folder: Path, files: list[Path], counts: _Counts) -> tuple[li
     kept = [file for file in files if not masks.intersection(file.parents)]
     names = " and ".join(sorted({mask.name for mask in masks}))
     return kept, Counter({f"in folders {names!r}, named after images": len(files) - len(kept)} if kept != files else {})
+
+
+def _warn_of_masks(root: Path, files: dict[str, list[Path]]) -> None:
+    masks = [file for found in files.values() for file in masks_among(found)]
+    if masks:
+        warnings.warn(
+            f"{root}: {len(masks):,} files are called masks of others, e.g. {masks[0].name}, and are read as samples "
+            "of their class: move them away unless they are meant to be",
+            GradfeatWarning,
+            stacklevel=5,
+        )
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
