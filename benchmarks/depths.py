@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.low_shot import fit
-from benchmarks.time_to_accuracy import TITLES, data_parser, markdown, prepared, shown, write
+from benchmarks.time_to_accuracy import TITLES, changes_of, data_parser, markdown, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.fitting import backbone_candidates, linearize_backbone
@@ -25,7 +25,8 @@ WAYS = ("probe", "gradient", "full", "finetune")
 def choices(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Return the modules of θ₂ at each depth, by its title."""
     data = load_dataset(arguments.data, split="train")
-    backbone = resolve(arguments.backbone, weights=arguments.weights, image_size=arguments.image_size)
+    settings = {"image_size": arguments.image_size, "preprocessing": changes_of(arguments)}
+    backbone = resolve(arguments.backbone, weights=arguments.weights, **settings)
     example = Inputs(data.X, backbone.preprocessing).example(3)
     found = [list(candidate.modules) for candidate in backbone_candidates(backbone, example)]
     top = linearize_backbone(backbone, example, found[0]).theta2

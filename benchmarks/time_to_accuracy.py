@@ -182,6 +182,13 @@ def data_parser(description: str, *, theta2: bool = True) -> argparse.ArgumentPa
     return parser
 
 
+def changes_of(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return how the preprocessing differs from the backbone's own; images of another size keep its crop_pct."""
+    if arguments.max_length is not None:
+        return {"max_length": arguments.max_length}
+    return None if arguments.image_size is None else {"crop_pct": None}
+
+
 def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Problem, Judge]:
     """Read the data, run the bottom once for each sample, and fit the probe.
 
@@ -193,7 +200,7 @@ def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Probl
         weights=arguments.weights,
         theta2=arguments.theta2 or "auto",
         image_size=arguments.image_size,
-        preprocessing=None if arguments.max_length is None else {"max_length": arguments.max_length},
+        preprocessing=changes_of(arguments),
         augment=arguments.augment,
         device=arguments.device,
         random_state=0,

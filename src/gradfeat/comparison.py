@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,8 @@ def compare(
     """
     cls = _check(modes, task, parameters)
     check_crops(crops)
+    if crops > 1:
+        parameters = _with_room(parameters)
     estimators: dict[str, Any] = {mode: cls(backbone, **_of_mode(mode, parameters)) for mode in modes}
     # `full` needs all that any mode needs to be kept of each sample
     base: Any = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
@@ -259,6 +261,8 @@ def compare(
         store = SampleStore(problem.linearization, views, cache=cache, batch_size=base.batch_size, progress=done)
     rows: list[Row] = []
     notes = [*base.backbone_.notes, *(f"θ₂ {depth}" for depth in base.depths_)]
+    if inputs.preprocessing is not None:
+        notes.append(f"images: {inputs.preprocessing.describe()}")
     if crops > 1:
         notes.append(f"predictions are the mean over {crops} random crops of each test image")
     fitted: dict[str, Any] = {}
@@ -322,6 +326,14 @@ def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
             f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}.{did_you_mean(unknown[0], known)}"
         )
     return cls
+
+
+def _with_room(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Let an image size leave the border that random crops need: the backbone's own, where nothing else is said."""
+    given = parameters.get("preprocessing")
+    if parameters.get("image_size") is None or not isinstance(given, Mapping | None):
+        return parameters
+    return {**parameters, "preprocessing": {"crop_pct": None, **(given or {})}}
 
 
 def _of_mode(mode: str, parameters: dict[str, Any]) -> dict[str, Any]:

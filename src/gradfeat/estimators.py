@@ -68,7 +68,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             one of several networks in it; "random" for none.
         preprocessing: Replaces the backbone's own, whole or (a dict) in some fields: those of
             `gradfeat.data.Preprocessing` for images, of `TextPreprocessing` (max_length ...) for texts.
-        image_size: Side of the square that images are brought to; None is the backbone's own.
+        image_size: Side of the square that images are brought to, without a border cut off unless `preprocessing` has
+            a crop_pct; None is the backbone's own.
         class_weight: A dict from class to weight, or "balanced"; multi-class only.
         checkpoint: Folder where finished parts of a fit are written (`gradfeat.checkpoint`): the probe, each step of
             the penalty path, each round, epochs. After an interruption the same fit goes on from there, with the same

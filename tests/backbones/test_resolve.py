@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import math
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -152,6 +153,27 @@ def test_options_reach_the_constructor(timm):
     backbone = resolve("timm/test_resnet?in_chans=1", weights="random", image_size=32)
     assert backbone.network(torch.zeros(1, 1, 32, 32)).ndim == 2
     assert (backbone.preprocessing.channels, backbone.preprocessing.size) == (1, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop_pct"),
+    [
+        ({}, 224 / 256),  # torchvision's own, which published numbers are for
+        ({"image_size": 64}, 1.0),
+        ({"image_size": 64, "preprocessing": {"resize": "squash"}}, 1.0),
+        ({"image_size": 64, "preprocessing": {"crop_pct": 0.8}}, 0.8),
+        ({"image_size": 64, "preprocessing": {"crop_pct": None}}, 224 / 256),
+        ({"preprocessing": {"crop_pct": None, "size": [64, 64]}}, 224 / 256),
+        ({"preprocessing": {"crop_pct": 0.8}}, 0.8),
+    ],
+)
+def test_an_image_size_that_is_asked_for_keeps_the_whole_image(models, settings, crop_pct):
+    found = resolve("torchvision/mobilenet_v3_small", weights="random", **settings).preprocessing
+    assert math.isclose(found.crop_pct, crop_pct)
+    assert found.size == ((64, 64) if "64" in str(settings) else (224, 224))
+    image = np.full((90, 90, 3), 255, np.uint8)
+    image[5:-5, 5:-5] = 0  # a border of 1/18 of the side
+    assert bool(found.from_uint8(image[None]).max() > 0) == (crop_pct == 1)  # black is below zero
 
 
 def test_metadata_gives_the_preprocessing(timm, tmp_path):

@@ -390,6 +390,22 @@ def test_fit_keeps_what_was_chosen(run: Any, pictures: Path, encoder: Path, tmp_
     assert found.json["solver='auto'"].startswith("subspace: ")
 
 
+def test_what_is_done_to_an_image_is_said(run: Any, model: Path, pictures: Path, encoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    whole = "shorter side to 8 pixels (bilinear), centre of 8 × 8 (square images are kept whole"
+    mode = ("--mode", "activation", "-o", out)
+    for shown in (
+        run("fit", pictures, "-b", f"gradfeat/{encoder}", *mode),
+        run("compare", pictures, "-b", f"gradfeat/{encoder}", "--modes", "activation"),
+        run("inspect", encoder),
+        run("inspect", model),
+    ):
+        assert shown.code == 0, shown.err
+        assert f"images: {whole}" in " ".join(shown.out.split()).replace("images shorter", "images: shorter")
+    cropped = run("fit", pictures, "-b", f"gradfeat/{encoder}", *mode, "--crop-pct", 0.8, "--json")
+    assert (cropped.json["preprocessing"]["crop_pct"], cropped.json["preprocessing"]["size"]) == (0.8, [8, 8])
+
+
 def test_inspect_unknown(run: Any) -> None:
     found = run("inspect", "resnet18")
     assert found.code == 2

@@ -16,6 +16,7 @@ from gradfeat.data import Crops, Inputs, Preprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.evaluation import mean_of_views
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
+from gradfeat.optional import require
 
 PREPROCESSING = {"size": [6, 6], "crop_pct": 0.75, "mean": [0.5], "std": [0.5], "channels": 1}
 SETTINGS: dict[str, Any] = {
@@ -106,3 +107,17 @@ def test_sure_predictions_keep_their_order() -> None:
     # 1 - p is (e⁻⁸⁰⁰ + e⁻⁹⁰⁰) / 2, far below what a float64 next to 1 can tell: log odds of 800 + log 2
     found = mean_of_views(torch.tensor([[800.0], [900.0], [-900.0], [-800.0]]), 2, MultiLabelLogistic())
     np.testing.assert_allclose(found.numpy(), [[800 + np.log(2)], [-800 - np.log(2)]], rtol=1e-12)
+
+
+def test_an_image_size_leaves_room_for_crops(images: tuple[np.ndarray, np.ndarray]) -> None:
+    timm = require("timm", extra="vision")
+    network = timm.create_model("test_resnet", num_classes=0).eval()
+    X, y = np.repeat(images[0], 3, axis=-1), images[1]
+    own = network.pretrained_cfg["crop_pct"]
+    for crops, expected in ((1, 1.0), (2, own)):
+        result = compare(
+            network, X[:30], y[:30], X[30:], y[30:], crops=crops, image_size=32, penalty=0.1, modes=["activation"]
+        )
+        treatment = result.estimators["activation"].backbone_.preprocessing
+        assert (treatment.crop_pct, own < 1) == (expected, True)
+        assert f"images: {treatment.describe()}" in result.notes

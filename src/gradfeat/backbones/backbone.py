@@ -93,7 +93,8 @@ def resolve(
         X_shape: Shape of X, for a callable.
         random_state: Seed of random initial weights; None draws from PyTorch's global stream.
         preprocessing: Replaces the network's own preprocessing, whole or (a dict) in some fields.
-        image_size: Replaces only the side of the input, in pixels.
+        image_size: Replaces the side of the input, in pixels; no border is cut off then, unless `preprocessing` has a
+            crop_pct (None in it is the network's own).
 
     Returns:
         The backbone.

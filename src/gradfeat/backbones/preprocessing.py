@@ -85,8 +85,10 @@ def build(
 
     Args:
         fields: What the library or the file says; None when nothing is known.
-        override: A whole `Preprocessing` or `TextPreprocessing`, or some of its fields.
-        image_size: Side of the square that the network gets, in pixels.
+        override: A whole `Preprocessing` or `TextPreprocessing`, or some of its fields; a crop_pct of None is the
+            network's own.
+        image_size: Side of the square that the network gets, in pixels. Images are then kept whole (crop_pct 1) unless
+            `override` says otherwise: a border cut off suits the network's own size, not one that is asked for.
 
     Raises:
         ConfigurationError: Unknown fields, both a size and an image size, or too little to go by.
@@ -107,7 +109,12 @@ def build(
         if image_size is not None:
             raise ConfigurationError("Give the size inside preprocessing or as image_size, not both.")
         return override
-    merged = {**(fields or {}), **_mapping(override)}
+    wishes = dict(_mapping(override))
+    if wishes.get("crop_pct", 1.0) is None:
+        del wishes["crop_pct"]
+    elif image_size is not None:
+        wishes.setdefault("crop_pct", 1.0)
+    merged = {**(fields or {}), **wishes}
     if image_size is not None:
         if "size" in _mapping(override):
             raise ConfigurationError("Give the size inside preprocessing or as image_size, not both.")

@@ -16,7 +16,7 @@ from gradfeat.checkpoint import ABOUT
 from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison import Comparison, compare
-from gradfeat.data import Dataset, load_dataset
+from gradfeat.data import Dataset, Preprocessing, load_dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
@@ -179,6 +179,7 @@ def fit_command(
         _keep_choice(estimator, pictures)
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
+    treatment = _treatment(estimator, dataset)
     result = {
         "model": str(path),
         "bytes": size,
@@ -190,6 +191,7 @@ def fit_command(
         **dict.fromkeys(("solver", "penalties", "rounds")),
         **estimator.how_,
         "seconds": estimator.seconds_,
+        "preprocessing": None if treatment is None else treatment.to_dict(),
         "notes": list(estimator.backbone_.notes),
     }
     if settings.json:
@@ -203,12 +205,20 @@ def fit_command(
             ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
             ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
             *([name, value] for name, value in estimator.how_.items()),
+            *([["images", treatment.describe()]] if treatment is not None else []),
         ]
         table(["model", mode], rows)
         for text in estimator.backbone_.notes:
             note(False, text)
     if estimator.history_ is not None and estimator.history_.stopped == "interrupted":
         raise KeyboardInterrupt
+
+
+def _treatment(estimator: Any, dataset: Dataset) -> Preprocessing | None:
+    """Return how images become inputs; None for data that are no images."""
+    images = isinstance(dataset.X, list) or dataset.X.dtype == np.uint8
+    found = estimator.backbone_.preprocessing
+    return found if images and isinstance(found, Preprocessing) else None
 
 
 def compare_command(

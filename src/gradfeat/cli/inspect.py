@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.data import TextPreprocessing
+from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import ConfigurationError
 from gradfeat.inspection import Inspection, inspect_network
 from gradfeat.linearization.theta2 import layers_of
@@ -89,7 +90,7 @@ def _show_model(path: Path, json: bool) -> None:
         ["parametrization", about["settings"]["parametrization"]],
         ["probe penalty", f"{about['probe']['penalty']:.3g}"],
         *([name, str(value)] for name, value in about["fitted"].get("how_", {}).items()),
-        ["preprocessing", json_module.dumps(about["preprocessing"])],
+        ["preprocessing", _treatment(about["preprocessing"])],
         [
             "written by",
             f"gradfeat {about['gradfeat_version']}, torch {about['torch_version']}, format {about['format_version']}",
@@ -98,13 +99,22 @@ def _show_model(path: Path, json: bool) -> None:
     table(["", str(path)], rows)
 
 
+def _treatment(stored: dict[str, Any] | None) -> str:
+    """Return in words what is done to images; texts' fields as they are stored."""
+    if stored is None or "mean" not in stored:
+        return json_module.dumps(stored)
+    return f"images: {Preprocessing.from_dict(stored).describe()}"
+
+
 def _show_network(backbone: Backbone, example: torch.Tensor, result: Inspection) -> None:
     shape = " × ".join(str(size) for size in example.shape[1:])
     if isinstance(backbone.preprocessing, TextPreprocessing):
         shape = f"a text of {example.shape[2]} tokens"
+    treatment = backbone.preprocessing
+    images = f"images: {treatment.describe()}\n" if isinstance(treatment, Preprocessing) else ""
     note(
         False,
-        f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters\n"
+        f"{backbone.name}: input {shape}, {result.features} features, {result.parameters:,} parameters\n{images}"
         f"theta2='auto' takes {result.auto}",
     )
     header = ["θ₂ from", "parameters", "z₀", "residuals", "once", "full", "finetune"]

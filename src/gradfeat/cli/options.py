@@ -46,7 +46,12 @@ Theta2 = Annotated[
         "as held-out training data ask for. [auto]"
     ),
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Side that images are brought to. [the backbone's own]")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side that images are brought to, with no border cut off unless --crop-pct says so. [the backbone's own]"
+    ),
+]
 Mean = Annotated[
     str | None,
     typer.Option(help="Mean of the backbone's input, one number or one for each channel: 0.5 or 0.485,0.456,0.406"),
@@ -55,7 +60,10 @@ Std = Annotated[str | None, typer.Option(help="Standard deviation of the backbon
 Resize = Annotated[str | None, typer.Option(help="How images are brought to size: shortest (crop) or squash.")]
 CropPct = Annotated[
     float | None,
-    typer.Option(help="Part of a resized image's side that the crop keeps: 0.875 leaves room for --crops."),
+    typer.Option(
+        help="Part of a resized image's side that the crop keeps: 0.875 leaves room for --crops. [the backbone's own; "
+        "1 with --image-size]"
+    ),
 ]
 Penalty = Annotated[
     str, typer.Option(help="auto, or L2 penalties by hand: one number, or one of w₁ and one of w₂ (0.01,0.001).")

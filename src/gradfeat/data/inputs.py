@@ -17,7 +17,9 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from gradfeat.data.arrays import check_finite
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.images import eight_bit, in_threads, names, read_image, upright
+from gradfeat.data.finding import is_regular
+from gradfeat.data.images import in_threads, names, warn_of_depth, with_image
+from gradfeat.data.pixels import BITS, eight_bit, upright
 from gradfeat.data.preprocessing import Preprocessing, to_unit
 from gradfeat.data.text import TextPreprocessing
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
@@ -233,6 +235,7 @@ class _Pictures:
 
     def __init__(self, items: Sequence[Path | Image.Image], preprocessing: Preprocessing) -> None:
         self.items, self.preprocessing = items, preprocessing
+        self.told = False  # that images are deep
 
     def __len__(self) -> int:
         return len(self.items)
@@ -247,8 +250,18 @@ class _Pictures:
         return None
 
     def _each(self, work: Callable[[Image.Image], Any], positions: np.ndarray) -> list[Any]:
+        def one(item: Path | Image.Image) -> tuple[Any, int | None]:
+            if isinstance(item, Path):
+                return with_image(item, lambda image: (work(image), image.info.get(BITS)))
+            return work(item), item.info.get(BITS)
+
         picked = [self.items[i] for i in positions]
-        return in_threads(lambda item: work(read_image(item) if isinstance(item, Path) else item), picked)
+        done = in_threads(one, picked)
+        deep = {bits: item for item, (_, bits) in zip(picked, done, strict=True) if bits is not None}
+        if deep and not self.told:
+            self.told = True
+            warn_of_depth(deep)
+        return [result for result, _ in done]
 
 
 class _Items:
@@ -395,7 +408,8 @@ def _numeric(X: np.ndarray | Tensor, preprocessing: Preprocessing | None, y: Ten
 def _warn_of_pixels(X: np.ndarray | Tensor, preprocessing: Preprocessing) -> None:
     """Warn of floats far beyond what any image is as the network takes it: they are not scaled, nor normalized."""
     ends = [abs((end - m) / s) for m, s in zip(preprocessing.mean, preprocessing.std, strict=True) for end in (0, 1)]
-    largest = float(torch.as_tensor(X[:8]).abs().max())
+    first = X[:8]
+    largest = float(first.abs().max() if isinstance(first, Tensor) else np.abs(first).max())
     if largest > _RAW * max(ends):
         warnings.warn(
             f"X has values up to {largest:.4g}, and images have values up to {max(ends):.3g} as this network takes "
@@ -427,7 +441,7 @@ def _check_images(shape: tuple[int, ...], preprocessing: Preprocessing | None) -
 
 def _files(X: Sequence[str | Path], preprocessing: Preprocessing | None) -> _Source:
     paths = [Path(item) for item in X]
-    missing = [path for path in paths if not _is_file(path)]
+    missing = [path for path in paths if not is_regular(path)]
     if len(missing) == len(paths) and isinstance(X[0], str):
         raise ConfigurationError(
             f"X is a list of strings that are no files, as {X[0][:60]!r}. Texts need a backbone with a tokenizer: "
@@ -460,10 +474,3 @@ def _needed(preprocessing: Preprocessing | None) -> Preprocessing:
             "--std), or a backbone that brings its own (timm and torchvision names do)"
         )
     return preprocessing
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a text may be too long for a name, or hold a zero byte
-        return False

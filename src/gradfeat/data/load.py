@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.images import ON_ERROR, SUFFIXES, find_files, find_images, is_image, without_unreadable
+from gradfeat.data.finding import find_files, search, warn_of_samples
+from gradfeat.data.images import ON_ERROR, SUFFIXES, is_image, is_image_inside, without_unreadable
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 
 TABLES = ("csv", "tsv", "jsonl")
@@ -28,15 +29,19 @@ def load_dataset(
 ) -> Dataset:
     """Read labelled data.
 
+    Images become 8 bits a channel, upright, on white where they are transparent. Integers of 16 and 32 bits are scaled
+    by the bits that the largest value of an image needs (8, 10, 12, 14 or 16), with a warning where these are not 16.
+
     Args:
         path: A folder of class folders with images or WAV files (or of parts, "train" and so on, that hold them), an
             ``.npz`` file with X and y, CIFAR's official binary or python layout, the folder of SVHN's cropped digits
             (``train_32x32.mat`` ...), a VOC devkit, the folder of COCO2014 (``annotations``, ``train2014`` ...), or
             texts in a ``.csv``, ``.tsv`` or ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or
             ``<name>_train.csv``).
-        split: The part to read; data without parts is taken whole, and the result's split is then "all". For VOC,
-            "train" means its trainval, as in the VOC07 protocol; "train-only" means the train list itself. SVHN has
-            "extra" too. For COCO "test" means val, on which the paper tests.
+        split: The part to read, in folders also by another word (training_set, val); data without parts is taken whole,
+            and the result's split is then "all". For VOC, "train" means its trainval, as in the VOC07 protocol;
+            "train-only" means the train list itself. SVHN has "extra" too. For COCO "test" means val, on which the
+            paper tests.
         format: "folder", "npz", "cifar", "svhn", "voc", "coco", "wav", "csv", "tsv", "jsonl", or "auto": found out from
             what is there.
         on_error: What to do with images that cannot be decoded: "raise" one error that names them, or "skip" them with
@@ -94,13 +99,14 @@ def load_images(path: str | os.PathLike[str]) -> list[Path]:
     """
     path = existing(path)
     if path.is_file():
-        if not is_image(path):
+        if not (is_image(path) or is_image_inside(path)):
             raise DataError(f"{path} is no image file. Known suffixes: {', '.join(SUFFIXES)}")
         return [path]
-    found = find_images(path)
-    if not found:
+    found = search(path, SUFFIXES, is_image_inside)
+    if not found.files:
         raise DataError(f"{path} and its folders hold no image. Known suffixes: {', '.join(SUFFIXES)}")
-    return found
+    warn_of_samples(str(path), "images", found.left)
+    return found.files
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

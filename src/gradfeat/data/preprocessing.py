@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gradfeat.data.images import eight_bit, in_threads, upright
+from gradfeat.data.images import in_threads
+from gradfeat.data.pixels import eight_bit, upright
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean, refuse_unknown_fields
 
 _RESAMPLING = {
@@ -155,10 +156,32 @@ class Preprocessing:
         """
         if channels == self.channels:
             return
-        way = {(1, 3): "repeat it: np.repeat(X, 3, axis=-1)", (4, 3): "drop the alpha channel: X[..., :3]"}.get(
-            (channels, self.channels), "choose a network for these images, or convert them"
-        )
+        way = {
+            (1, 3): "repeat it: np.repeat(X, 3, axis=-1)",
+            (4, 3): "lay it over white, or drop the alpha channel: X[..., :3]",
+        }.get((channels, self.channels), "choose a network for these images, or convert them")
         raise DataError(f"The network takes images with {self.channels} channel(s), X has {channels}: {way}")
+
+    def describe(self) -> str:
+        """Return one line that says what is done to an image.
+
+        Example:
+            >>> Preprocessing(size=(8, 8), crop_pct=0.8, mean=(0.5,), std=(1,), channels=1).describe()
+            'shorter side to 10 pixels (bilinear), centre of 8 × 8 (crop_pct 0.8 cuts the border off); mean 0.5, std 1'
+        """
+        height, width = self._target()
+        square = height == width
+        to = f"{height} pixels" if square else f"cover {height} × {width} pixels"
+        side = f"squashed to {height} × {width} pixels" if self.resize == "squash" else f"shorter side to {to}"
+        if (height, width) != self.size:
+            crop = f"centre of {self.size[0]} × {self.size[1]} (crop_pct {self.crop_pct:.4g} cuts the border off)"
+        elif self.resize == "squash":
+            crop = "nothing is cut off"
+        else:
+            whole = "square images" if square else "images of this shape"
+            crop = f"centre of {height} × {width} ({whole} are kept whole; resize squash keeps others whole too)"
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{side} ({self.interpolation}), {crop}; mean {mean}, std {std}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain lists, numbers and strings, for JSON."""
@@ -184,15 +207,20 @@ class Preprocessing:
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width before the crop."""
-        # torchvision gives the resized side, from which crop_pct is a rounded quotient; 1e-6 brings the side back.
-        target = [math.floor(side / self.crop_pct + 1e-6) for side in self.size]
+        target = self._target()
         if self.resize == "squash":
-            return target[0], target[1]
+            return target
         # torchvision cuts the longer side off for square inputs; timm rounds it for others.
         whole = int if target[0] == target[1] else round
         if height * target[1] <= width * target[0]:
             return target[0], whole(target[0] * width / height)
         return whole(target[1] * height / width), target[1]
+
+    def _target(self) -> tuple[int, int]:
+        """Return the height and width that the network's size is a part of."""
+        # torchvision gives the resized side, from which crop_pct is a rounded quotient; 1e-6 brings the side back.
+        height, width = (math.floor(side / self.crop_pct + 1e-6) for side in self.size)
+        return height, width
 
     def _cropped(self, images: np.ndarray) -> np.ndarray:
         """Return the centre of images (n, h, w, c)."""

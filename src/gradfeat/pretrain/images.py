@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradfeat.data import Preprocessing
-from gradfeat.data.images import in_threads, read_image
+from gradfeat.data.images import in_threads, with_image
 from gradfeat.errors import DataError
 from gradfeat.files import write_whole
 
@@ -41,7 +41,7 @@ def to_arrays(X: Any, size: tuple[int, int] | None) -> np.ndarray:
     if not paths or len(paths) < len(X):
         raise DataError("Pre-training takes images; these data are none.")
     sizing = _sizing(size or (32, 32), 3)
-    return np.concatenate(in_threads(lambda path: _whole(sizing.from_pil(read_image(path))[None]), paths))
+    return np.concatenate(in_threads(lambda path: _whole(with_image(path, sizing.from_pil)[None]), paths))
 
 
 def write_sheet(path: Path, rows: Sequence[Tensor]) -> Path:
