@@ -6,11 +6,11 @@ READY  := $(VENV)/.ready
 # Small networks gain nothing from many threads, and processes side by side lose by them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check style format zoo bench clean
+.PHONY: help demo test test-slow check style format zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gradfeat needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -21,10 +21,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Pre-train, fit the four models, save and load one: the method in a minute.
 	$(BIN)/gradfeat demo
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/python -m pytest -n 2
+test: $(READY)  ## Run the tests, but the slow ones.
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-check: style test  ## Format, lint, types, tests.
+test-slow: $(READY)  ## Run the slow tests.
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: style test test-slow  ## Format, lint, types, tests.
 
 style: $(READY)  ## Format, lint and types alone.
 	$(BIN)/ruff format --check

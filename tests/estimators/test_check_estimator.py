@@ -33,3 +33,20 @@ SETTINGS: dict[str, Any] = {"solver": "adam", "epochs": 2, "penalty": 1e-3, "ran
 )
 def test_scikit_learn_contract(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
+
+
+EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data": "penalties are chosen by folds, and copies of a sample fall into "
+    "different ones",
+    "check_methods_subset_invariance": "single precision is the default: batches of other sizes differ at 1e-6",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(
+    [GradientFeatureClassifier(Tabular()), GradientFeatureRegressor(Tabular())],
+    expected_failed_checks=lambda estimator: EXPECTED,
+)
+def test_scikit_learn_contract_of_the_default_settings(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
