@@ -22,9 +22,12 @@ from gradfeat.cli.options import (
     Encoding,
     Epochs,
     Format,
+    ImageColumn,
+    ImageRoot,
     ImageSize,
     Json,
     LabelColumn,
+    LabelSeparator,
     LossName,
     MaxLength,
     Mean,
@@ -90,6 +93,9 @@ def fit(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     weights: Weights = None,
@@ -152,7 +158,17 @@ def fit(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     fit_command(data, split, source, settings, mode, out, pictures)
 
 
@@ -171,6 +187,9 @@ def compare(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     weights: Weights = None,
@@ -229,7 +248,17 @@ def compare(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     compare_command(data, test_data, split, test_split, source, settings, modes, out, crops)
 
 
@@ -245,6 +274,8 @@ def predict(
     crops: Crops = 1,
     data_format: Format = "auto",
     text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     backbone: Annotated[
@@ -259,7 +290,15 @@ def predict(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import predict_command
 
-    source = Source(data_format, skip_unreadable, text_column, encoding=encoding, seconds=seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        encoding=encoding,
+        seconds=seconds,
+        image_column=image_column,
+        image_root=image_root,
+    )
     predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
 
 
@@ -272,6 +311,9 @@ def evaluate(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     backbone: Annotated[
@@ -286,7 +328,17 @@ def evaluate(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import evaluate_command
 
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
 
 
