@@ -24,7 +24,7 @@ from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, Columns, load_table_images, load_texts
-from gradfeat.errors import DataError
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.evaluation import metrics_of
 from gradfeat.validation import read_truth
 
@@ -123,15 +123,20 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
     """Read samples and their names; texts, and images or recordings in a folder, need no labels."""
     data = data.expanduser()
     if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.format in ("auto", *TABLES):
+        if _of_images(source):
+            raise ConfigurationError("the model reads texts: --image-column and --image-root are for models of images")
         columns = {"text_column": source.text_column, "encoding": source.encoding}
         texts = load_texts(existing(data), split, source.format, **columns)
         return texts, list(texts)
-    if source.format in TABLES or (
-        source.format == "auto" and (data.suffix.lower() in SUFFIXES or _has_images(source))
-    ):
-        columns = Columns(image_column=source.image_column, image_root=source.image_root, encoding=source.encoding)
+    if source.format in TABLES or (source.format == "auto" and _may_list_images(data, source)):
+        about = Columns(
+            text_column=source.text_column,
+            image_column=source.image_column,
+            image_root=source.image_root,
+            encoding=source.encoding,
+        )
         on_error = "skip" if source.skip_unreadable else "raise"
-        images = load_table_images(existing(data), split, source.format, columns=columns, on_error=on_error)
+        images = load_table_images(existing(data), split, source.format, columns=about, on_error=on_error)
         if images is not None:
             return images
     part = data / split if (data / split).is_dir() else data
@@ -139,6 +144,7 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
         found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
         return found, [str(file) for file in files]
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
+    layout = layout and not _of_images(source)
     if not layout or official(data) is not None:
         X = read(data, split, source).X
     else:
@@ -147,8 +153,14 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
     return X, [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
 
 
-def _has_images(source: Source) -> bool:
+def _of_images(source: Source) -> bool:
+    """Whether a table of images is asked for."""
     return source.image_column is not None or source.image_root is not None
+
+
+def _may_list_images(data: Path, source: Source) -> bool:
+    """Whether data may be a table of images: by its suffix, or because that is asked for of a folder with tables."""
+    return data.suffix.lower() in SUFFIXES or (_of_images(source) and data.is_dir())
 
 
 def _is_sound(data: Path, source: Source) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ USUAL = (
     "id_code",
     "id",
 )
+_LONG = 300  # characters of a path that a message shows
 _TRIED = 50  # rows; where none of their values is a file, a column is no column of images
 
 
@@ -129,12 +131,20 @@ def column_of(file: Path, rows: Sequence[Row], asked: str | None, root: Path) ->
     found = find_column(rows, root)
     if found is None:
         usual = [column for column in columns if column.lower() in USUAL]
-        said = f"no value of {' or '.join(usual)} is an image in {root}" if usual else "no column has a usual name"
+        said = f"no value of {listed(usual)} is an image in {root}" if usual else "no column of images has a usual name"
+        nearby = _nearby(file, root, _value(rows[0][1][usual[0]])) if usual else ""
         raise DataError(
             f"{file}: {said}. Its columns: {listed(columns)}. Name the one of the images by image_column= (on the "
-            "command line: --image-column), and their folder by image_root= (--image-root)"
+            f"command line: --image-column), and their folder by image_root= (--image-root).{nearby}"
         )
     return found
+
+
+def is_plainly_of_images(columns: Iterable[str]) -> bool:
+    """Whether a column is called as nothing but images would be."""
+    return any(
+        column.lower() in USUAL and re.match("ima?ge?|photo|picture|id_code", column.lower()) for column in columns
+    )
 
 
 def image_paths(
@@ -166,30 +176,28 @@ def image_paths(
             )
         paths.append(found[0] if found else root / value)
         if not found:
-            missing.append(f"{where}: {root / value}")
+            missing.append(f"{where}: {_cut(root / value)}")
     if missing and (on_error == "raise" or len(missing) == len(rows)):
+        value = next(value for value, path in zip(values, paths, strict=True) if not os.path.isfile(path))
         raise DataError(
             f"{file}: {len(missing):,} of {len(rows):,} images in {column!r} are not there:{names(missing)}\n"
-            + _way(file, root, next(value for value, path in zip(values, paths, strict=True) if not path.is_file()))
+            "Name their folder by image_root= (on the command line: --image-root), or leave such rows out: "
+            f"on_error='skip' (--skip-unreadable).{_nearby(file, root, value)}"
         )
     return paths, values
 
 
-def _way(file: Path, root: Path, value: str) -> str:
-    """Return where the images may be: in a folder beside the table, or of the user's naming."""
-    for folder in _beside(file.parent):
-        if folder != root and Images(folder).find(value):
-            return (
-                f"There is such an image in {folder}: image_root= (on the command line: --image-root) names the folder"
-            )
-    return (
-        "Name their folder by image_root= (on the command line: --image-root), or leave such rows out: on_error='skip' "
-        "(--skip-unreadable)"
-    )
+def _nearby(file: Path, root: Path, value: str) -> str:
+    """Return where an image lies that is not where it was looked for: in a folder beside the table."""
+    for folder in (file.parent, *sorted(entry for entry in file.parent.iterdir() if entry.is_dir())):
+        if value and folder != root and Images(folder).find(value):
+            return f" There is {short(value)} in {folder}"
+    return ""
 
 
-def _beside(folder: Path) -> Iterable[Path]:
-    return [folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())]
+def _cut(path: Path) -> str:
+    said = str(path)
+    return said if len(said) <= _LONG else said[:_LONG] + " ..."
 
 
 def _value(value: Any) -> str:

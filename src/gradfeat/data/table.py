@@ -11,7 +11,7 @@ from typing import Any
 from gradfeat.data.dataset import WHOLE, Dataset
 from gradfeat.data.delimited import Quoted
 from gradfeat.data.folder import SPLITS
-from gradfeat.data.image_table import column_of, find_column, image_paths, image_root
+from gradfeat.data.image_table import column_of, find_column, image_paths, image_root, is_plainly_of_images
 from gradfeat.data.images import is_hidden, without_unreadable
 from gradfeat.data.label_text import Name
 from gradfeat.data.labels import read_labels
@@ -92,8 +92,8 @@ def load_table(
     """Read texts or images, and their labels.
 
     Labels are names of classes as they are written, or numbers where all of them plainly are (`read_labels`). A table
-    is one of images where that is asked for, or where it has no column of texts by its usual names and the values of a
-    column called as those of images are files.
+    is one of images where that is asked for, or where no column is called as one of texts and one is called as images
+    are, or holds the names of images that are there.
 
     Args:
         path: A file, taken whole; or a folder with ``<split>.csv`` or ``<name>_<split>.csv``.
@@ -115,12 +115,12 @@ def load_table(
     rows = read_rows(file, format, columns.encoding)
     there = list(rows[0][1])
     root = image_root(file, columns.image_root)
-    if _of_images(rows, columns, root):
+    images = _of_images(rows, columns, root)
+    if images:
         source = column_of(file, rows, columns.image_column, root)
     else:
         source = _column(file, there, columns.text_column, _TEXT, "text")
     label = _column(file, there, columns.label_column, _LABEL, "label")
-    images = _of_images(rows, columns, root)
     if source == label:
         raise DataError(
             f"{file}: {'images' if images else 'texts'} and labels are both read from the column {source!r}"
@@ -246,7 +246,10 @@ def _of_images(rows: list[Row], columns: Columns, root: Path) -> bool:
     """Whether a table is read as one of images: never one that has texts, unless that is asked for."""
     if columns.text_column is not None or columns.images:
         return columns.images
-    return not any(column.lower() in _TEXT for column in rows[0][1]) and find_column(rows, root) is not None
+    there = list(rows[0][1])
+    if any(column.lower() in _TEXT for column in there):
+        return False
+    return is_plainly_of_images(there) or find_column(rows, root) is not None
 
 
 def _column(file: Path, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
