@@ -403,6 +403,8 @@ def pretrain(
     ] = None,
     split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
     data_format: Format = "auto",
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -432,7 +434,7 @@ def pretrain(
         network=network,
         image_size=image_size,
         split=split,
-        source=Source(data_format, skip_unreadable),
+        source=Source(data_format, skip_unreadable, image_column=image_column, image_root=image_root),
         half=half,
         json=json,
         device=device,

@@ -66,7 +66,10 @@ def read_delimited(file: Path, content: str, format: str) -> list[_Row]:
             return rows
         raise DataError(f"{file}, from line {error.line}: not {name} ({error}); is a quote left open?") from error
     merged, certain = _merged(records, delimiter)
-    if merged is not None and tabs and (rows := _unquoted(file, content, first)) is not None:
+    wide = (
+        len(records[0].fields) > 1 if records else False
+    )  # of one column, several lines may be several rows or a text
+    if merged is not None and tabs and wide and (rows := _unquoted(file, content, first)) is not None:
         return rows
     if merged is not None:
         said = (

@@ -19,6 +19,7 @@ from gradfeat.data.multilabel import indicator_of, several_labels
 from gradfeat.errors import DataError
 
 _FEW = 10  # rows; below, a class for nearly each of them is no sign of anything
+_MANY = 30  # different whole numbers; fewer are classes, or a scale
 _MOSTLY = 0.9  # of a column: the rest are odd ones out
 
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -131,7 +132,7 @@ def _decide(cells: _Cells) -> Labels:
                 )
                 return _numbers(cells)
         elif not cells.typed and (whole := whole_numbers(texts)) is not None:
-            _warn_of_many(cells, "whole numbers")
+            _warn_of_many(cells, "whole numbers", _nearly_all_different(texts) or _look_measured(whole))
             return Labels(whole, [str(value) for value in np.unique(whole)], "multiclass")
     _warn_of_names(cells, numeric)
     names = np.array(texts)
@@ -168,18 +169,25 @@ def _nearly_all_different(texts: Sequence[str]) -> bool:
     return len(texts) >= _FEW and 2 * len(set(texts)) > len(texts)
 
 
-def _warn_of_many(cells: _Cells, kind: str) -> None:
+def _look_measured(values: np.ndarray) -> bool:
+    """Whether whole numbers are many, few of each, and far apart: prices, not the numbers of classes."""
+    different = len(np.unique(values))
+    low, high = int(values.min()), int(values.max())
+    return different >= _MANY and 10 * different > len(values) and high - low >= 2 * different
+
+
+def _warn_of_many(cells: _Cells, kind: str, many: bool) -> None:
     """Warn of nearly as many classes as rows: ids, or numbers to predict."""
-    if _nearly_all_different(cells.texts):
+    if many:
         way = (
-            " For regression give the numbers fractions (another unit does), or use GradientFeatureRegressor in Python"
+            ". For regression give the numbers fractions (another unit does), or use GradientFeatureRegressor in Python"
             if kind == "whole numbers"
             else ""
         )
         cells.warn(
-            f"the {len(cells.texts):,} labels in {cells.column!r} are {kind} of which {len(set(cells.texts)):,} are "
-            f"different, and each is read as a class: is it the column of the labels (label_column=, on the command "
-            f"line: --label-column)?{way}"
+            f"of the {len(cells.texts):,} labels in {cells.column!r}, which are {kind}, "
+            f"{len(set(cells.texts)):,} are different, and each is read as a class; label_column= (on the command "
+            f"line: --label-column) names another column{way}"
         )
 
 
@@ -187,12 +195,16 @@ def _warn_of_names(cells: _Cells, numeric: Sequence[bool]) -> None:
     """Warn of names that look like something else."""
     texts, column = cells.texts, cells.column
     names = list(dict.fromkeys(texts))
-    _warn_of_many(cells, "names")
+    _warn_of_many(cells, "names", _nearly_all_different(texts))
     missing = [i for i, text in enumerate(texts) if text.lower() in _MISSING or text == "None"]
     if missing and len(missing) < len(texts):
         cells.warn(
             f"{len(missing)} labels in {column!r} are {texts[missing[0]]!r}, as missing ones are written, and are read "
             f"as a class of that name: {some(cells.places[i] for i in missing)}"
+        )
+    if all(len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" for name in names):
+        cells.warn(
+            f"the quotes in {column!r} are part of the labels, as in {short(names[0])}: no space belongs before one"
         )
     twins = _twins(names)
     if twins:
@@ -220,11 +232,12 @@ def _warn_of_names(cells: _Cells, numeric: Sequence[bool]) -> None:
 
 
 def _twins(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of names that differ in case, spaces or the form of a number only."""
+    """Return pairs of names that differ in case, spaces, signs that are not seen or the form of a number only."""
     first: dict[str, str] = {}
     pairs = []
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        shown = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
+        key = " ".join(shown.casefold().split())
         if NUMBER.fullmatch(name):
             whole = re.fullmatch(r"([+-]?)0*([0-9]+?)(?:\.0*)?", name)
             value = float(name)

@@ -17,6 +17,19 @@ _MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OTHERS = (
+    (b"\x1f\x8b", "compressed (gzip)"),
+    (b"PK\x03\x04", "a zip archive, or a workbook of a spreadsheet (save it as CSV)"),
+    (b"\xd0\xcf\x11\xe0", "a workbook of a spreadsheet (save it as CSV)"),
+    (b"PAR1", "a Parquet file (save it as CSV or JSON lines)"),
+    (b"%PDF-", "a PDF"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"version https://git-lfs", "a pointer of git-lfs (git lfs pull fetches what it stands for)"),
+    (b"<!DOCTYPE html", "a web page"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MANY_ZEROS = 0.1  # of all characters: a file of another kind, or in UTF-16
 _PLACES = 3  # rows that a message names; the rest are counted
@@ -28,9 +41,12 @@ def decoded(file: Path, encoding: str | None = None) -> str:
     """Return the content of a file without its byte-order mark, or say which line is not in the encoding.
 
     Raises:
-        DataError: There is no such encoding, the file is not in it, or it is full of zero bytes.
+        DataError: There is no such encoding, the file is not in it or no text at all, or it is full of zero bytes.
     """
     data = file.read_bytes()
+    other = next((kind for mark, kind in _OTHERS if data.startswith(mark)), None)
+    if other is not None:
+        raise DataError(f"{file} is {other}, whatever its name says: a text file is expected")
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         content = data.decode(encoding or marked)
