@@ -63,6 +63,15 @@ def test_a_column_of_any_name(contest, tmp_path):
         load_dataset(path, image_column="skan", label_column="breed")
 
 
+@pytest.mark.parametrize("column", ["Image Index", "id", "ID_CODE", "img-path", "file"])
+def test_usual_names_of_the_column(contest, tmp_path, column):
+    path = contest(f"{column},label\n000,x\n001,y\n")
+    assert len(load_dataset(path, image_root=tmp_path / "images").X) == 2
+    if column == "id":  # of texts with ids no word is said about images
+        with pytest.raises(DataError, match="has no text column"):
+            load_dataset(path)
+
+
 def test_json_lines_and_several_labels(contest, tmp_path):
     rows = [{"image": f"{i:03d}", "label": ["a", "b"][: i % 2 + 1]} for i in range(4)]
     path = contest("\n".join(map(json.dumps, rows)), "train.jsonl")
@@ -112,7 +121,7 @@ def test_the_folder_of_the_images_is_found_for_the_message(contest, tmp_path):
         load_dataset(path, image_root=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("value", ["", "more", "a\0b", "a" * 5000, "/dev/zero", "http://x.org/a.jpg", "..", "~"])
+@pytest.mark.parametrize("value", ["", "more", "a\0b", "a" * 5000, "/dev/zero", "http://x.org/a.jpg", "..", ".", "~"])
 def test_values_that_are_no_files(contest, tmp_path, value):
     with pytest.raises(DataError, match="line 2") as error:
         load_dataset(contest(f"image_id,label\n{value},x\n001,y\n"), image_root=tmp_path / "images")

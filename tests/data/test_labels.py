@@ -52,6 +52,7 @@ def test_distinct_strings_never_become_one_class(labels):
     assert found.classes == [str(value) for value in sorted(set(found.y.tolist()))]
 
 
+@pytest.mark.filterwarnings("ignore:.*each is read as a class")
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_whole_numbers_of_64_bits_are_whole_numbers(values):
@@ -123,6 +124,7 @@ def test_numbers_of_json_are_numbers():
         (["1.5"] * 15 + ["x", "2.5", "3.5", "4.5"], "1 of 19 labels in 'label' are no numbers.*'x' in line 17"),
         ([f"id{i}" for i in range(20)], "20 are different, and each is read as a class; label_column="),
         ([str(250_000 + i) for i in range(20)], "which are whole numbers, 20 are different.*For regression"),
+        ([f"id{i}" for i in range(6)], "6 are different"),
         ([str(7 * (i % 40)) for i in range(200)], "200 labels in 'label', which are whole numbers, 40 are different"),
         (['"a"', '"b"'], "the quotes in 'label' are part of the labels"),
         (["pos", "pos\u200b"], "differ little"),

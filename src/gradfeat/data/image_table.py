@@ -16,6 +16,7 @@ from gradfeat.errors import DataError, did_you_mean
 USUAL = (
     "image",
     "image_id",
+    "image_index",
     "imageid",
     "image_path",
     "imagepath",
@@ -60,6 +61,8 @@ class Images:
         Args:
             value: A path or the name of a file; absolute, or relative to the root.
         """
+        if not value.strip("./\\ "):
+            return []  # a folder
         for name in dict.fromkeys((value, value.replace("\\", "/"))):
             path = self.root / name
             if os.path.isfile(path):  # never fails, whatever the name
@@ -107,7 +110,7 @@ def find_column(rows: Sequence[Row], root: Path) -> str | None:
         root: The folder that they are relative to.
     """
     images = Images(root)
-    by_name = {column.lower(): column for column in rows[0][1]}
+    by_name = {_plain(column): column for column in rows[0][1]}
     for name in USUAL:
         column = by_name.get(name)
         if column is not None and any(images.find(_value(values[column])) for _, values in rows[:_TRIED]):
@@ -130,7 +133,7 @@ def column_of(file: Path, rows: Sequence[Row], asked: str | None, root: Path) ->
         return asked
     found = find_column(rows, root)
     if found is None:
-        usual = [column for column in columns if column.lower() in USUAL]
+        usual = [column for column in columns if _plain(column) in USUAL]
         said = f"no value of {listed(usual)} is an image in {root}" if usual else "no column of images has a usual name"
         nearby = _nearby(file, root, _value(rows[0][1][usual[0]])) if usual else ""
         raise DataError(
@@ -142,9 +145,13 @@ def column_of(file: Path, rows: Sequence[Row], asked: str | None, root: Path) ->
 
 def is_plainly_of_images(columns: Iterable[str]) -> bool:
     """Whether a column is called as nothing but images would be."""
-    return any(
-        column.lower() in USUAL and re.match("ima?ge?|photo|picture|id_code", column.lower()) for column in columns
-    )
+    plain = map(_plain, columns)
+    return any(name in USUAL and re.match("ima?ge?|photo|picture|id_code", name) for name in plain)
+
+
+def _plain(column: str) -> str:
+    """Return the name of a column as `USUAL` has it: "Image Index" is image_index."""
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
 
 
 def image_paths(

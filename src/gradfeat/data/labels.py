@@ -166,7 +166,8 @@ def _as_before(cells: _Cells, like: Dataset) -> Labels | None:
 
 
 def _nearly_all_different(texts: Sequence[str]) -> bool:
-    return len(texts) >= _FEW and 2 * len(set(texts)) > len(texts)
+    different = len(set(texts))
+    return (len(texts) >= _FEW and 2 * different > len(texts)) or (different == len(texts) > _FEW // 2)
 
 
 def _look_measured(values: np.ndarray) -> bool:

@@ -97,7 +97,7 @@ def readable(texts: Sequence[str], places: Sequence[str], file: Path | None = No
             GradfeatWarning,
             stacklevel=3,
         )
-    zeros = [i for i, text in enumerate(texts) if "\0" in text]
+    zeros = [i for i, text in enumerate(texts) if "\0" in text] if file is not None else []
     if zeros:
         warnings.warn(
             f"{where}{len(zeros)} texts hold a zero byte; is the file damaged? {some(places[i] for i in zeros)}",
