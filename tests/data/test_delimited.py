@@ -117,6 +117,14 @@ def test_texts_of_several_lines_with_commas_are_no_merged_rows(write, text):
     assert list(data.X) == [text, "ok", "fine"]
 
 
+@pytest.mark.filterwarnings("ignore:.*It is read as one text")
+def test_a_number_in_a_text_is_no_label(write):
+    for n, number in ((2, "4000"), (9, "4")):
+        rows = "".join(f"t{i},{i % 2}\n" for i in range(n))
+        data = load_dataset(write(f'text,label\n"12 Main St,{number}\nZurich",1\n{rows}'))
+        assert data.X[0] == f"12 Main St,{number}\nZurich"
+
+
 def test_what_stands_between_fields_is_read_off_the_head(write):
     for content, name in (
         ('text;label\n"a;b";1\n"c, d";0\n', "d.csv"),

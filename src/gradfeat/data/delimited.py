@@ -239,12 +239,13 @@ class _Column:
 
     def __init__(self, known: set[str], n: int) -> None:
         self.known, self.ids = known, len(known) == n > 2
-        self.numeric = all(map(_is_number, known))
+        self.numbers = all(map(_is_number, known)) and 2 * len(known) >= n  # ids, or numbers to predict; else classes
 
     def alike(self, own: str, found: list[str]) -> bool | None:
         """Whether values look like the others; None for names that are all different, which tell nothing."""
         values = {value.strip() for value in (own, *found)}
-        if self.numeric and all(map(_is_number, values)):
+        longest = max(map(len, (own.strip(), *self.known))) + 1
+        if self.numbers and all(_is_number(value) and len(value) <= longest for value in values):
             return True
         return None if self.ids else all(value in self.known or value == own.strip() for value in values)
 

@@ -51,13 +51,14 @@ def several_labels(
             f"{found[plain][0]} it is the one label {short(found[plain][1])}: write a list in every row, or one label "
             "in every row (label_separator='', on the command line --label-separator '', takes text as it is)"
         )
-    if not multilabel and not isinstance(found[0][1], list) and _are_intervals(lists):
-        warn(
-            file,
-            f"labels in {column!r} such as {short(found[0][1])} look like lists or like intervals; no number is in two "
-            "of them, so they are read as names of classes",
-        )
-        return None
+    if not multilabel and not any(isinstance(value, list) for _, value in found):
+        said = f"labels in {column!r} such as {short(found[0][1])} look like lists"
+        if all(len(cell) == 1 for cell in lists):
+            warn(file, f"{said} of one label each, and are read as names of classes as they stand")
+            return None
+        if _are_intervals(lists):
+            warn(file, f"{said} or like intervals; no number is in two of them, so they are read as names of classes")
+            return None
     return [
         [one_label(file, where, item, column) for item in ([value] if cell is None else cell)]
         for cell, (where, value) in zip(cells, found, strict=True)
