@@ -95,6 +95,7 @@ def test_balanced_quotes_in_a_tsv_are_quotes(write):
         'text,label\n"hello,1\nplain,1\nworld",0\nlast,1\n',
         'label,text\n1,"hello\n0,plain\n1,world"\n0,last\n',
         'id,text,label\n1,"a,0\n2,b,1\n3,c",0\n4,d,1\n5,e,0\n',
+        'id,text,label\nq1,"a,0\nq2,b,1\nq3,c",0\nq4,d,1\nq5,e,0\nq6,f,0\n',  # ids tell nothing
         'text,label\n"hello,0.5\nplain,1.5\nworld",0.25\nlast,2.5\n',
     ],
 )
@@ -132,6 +133,7 @@ def test_what_stands_between_fields_is_read_off_the_head(write):
         ("text\tlabel\na;b\t1\nc, d\t0\n", "d.csv"),
         ('text,label\na;b,1\n"c, d",0\n', "d.tsv"),
         ("text|label\na;b|1\nc, d|0\n", "d.csv"),
+        ('text,x;y,label\na;b,z,1\n"c, d",z,0\n', "d.csv"),
     ):
         data = load_dataset(write(content, name))
         assert (data.X, data.y.size) == (["a;b", "c, d"], 2), content

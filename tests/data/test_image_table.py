@@ -98,6 +98,9 @@ def test_images_that_are_missing_are_named_by_row_and_path(contest, tmp_path):
     with pytest.warns(GradfeatWarning, match="2 of 4 images cannot be read and are left out"):
         data = load_dataset(path, image_root=root, on_error="skip")
     assert data.y.tolist() == ["x", "y"]
+    options = {"image_column": "image_id", "on_error": "skip"}
+    with pytest.raises(DataError, match="4 of 4 images in 'image_id' are not there"):  # none is left: another folder
+        load_dataset(path, **options)
     with pytest.raises(DataError, match="class 'z' has no readable image"):
         load_dataset(contest("image_id,label\n000,x\n001,y\n777,z\n"), image_root=root, on_error="skip")
 
