@@ -307,6 +307,10 @@ def read_truth(truth: np.ndarray, task: str, classes: np.ndarray | None) -> np.n
             raise DataError(f"the test labels must have the shape (n,), as the training labels, not {truth.shape}")
         known = {label: index for index, label in enumerate(np.asarray(classes).tolist())}
         labels = truth.tolist()
+        if any(label not in known for label in labels):  # 1 and "1": files of one data set may differ in their quotes
+            by_name = {str(label): index for label, index in known.items()}
+            if len(by_name) == len(known):
+                known, labels = by_name, list(map(str, labels))
         unknown = [str(label) for label in dict.fromkeys(labels) if label not in known]
         if unknown:
             raise DataError(

@@ -282,6 +282,11 @@ def test_test_labels_are_checked_before_any_work(
     monkeypatch.setattr(base, "fit_mode", None)
     with pytest.raises(DataError, match=r"classes that the training data has not: 9"):
         compare(network(), X[y < 9], y[y < 9], X_test, y_test, **SETTINGS)
+    numbers, names = np.array([2, 10]), np.array(["10", "2"])  # one data set, whose files differ in their quotes
+    assert read_truth(names, "multiclass", numbers).tolist() == [1, 0]
+    assert read_truth(numbers, "multiclass", names).tolist() == [1, 0]
+    with pytest.raises(DataError, match="has not: 02"):
+        read_truth(np.array(["02"]), "multiclass", numbers)
     with pytest.raises(DataError, match="300 samples and y has 299"):
         compare(network(), X, y, X_test, y_test[:-1], **SETTINGS)
     with pytest.raises(DataError, match="3 columns, the training labels 2"):

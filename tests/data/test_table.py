@@ -125,7 +125,7 @@ def test_columns(write):
         ('{"text": "a", "label": 1}\n{"text": "a"}\n', "d.jsonl", {}, "line 2: .* differ in label"),
         ('{"text": "a", "label": 1}\n{"text"\n', "d.jsonl", {}, "line 2: no JSON object"),
         ('{"text": "a", "label": null}\n', "d.jsonl", {}, "line 1: the label in 'label' is empty"),
-        ('{"text": "a", "label": [1]}\n', "d.jsonl", {}, "must be one label"),
+        ('{"text": "a", "label": {"is": 1}}\n', "d.jsonl", {}, "must be one label"),
         ('{"text": 1, "label": 1}\n', "d.jsonl", {}, "line 1: 'text' must be a text, not 1"),
         ("[1]", "d.json", {}, "row 1: expected an object"),
         ("[1", "d.json", {}, "no JSON list"),
@@ -184,6 +184,71 @@ def test_real_tables(shared_data):
     train = load_dataset(shared_data / "text/trec_train.csv")
     assert train.describe() == "trec_train (all): 5,452 texts, 6 classes"
     assert load_dataset(shared_data / "text/sst2_test.csv").classes == ["negative", "positive"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(write, encoding):
+    content = "text,label\ngrün,a\nrot,b\n".encode(encoding)
+    assert load_dataset(write(content)).X == ["grün", "rot"]
+    assert load_texts(write("grün\nrot\n".encode(encoding), "d.txt")) == ["grün", "rot"]
+    if encoding == "utf-8-sig":
+        assert load_dataset(write(content), encoding="utf-8").X == ["grün", "rot"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("text,label\na,1\n".encode("utf-16-le"), {}, "full of zero bytes.*utf-16-le"),
+        (b"\x1f\x8b\x08", {}, "compressed"),
+        (b"PK\x03\x04", {}, "workbook"),
+        (b"version https://git-lfs.github.com/spec/v1\n", {}, "git-lfs"),
+        (b"<!DOCTYPE html><html>", {}, "web page"),
+        (b"text,label\r\na,1\rb\xff,2\n", {}, "line 3: not UTF-8"),
+        (b"text,label\na,1\n", {"encoding": "punycode"}, "no encoding 'punycode'"),
+        (b"text,label\na,1\n", {"encoding": "rot13"}, "no encoding 'rot13'"),
+        (b"text,label\na,1\n", {"encoding": "utf\0"}, "no encoding"),
+        (b"a good film,1\na bad one,0\n", {}, "the first line of a table must name its columns"),
+    ],
+)
+def test_files_that_are_no_tables(write, content, options, message):
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(content), **options)
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "label": ' + "[" * DEEP + "]" * DEEP + "}", "line 1: .* nested too deeply"),
+        ("[" * DEEP + "]" * DEEP, "nested too deeply"),
+        ('{"a":' * DEEP, "nested too deeply"),
+        ('{"text": ' + "[" * 500 + "]" * 500 + ', "label": 1}', "must be a text"),
+        ('{"text": ' + "1" * DEEP + ', "label": 1}', "must be a text"),
+        ('{"text": "a", "label": ' + "1" * DEEP + "}", "100,000 characters"),
+        ('{"text": "a", "label": 1e999999999}\n{"text": "b", "label": 0.5}', "too large"),
+    ],
+)
+def test_hostile_json_ends_in_one_short_sentence(write, content, message):
+    with pytest.raises(DataError, match=message) as error:
+        load_dataset(write(content, "d.jsonl"))
+    assert len(str(error.value)) < 500
+
+
+def test_json_lines_end_at_carriage_returns_too(write):
+    lines = [json.dumps({"text": text, "label": label}) for text, label in (("a\u2028b", 1), ("c", 0))]
+    for end in ("\n", "\r", "\r\n"):
+        assert load_dataset(write(end.join(lines), "d.jsonl")).X == ["a\u2028b", "c"]
+
+
+def test_texts_that_cannot_be_written_are_mended_and_said(write):
+    rows = [{"text": text, "label": label} for text, label in (("a\ud800", 1), ("\ud83d\ude00", 0))]
+    path = write("\n".join(map(json.dumps, rows)), "d.jsonl")
+    with pytest.warns(GradfeatWarning, match=r"1 texts hold half a character .*U\+FFFD: line 1"):
+        assert load_dataset(path).X == ["a\ufffd", "\U0001f600"]
+    with pytest.warns(GradfeatWarning, match="1 texts hold a zero byte; is the file damaged. line 2"):
+        assert load_dataset(write("text,label\na\0b and some more,1\nc,0\n")).X[0] == "a\0b and some more"
 
 
 def test_rows_with_an_empty_text_are_said(write):

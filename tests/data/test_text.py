@@ -173,3 +173,9 @@ def test_lengths_of_a_fit_stay(preprocessing, monkeypatch):
     assert again.text_preprocessing == fixed
     assert TextPreprocessing.from_dict(json.loads(json.dumps(fixed.to_dict()))) == fixed
     assert Inputs(again.batch([0]), fixed).text_preprocessing == fixed  # tokens as they are
+
+
+def test_half_a_character_is_replaced_and_said(preprocessing):
+    with pytest.warns(GradfeatWarning, match=r"1 texts hold half a character .*U\+FFFD: text 1"):
+        found = Inputs(["bad", "\ud800 bad"], preprocessing).batch([0, 1])
+    assert found[1, 0].tolist() == [2, 1, 5, 3]  # [UNK], then bad

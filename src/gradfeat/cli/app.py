@@ -23,9 +23,12 @@ from gradfeat.cli.options import (
     Encoding,
     Epochs,
     Format,
+    ImageColumn,
+    ImageRoot,
     ImageSize,
     Json,
     LabelColumn,
+    LabelSeparator,
     LossName,
     MaxLength,
     Mean,
@@ -107,6 +110,9 @@ def fit(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     weights: Weights = None,
@@ -169,7 +175,17 @@ def fit(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     fit_command(data, split, source, settings, mode, out, pictures)
 
 
@@ -188,6 +204,9 @@ def compare(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     weights: Weights = None,
@@ -246,7 +265,17 @@ def compare(
         seed=seed,
         json=json,
     )
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     compare_command(data, test_data, split, test_split, source, settings, modes, out, crops)
 
 
@@ -264,6 +293,8 @@ def predict(
     crops: Crops = 1,
     data_format: Format = "auto",
     text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     backbone: Annotated[
@@ -278,7 +309,15 @@ def predict(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import predict_command
 
-    source = Source(data_format, skip_unreadable, text_column, encoding=encoding, seconds=seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        encoding=encoding,
+        seconds=seconds,
+        image_column=image_column,
+        image_root=image_root,
+    )
     predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
 
 
@@ -291,6 +330,9 @@ def evaluate(
     data_format: Format = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
+    label_separator: LabelSeparator = None,
     encoding: Encoding = None,
     seconds: Seconds = None,
     backbone: Annotated[
@@ -305,7 +347,17 @@ def evaluate(
     from gradfeat.cli.commands import Source
     from gradfeat.cli.saved import evaluate_command
 
-    source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
+    source = Source(
+        data_format,
+        skip_unreadable,
+        text_column,
+        label_column,
+        encoding,
+        seconds,
+        image_column=image_column,
+        image_root=image_root,
+        label_separator=label_separator,
+    )
     evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
 
 
@@ -370,6 +422,8 @@ def pretrain(
     ] = None,
     split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
     data_format: Format = "auto",
+    image_column: ImageColumn = None,
+    image_root: ImageRoot = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -399,7 +453,7 @@ def pretrain(
         network=network,
         image_size=image_size,
         split=split,
-        source=Source(data_format, skip_unreadable),
+        source=Source(data_format, skip_unreadable, image_column=image_column, image_root=image_root),
         half=half,
         json=json,
         device=device,

@@ -36,6 +36,9 @@ class Source:
     label_column: str | None = None
     encoding: str | None = None
     seconds: float | None = None
+    image_column: str | None = None
+    image_root: Path | None = None
+    label_separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ def _numbers(name: str, text: str) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def read(path: Path, split: str, source: Source) -> Dataset:
-    """Read labelled data."""
+def read(path: Path, split: str, source: Source, like: Dataset | None = None) -> Dataset:
+    """Read labelled data; the labels of a table as those of `like`, which the models are or were fitted to."""
     return load_dataset(
         path,
         split=split,
@@ -122,6 +125,10 @@ def read(path: Path, split: str, source: Source) -> Dataset:
         label_column=source.label_column,
         encoding=source.encoding,
         seconds=source.seconds,
+        image_column=source.image_column,
+        image_root=source.image_root,
+        label_separator=source.label_separator,
+        like=like,
     )
 
 
@@ -236,7 +243,7 @@ def compare_command(
     check_folder(out)
     train = read(data, split, source)
     check_part(data, split, "train", train)
-    test = read(test_data or data, test_split, source)
+    test = read(test_data or data, test_split, source, train)
     _check_apart(data, test_data, train, test)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
     _note_checkpoint(settings)

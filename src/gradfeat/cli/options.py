@@ -20,7 +20,23 @@ Format = Annotated[
 ]
 TextColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the texts. [by the usual names]")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the labels. [by the usual names]")]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [utf-8]")]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table that holds images: paths, or names with or without a suffix. [by the usual names]"
+    ),
+]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder that the images of a table are relative to. [the table's own]")
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        help="What stands between several labels of a row; '' takes every label as it is. [| where its parts stand "
+        "alone too]"
+    ),
+]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of a table or text file. [by its mark, or utf-8]")]
 Seconds = Annotated[float | None, typer.Option(help="Length of every recording: longer ones are cut. [1]")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a text is cut. [256, or what the model says]")]
 BackboneName = Annotated[

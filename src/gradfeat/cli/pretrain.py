@@ -16,6 +16,7 @@ from gradfeat.data import Dataset, load_images
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import is_image, without_unreadable
 from gradfeat.data.load import existing
+from gradfeat.data.table import SUFFIXES, Columns, load_table_images
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.fitting import check_device
 from gradfeat.pretrain import NETWORKS, TASKS, input_scaling, pretrain_encoder, save_encoder
@@ -113,8 +114,14 @@ def _network(name: str, seed: int) -> Any:
 
 
 def _read(data: Path, split: str, source: Source, labelled: bool) -> Dataset:
-    """Return images; those that lie in a folder without class folders need no labels, unless the task does."""
+    """Return images; those of a table or of a folder without class folders need no labels, unless the task does."""
     path = existing(data)
+    on_error = "skip" if source.skip_unreadable else "raise"
+    if not labelled and path.suffix.lower() in SUFFIXES:
+        columns = Columns(image_column=source.image_column, image_root=source.image_root)
+        images = load_table_images(path, split, source.format, columns=columns, on_error=on_error)
+        if images is not None:
+            return Dataset(images[0], None, [], "multiclass", path.stem, WHOLE)
     loose = not labelled and source.format == "auto" and path.is_dir() and any(map(is_image, path.iterdir()))
     if not loose:
         dataset = read(path, split, source)
@@ -122,7 +129,7 @@ def _read(data: Path, split: str, source: Source, labelled: bool) -> Dataset:
             raise DataError(f"The task 'supervised' needs one class for each image; {dataset.name} is {dataset.task}.")
         return dataset
     found = Dataset(load_images(path), None, [], "multiclass", path.resolve().name, WHOLE)
-    return without_unreadable(found, "skip" if source.skip_unreadable else "raise")
+    return without_unreadable(found, on_error)
 
 
 def _show(task: str, path: Path, out: Path, trained: int, epochs: int, seconds: float, json: bool) -> None:

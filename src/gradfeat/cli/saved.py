@@ -23,8 +23,8 @@ from gradfeat.data.audio import SUFFIXES as SOUND
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
-from gradfeat.data.table import SUFFIXES, load_texts
-from gradfeat.errors import DataError
+from gradfeat.data.table import SUFFIXES, Columns, load_table_images, load_texts
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.evaluation import metrics_of
 from gradfeat.files import is_stream, write_text
 from gradfeat.validation import read_truth
@@ -79,7 +79,7 @@ def evaluate_command(
 ) -> None:
     """Show the metrics of a saved model."""
     estimator = _load(model, backbone, weights, json, device)
-    dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
+    dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source), _fitted_to(estimator))
     check_part(data, split, "test", dataset)
     if dataset.split == WHOLE:
         note(json, f"{data} has no parts: all of it is judged; samples that the model was fitted to tell little")
@@ -98,6 +98,15 @@ def evaluate_command(
     table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
 
 
+def _fitted_to(estimator: Any) -> Dataset:
+    """Return data without samples, whose labels are those of an estimator's training data."""
+    task, classes = estimator.loss_.task, getattr(estimator, "classes_", np.empty(0))
+    known = getattr(estimator, "class_names_", None)
+    names = [str(name) for name in (classes if known is None else known)]
+    y = np.empty((0, len(names)), dtype=np.int64) if task == "multilabel" else classes[:0]
+    return Dataset([], y, names, task, "training data", WHOLE)
+
+
 def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str) -> Any:
     estimator = load(model, backbone=backbone, weights=weights, device=device)
     estimator.verbose = not json
@@ -108,20 +117,44 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
     """Read samples and their names; texts, and images or recordings in a folder, need no labels."""
     data = data.expanduser()
     if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.format in ("auto", *TABLES):
+        if _of_images(source):
+            raise ConfigurationError("the model reads texts: --image-column and --image-root are for models of images")
         columns = {"text_column": source.text_column, "encoding": source.encoding}
         texts = load_texts(existing(data), split, source.format, **columns)
         return texts, list(texts)
+    if source.format in TABLES or (source.format == "auto" and _may_list_images(data, source)):
+        about = Columns(
+            text_column=source.text_column,
+            image_column=source.image_column,
+            image_root=source.image_root,
+            encoding=source.encoding,
+        )
+        on_error = "skip" if source.skip_unreadable else "raise"
+        images = load_table_images(existing(data), split, source.format, columns=about, on_error=on_error)
+        if images is not None:
+            return images
     part = data / split if (data / split).is_dir() else data
     if _is_sound(part, source):
         found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
         return found, [str(file) for file in files]
     layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
+    layout = layout and not _of_images(source)
     if not layout or official(data) is not None:
         X = read(data, split, source).X
     else:
         dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
         X = without_unreadable(dataset, "skip" if source.skip_unreadable else "raise").X
     return X, [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
+
+
+def _of_images(source: Source) -> bool:
+    """Whether a table of images is asked for."""
+    return source.image_column is not None or source.image_root is not None
+
+
+def _may_list_images(data: Path, source: Source) -> bool:
+    """Whether data may be a table of images: by its suffix, or because that is asked for of a folder with tables."""
+    return data.suffix.lower() in SUFFIXES or (_of_images(source) and data.is_dir())
 
 
 def _is_sound(data: Path, source: Source) -> bool:

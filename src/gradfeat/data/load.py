@@ -23,7 +23,11 @@ def load_dataset(
     on_error: str = "raise",
     text_column: str | None = None,
     label_column: str | None = None,
+    image_column: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    label_separator: str | None = None,
     encoding: str | None = None,
+    like: Dataset | None = None,
     rate: int | None = None,
     seconds: float | None = None,
 ) -> Dataset:
@@ -36,8 +40,8 @@ def load_dataset(
         path: A folder of class folders with images or WAV files (or of parts, "train" and so on, that hold them), an
             ``.npz`` file with X and y, CIFAR's official binary or python layout, the folder of SVHN's cropped digits
             (``train_32x32.mat`` ...), a VOC devkit, the folder of COCO2014 (``annotations``, ``train2014`` ...), or
-            texts in a ``.csv``, ``.tsv`` or ``.jsonl`` file (or a folder with one for each part, ``train.csv`` or
-            ``<name>_train.csv``).
+            texts, or names of images, in a ``.csv``, ``.tsv`` or ``.jsonl`` file (or a folder with one for each part,
+            ``train.csv`` or ``<name>_train.csv``).
         split: The part to read, in folders also by another word (training_set, val); data without parts is taken whole,
             and the result's split is then "all". For VOC, "train" means its trainval, as in the VOC07 protocol;
             "train-only" means the train list itself. SVHN has "extra" too. For COCO "test" means val, on which the
@@ -48,7 +52,14 @@ def load_dataset(
             a warning.
         text_column: Column of the texts in a table; None finds it by the usual names.
         label_column: Column of the labels in a table; None finds it by the usual names.
-        encoding: Of a table; None is UTF-8.
+        image_column: Column of the images in a table: paths, or names with or without a suffix; None finds it by the
+            usual names, where its values are files and there is no column of texts.
+        image_root: Folder that these are relative to; None is the table's own.
+        label_separator: What stands between several labels of a row in a table; "" takes every label as it is; None
+            reads lists, and what has bars between labels that stand alone too.
+        encoding: Of a table; None is what its byte-order mark says, or UTF-8.
+        like: Of a table: labels are read as those of this data set are, e.g. those of the test part as the training
+            part's (names or numbers, the same columns); None decides by the table alone.
         rate: Samples a second of recordings; None is 16,000.
         seconds: Length of every recording, cut or padded; None is 1.
 
@@ -66,20 +77,29 @@ def load_dataset(
     if on_error not in ON_ERROR:
         raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     path = existing(path)
+    table: dict[str, Any] = {
+        "text_column": text_column,
+        "label_column": label_column,
+        "image_column": image_column,
+        "image_root": image_root,
+        "label_separator": label_separator,
+        "encoding": encoding,
+    }
     if format == "auto":
-        format = _detect(path, split)
-    table = {"text_column": text_column, "label_column": label_column, "encoding": encoding}
+        format = _detect(path, split, image_column is not None or image_root is not None)
     if format in TABLES:
-        from gradfeat.data.table import load_table
+        from gradfeat.data.table import Columns, load_table
 
-        return load_table(path, split, format, **table)
+        return load_table(path, split, format, columns=Columns(**table), on_error=on_error, like=like)
     given = [name for name, value in table.items() if value is not None]
     sound: dict[str, Any] = {"rate": rate, "seconds": seconds}
     sound = {name: value for name, value in sound.items() if value is not None}
     if sound and format != "wav":
         raise ConfigurationError(f"{next(iter(sound))} is for WAV files; {path} is read as {format}")
     if given:
-        raise ConfigurationError(f"{given[0]} is for tables of texts ({', '.join(TABLES)}); {path} is read as {format}")
+        raise ConfigurationError(
+            f"{given[0]} is for tables of texts or images ({', '.join(TABLES)}); {path} is read as {format}"
+        )
     if format == "wav":
         from gradfeat.data.audio import load_audio
 
@@ -149,22 +169,23 @@ def is_sound(path: Path) -> bool:
     return not images and bool(find_files(path, SOUND))
 
 
-def _detect(path: Path, split: str) -> str:
-    from gradfeat.data.table import is_table, table_format
+def _detect(path: Path, split: str, images: bool = False) -> str:
+    """Return the format of what is there; where a table of images is asked for, it may lie beside their folders."""
+    from gradfeat.data.table import has_parts, is_table, table_format
 
     if path.is_file() and path.suffix.lower() == ".npz":
         return "npz"
     layout = official(path)
     if layout is not None:
         return layout
-    if is_table(path):
+    if is_table(path) or (images and has_parts(path)):
         return table_format(path, split)
     if path.is_dir():
         return "wav" if is_sound(path) else "folder"
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
-        "file with X and y, a .csv, .tsv or .jsonl file with texts and labels, or the folder of the official files of "
-        "CIFAR, SVHN, VOC or COCO2014"
+        "file with X and y, a .csv, .tsv or .jsonl file with texts or images and labels, or the folder of the "
+        "official files of CIFAR, SVHN, VOC or COCO2014"
     )
 
 

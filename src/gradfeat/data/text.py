@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradfeat.data.lines import readable
 from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, refuse_unknown_fields
 from gradfeat.optional import from_pretrained
 
@@ -82,7 +83,8 @@ class TextPreprocessing:
             DataError: A text without tokens.
         """
         longest = self.max_length if self.length is None else self.length
-        cased = [text.lower() for text in texts] if self.lowercase else list(texts)
+        texts = readable(texts, [f"text {i}" for i in range(len(texts))])
+        cased = [text.lower() for text in texts] if self.lowercase else texts
         rows = self._ids(cased)
         for i, row in enumerate(rows):
             if not row:
