@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.base import GradientFeatureEstimator
+from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.validation import (
@@ -225,6 +226,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         logits = self._logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
+    @plain()
     def predict_proba(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return the probability of each class, (n, c); for multi-label targets each label's own.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfeat.contexts import plain
 from gradfeat.digests import digest_tensors
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.bigan import BiGAN
@@ -46,6 +47,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {  # name -> the network for i
 _SHOWN = 8  # pictures in a row
 
 
+@plain()
 def pretrain_encoder(
     images: np.ndarray,
     labels: np.ndarray | None = None,
