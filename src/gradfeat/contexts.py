@@ -18,25 +18,103 @@ import torch
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu")
 """Kinds of devices of which autocast may be on; torch asks for each by its name."""
 
-_lock = threading.RLock()
 _outside = threading.local()
 
 
-def _new_lock() -> None:
-    """Begin a forked process with a free lock: the thread that may have held it is not there."""
-    global _lock
-    _lock = threading.RLock()
+class _Gate:
+    """Many threads compute, or one captures: what torch changes meanwhile, it changes for all threads.
+
+    A capture replaces methods of `nn.Module`, puts stand-ins in the place of a network's weights, and turns off
+    libraries that convolutions use, which changes their last digits. So a thread that captures waits for the batches
+    that others have begun, and they begin none until it is done.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._computing = 0  # threads
+        self._waiting = 0  # threads that want to capture
+        self._owner: int | None = None  # the thread that captures
+        self._local = threading.local()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute: at the same time as others, but not while another thread captures."""
+        if self._owner == threading.get_ident() or getattr(self._local, "computing", False):
+            yield
+            return
+        with self._changed:
+            while self._owner is not None or self._waiting:
+                self._changed.wait()
+            self._computing += 1
+        self._local.computing = True
+        try:
+            yield
+        finally:
+            self._local.computing = False
+            self._count(-1)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Capture: a thread that computes lets go meanwhile, so that two of them do not wait for each other."""
+        if self._owner == threading.get_ident():
+            yield
+            return
+        computing = getattr(self._local, "computing", False)
+        self._take(1 if computing else 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._owner = None
+                self._computing += computing
+                self._changed.notify_all()
+
+    def _take(self, own: int) -> None:
+        with self._changed:
+            self._computing -= own
+            self._waiting += 1
+            self._changed.notify_all()
+            try:
+                while self._owner is not None or self._computing:
+                    self._changed.wait()
+                self._owner = threading.get_ident()
+            except BaseException:  # Ctrl-C
+                self._computing += own
+                raise
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._computing += change
+            self._changed.notify_all()
+
+
+_gate = _Gate()
+
+
+def _new_gate() -> None:
+    """Begin a forked process with a free gate: the threads that were behind the old one are not there."""
+    global _gate
+    _gate = _Gate()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+    os.register_at_fork(after_in_child=_new_gate)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let no other thread of this process capture or trace meanwhile; the same thread may come again."""
-    lock = _lock  # the same one is given back, also in a child that was forked meanwhile
-    with lock:
+    """Let no other thread of this process capture, trace or compute meanwhile; the same thread may come again."""
+    with _gate.alone():
+        yield
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Compute while no other thread captures or traces; in one batch at a time, which those wait for."""
+    with _gate.computing():
         yield
 
 

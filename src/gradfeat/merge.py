@@ -16,7 +16,7 @@ import torch
 from sklearn.model_selection import ShuffleSplit
 from torch import Tensor, nn
 
-from gradfeat.contexts import plain
+from gradfeat.contexts import computing, plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConvergenceError
 from gradfeat.evaluation import agreement, metrics_of
@@ -271,7 +271,8 @@ def report_on(
         for start in range(0, len(inputs), batch_size):
             batch = inputs.batch(range(start, min(start + batch_size, len(inputs))))
             batch = batch.to(some.device, some.dtype if batch.is_floating_point() else batch.dtype)
-            rows.append(network(batch).cpu())
+            with computing():
+                rows.append(network(batch).cpu())
     merged = torch.cat(rows)
     if not bool(torch.isfinite(merged).all()):
         raise ConvergenceError("the merged network's outputs are not finite: use the linear model")

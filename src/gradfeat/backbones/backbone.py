@@ -62,7 +62,8 @@ class Backbone:
         A network that cannot be copied stays the given one; `check_unchanged` says later whether it still is.
         """
         try:
-            return replace(self, network=copied(self.network))
+            with alone():
+                return replace(self, network=copied(self.network))
         except Exception:  # of any part of a module: an open file, a lock, a handle of another library
             return self
 
@@ -93,6 +94,7 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
 
 
+@alone()
 @plain()
 def resolve(
     backbone: BackboneLike,
@@ -175,7 +177,7 @@ def _building(random_state: int | None, keep_stream: bool = False) -> Iterator[N
             file.
     """
     stream = torch.random.fork_rng(devices=[]) if keep_stream else nullcontext()
-    with alone(), callers_device(), stream, seeded(random_state):
+    with callers_device(), stream, seeded(random_state):
         yield
 
 

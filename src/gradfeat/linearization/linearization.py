@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gradfeat.contexts import plain, single_precision
+from gradfeat.contexts import computing, plain, single_precision
 from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearization.capture import flatten_inputs
 from gradfeat.linearization.fold import Folding
@@ -164,6 +164,7 @@ class Linearization(nn.Module):
         """Return f(x), (n, d)."""
         return self.primal(self.bottom(x))[0]
 
+    @computing()
     @plain()
     def bottom(self, x: Any) -> Tensor | Residuals:
         """Run what lies below θ₂, once for each sample.
@@ -183,6 +184,7 @@ class Linearization(nn.Module):
         packed = tuple(layout.pack(value, n) for layout, value in zip(self._blueprint.z0_layouts, values, strict=True))
         return packed[0] if len(packed) == 1 else packed
 
+    @computing()
     @plain()
     def primal(self, z0: Tensor | Residuals) -> tuple[Tensor, Residuals]:
         """Run the layers of θ₂ at θ̄₂.
@@ -202,6 +204,7 @@ class Linearization(nn.Module):
             packed = [features.new_empty((n, 0))]
         return features, tuple(packed)
 
+    @computing()
     @single_precision()
     def tangent(self, w2: Mapping[str, Tensor], residuals: Residuals) -> Tensor:
         """Return J(x) w₂, (n, d): linear in w₂, and differentiable by autograd.
@@ -243,6 +246,7 @@ class Linearization(nn.Module):
         """
         return self._pull(u, residuals, layers=True)
 
+    @computing()
     @plain()
     def _pull(self, u: Tensor, residuals: Residuals, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:
         values = [
@@ -251,6 +255,7 @@ class Linearization(nn.Module):
         u = u.to(residuals[0].device, self.dtype)
         return self._blueprint.transposer(self._tangent, self.theta2, values, u, layers=layers)
 
+    @computing()
     @single_precision()
     def network(self, theta2: Mapping[str, Tensor], z0: Tensor | Residuals) -> Tensor:
         """Return f(x; θ₂), (n, d), for any θ₂: the ordinary network above z₀, differentiable by autograd (fine-tuning).
@@ -263,6 +268,7 @@ class Linearization(nn.Module):
         dtype = self.dtype
         return self._network(n, *[self._checked(name, theta2, dtype) for name in self._blueprint.names], *values)[0]
 
+    @computing()
     @plain()
     def at(self, theta2: Mapping[str, Tensor]) -> Linearization:
         """Return the linearization of the same network at another θ̄₂; z₀ is the same."""
@@ -271,6 +277,7 @@ class Linearization(nn.Module):
         moved = Linearization(self._blueprint, {name: value.to(parts.values[name]) for name, value in checked.items()})
         return moved.to(device=self.device, dtype=self.dtype)
 
+    @computing()
     @plain()
     def full_precision(self) -> Linearization:
         """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
