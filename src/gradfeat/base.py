@@ -16,7 +16,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from gradfeat.backbones import fingerprint, resolve
+from gradfeat.backbones import resolve
 from gradfeat.checkpoint import Checkpoint, digest
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
 from gradfeat.contexts import alone, plain
@@ -485,7 +485,7 @@ class GradientFeatureEstimator(BaseEstimator):
         own.check_unchanged()
         if model is not None:
             state["_constants"] = _constants(model.linearization)
-        if isinstance(given, nn.Module) and fingerprint(given, own.features) == own.fingerprint:
+        if isinstance(given, nn.Module) and own.is_of(given):
             state["backbone"] = own.network  # once in the pickle
         return state
 
@@ -506,6 +506,6 @@ class GradientFeatureEstimator(BaseEstimator):
         return int(state.randint(2**31 - 1))
 
 
-def _constants(linearization: Linearization) -> tuple[str, str]:
-    """Return what says that programs were built from the same values: their digest, and torch's version."""
-    return torch.__version__, digest_tensors(linearization.state)
+def _constants(linearization: Linearization) -> tuple[str, frozenset[str]]:
+    """Return what says that programs were built from the same values: torch's version, and the values' digests."""
+    return torch.__version__, frozenset(digest_tensors({"": value}) for value in linearization.state.values())

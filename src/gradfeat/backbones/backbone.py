@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradfeat.backbones import preprocessing as scaling
-from gradfeat.backbones.fingerprint import difference, fingerprint_of, summary
+from gradfeat.backbones.fingerprint import difference, fingerprint, fingerprint_of, summary
 from gradfeat.backbones.head import features_of, head_of
 from gradfeat.backbones.names import Name, parse_name
 from gradfeat.backbones.own_models import build_own
@@ -66,6 +66,13 @@ class Backbone:
                 return replace(self, network=copied(self.network))
         except Exception:  # of any part of a module: an open file, a lock, a handle of another library
             return self
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Say whether a network has the layers and weights of this one; not where it has no values, say."""
+        try:
+            return fingerprint(network, self.features) == self.fingerprint
+        except Exception:  # of whatever became of the caller's network: on the meta device, freed, taken apart
+            return False
 
     def check_unchanged(self) -> None:
         """Refuse a network that is no longer what it was.
