@@ -152,6 +152,20 @@ def single_precision() -> Iterator[None]:
 
 
 @contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make tensors in float32 where nothing else is said; torch has one default for all threads."""
+    default = torch.get_default_dtype()
+    if default == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextmanager
 def callers_device() -> Iterator[None]:
     """Inside `plain`: make tensors where the caller's default is, as a network expects that was written for it."""
     default = getattr(_outside, "device", None)

@@ -104,9 +104,14 @@ def test_what_is_done_to_the_network_afterwards_changes_nothing(change: Callable
     assert torch.equal(estimator.merge()(torch.from_numpy(NEW)), merged)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, from_joblib])
+@pytest.mark.filterwarnings("ignore:full. the rounds went astray")
 @pytest.mark.parametrize(
-    "parameters", [{"mode": "finetune", "epochs": 1}, {"precision": "bfloat16"}, {"rounds": 2, "penalty": "auto"}]
+    ("again", "parameters"),
+    [
+        (copy.deepcopy, {"mode": "finetune", "epochs": 1}),
+        (from_joblib, {"precision": "bfloat16"}),
+        pytest.param(from_joblib, {"rounds": 2, "penalty": "auto"}, marks=pytest.mark.slow),
+    ],
 )
 def test_copies_of_every_kind_of_model_are_the_same(again: Callable[[Any], Any], parameters: dict[str, Any]) -> None:
     network = Network()
