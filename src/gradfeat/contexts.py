@@ -91,17 +91,17 @@ class _Gate:
             self._changed.notify_all()
 
 
-_gate = _Gate()
+_gate, _tokenizers = _Gate(), _Gate()
 
 
-def _new_gate() -> None:
-    """Begin a forked process with a free gate: the threads that were behind the old one are not there."""
-    global _gate
-    _gate = _Gate()
+def _new_gates() -> None:
+    """Begin a forked process with free gates: the threads that were behind the old ones are not there."""
+    global _gate, _tokenizers
+    _gate, _tokenizers = _Gate(), _Gate()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_gate)
+    os.register_at_fork(after_in_child=_new_gates)
 
 
 @contextmanager
@@ -115,6 +115,13 @@ def alone() -> Iterator[None]:
 def computing() -> Iterator[None]:
     """Compute while no other thread captures or traces; in one batch at a time, which those wait for."""
     with _gate.computing():
+        yield
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """Tokenize while no other thread does: a tokenizer keeps the length that one call asks for, and others get it."""
+    with _tokenizers.alone():
         yield
 
 

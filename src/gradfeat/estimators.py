@@ -85,7 +85,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         w2_: Weights of the gradients, by the names of θ₂.
         theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.
         modules_: θ₂ as it was asked for, or found by theta2="search"; the depths that were tried are `depths_`.
-        backbone_: The network with its preprocessing; `linearization_` has its programs.
+        backbone_: A copy of the network as it was when `fit` began, with its preprocessing; `linearization_` has its
+            programs.
         merged_head_: Step and head of the merged network; None where it has none (see `merge`).
         rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.

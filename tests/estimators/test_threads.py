@@ -24,6 +24,7 @@ from torch import nn
 
 from gradfeat import GradientFeatureClassifier, linearize, load
 from gradfeat.contexts import alone, computing
+from gradfeat.data import TextPreprocessing
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(24, 2, 6, 6)).astype(np.float32)
@@ -80,6 +81,19 @@ def test_fits_loads_and_first_predictions_in_eight_threads(tmp_path: Path) -> No
     assert process_state() == before
     assert not network.training
     assert np.array_equal(estimator_of(network).fit(X, y).predict_proba(NEW), usual)
+
+
+@pytest.mark.filterwarnings("ignore:.* are cut after")
+def test_long_and_short_texts_in_several_threads(tiny_bert: Path) -> None:
+    preprocessing = TextPreprocessing(tokenizer=str(tiny_bert), max_length=8, length=8)
+    long, short = ["good film " * 6] * 40, ["bad plot"] * 40
+    usual = [preprocessing.tokenize(texts)[0] for texts in (long, short)]
+
+    def tokenize(texts: list[str]) -> list[np.ndarray]:
+        return [preprocessing.tokenize(texts)[0] for _ in range(50)]
+
+    found = at_once([lambda: tokenize(long), lambda: tokenize(short)] * 3)
+    assert all(np.array_equal(tokens, usual[i % 2]) for i, run in enumerate(found) for tokens in run)
 
 
 def test_one_linearization_serves_threads() -> None:

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from gradfeat.contexts import plain
 
@@ -43,5 +43,5 @@ def with_ordinary_tensors(network: nn.Module) -> nn.Module:
     """Return the network itself, or a copy where some of its tensors were made in inference mode."""
     tensors = [*network.parameters(), *network.buffers()]
     tensors += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    made = [value for value in tensors if not isinstance(value, UninitializedTensorMixin)]
+    made = [value for value in tensors if not is_lazy(value)]
     return copied(network) if any(value.is_inference() for value in made) else network
