@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gradfeat._version import __version__
 from gradfeat.backbones import Backbone, difference, fingerprint, resolve, summary
+from gradfeat.contexts import plain
 from gradfeat.errors import AdapterError, BackboneError, ConfigurationError, GradfeatError
 from gradfeat.files import write_whole
 from gradfeat.losses import loss_for
@@ -87,6 +88,7 @@ def save(estimator: Any, path: str | Path) -> Path:
         raise AdapterError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
+@plain()
 def load(
     path: str | Path, backbone: Any = None, *, weights: str | Path | None = None, device: str = "auto"
 ) -> GradientFeatureClassifier | GradientFeatureRegressor:
@@ -108,6 +110,7 @@ def load(
         AdapterError: The file is damaged, of a newer format, or made for another backbone (the message says what
             differs), or the backbone that it names is not to be had.
     """
+    from gradfeat.base import AS_FITTED
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
     from gradfeat.fitting import linearize_backbone, model_from_weights
 
@@ -127,7 +130,9 @@ def load(
         estimator: Any = cls(backbone, weights=weights, preprocessing=preprocessing, device=device, **settings)
         X_shape, seed = (stored["built_from"][name] for name in ("X_shape", "random_state"))
         estimator._built_from = {"X_shape": None if X_shape is None else tuple(X_shape), "random_state": seed}
-        estimator.backbone_ = _backbone(path, stored, backbone, weights, estimator)
+        found = _backbone(path, stored, backbone, weights, estimator)
+        estimator.backbone_ = found if isinstance(backbone, str | Path) else found.kept()
+        estimator._given = {name: settings[name] for name in AS_FITTED}
         estimator.example_ = _example(shape, about["example"]["dtype"])
         estimator.loss_ = loss_for(estimator.loss, about["task"])
         estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
@@ -215,6 +220,7 @@ def _describe(estimator: Any) -> dict[str, Any]:
         "task": estimator.loss_.task,
         # a search for θ₂ is not repeated: the file names what it found
         "settings": {name: _plain(getattr(estimator, name)) for name in _SETTINGS}
+        | {name: _plain(value) for name, value in estimator.as_fitted().items()}
         | {"theta2": _plain(estimator.modules_)},
         "classes": _classes_to_json(getattr(estimator, "classes_", None)),
         "fitted": {name: _plain(getattr(estimator, name)) for name in _OPTIONAL if hasattr(estimator, name)},

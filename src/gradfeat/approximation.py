@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradfeat.cache import SampleStore
+from gradfeat.contexts import plain
 from gradfeat.evaluation import agreement
 from gradfeat.losses import Loss
 from gradfeat.merge import MergedHead
@@ -57,6 +58,7 @@ class Approximation:
         return asdict(self)
 
 
+@plain()
 def approximation(
     model: GradientFeatureModel,
     store: SampleStore,

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradfeat.backbones import resolve
 from gradfeat.checkpoint import Checkpoint, digest
 from gradfeat.closed_form import fit_closed_form, takes_closed_form
+from gradfeat.contexts import alone, plain
 from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
 from gradfeat.data.crops import views_of
 from gradfeat.depth import Depth, choose_depth
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.digests import digest_tensors
+from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning
 from gradfeat.evaluation import mean_of_views
 from gradfeat.fitting import (
     Fit,
@@ -54,6 +56,9 @@ from gradfeat.validation import (
     read_truth,
     shape_of,
 )
+
+AS_FITTED = ("mode", "parametrization", "precision", "loss", "rounds", "augment")
+"""Parameters that a fitted model keeps as they were, whatever is set for a next fit."""
 
 
 class GradientFeatureEstimator(BaseEstimator):
@@ -117,7 +122,8 @@ class GradientFeatureEstimator(BaseEstimator):
         """Leave the estimator as it was where a fit fails or is interrupted, never with parts of two fits."""
         before = dict(self.__dict__)
         try:
-            yield
+            with plain():
+                yield
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -152,7 +158,7 @@ class GradientFeatureEstimator(BaseEstimator):
             cv = folds_among(cv, np.arange(len(y)), len(y))
         progress = Progress(self.verbose)
         example = inputs.example(3)
-        self.backbone_ = backbone
+        self.backbone_ = backbone if isinstance(self.backbone, str | Path) else backbone.kept()
         self.example_ = example
         samples = inputs if self.augment is None else Mirrored(inputs)
         search = self.theta2 in ("search", ["search"])
@@ -307,7 +313,8 @@ class GradientFeatureEstimator(BaseEstimator):
 
     def _adopt(self, problem: Problem, fit: Fit) -> None:
         """Take a fitted model as this estimator's own, and fit the head of its merged network."""
-        self._model = fit.model
+        self._model: GradientFeatureModel | None = fit.model
+        self._given = {name: getattr(self, name) for name in AS_FITTED}
         self.loss_ = problem.loss
         self.probe_ = problem.probe
         self.history_ = fit.history
@@ -358,14 +365,33 @@ class GradientFeatureEstimator(BaseEstimator):
 
     def _fitted_model(self) -> GradientFeatureModel:
         self._check_fitted()
-        if getattr(self, "_model", None) is None:
-            linearization = linearize_backbone(
-                self.backbone_, self.example_, self.modules_, self.device, self.precision
+        model: GradientFeatureModel | None = getattr(self, "_model", None)
+        if model is None:
+            with alone(), plain():  # of threads that predict first at the same time, one builds the programs
+                model = self._model = getattr(self, "_model", None) or self._rebuilt()
+        return model
+
+    def _rebuilt(self) -> GradientFeatureModel:
+        """Return the fitted model with its programs built again.
+
+        Raises:
+            BackboneError: The network is no longer the one that it was fitted to.
+        """
+        self.backbone_.check_unchanged()
+        mode, parametrization, precision = (self.as_fitted()[name] for name in AS_FITTED[:3])
+        linearization = linearize_backbone(self.backbone_, self.example_, self.modules_, self.device, precision)
+        if getattr(self, "_constants", None) not in (None, _constants(linearization)):
+            raise BackboneError(
+                "the network computes with other weights than those that this model was fitted to: one of its methods "
+                "or hooks belongs to another network, which has changed. Build the network anew, and fit again"
             )
-            self._model = model_from_weights(
-                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
-            )
-        return self._model
+        return model_from_weights(
+            linearization, mode, parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
+        )
+
+    def as_fitted(self) -> dict[str, Any]:
+        """Return those parameters that the fitted model depends on, as they were in `fit` (see `AS_FITTED`)."""
+        return {name: getattr(self, name) for name in AS_FITTED} | getattr(self, "_given", {})
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "w1_"):
@@ -373,6 +399,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 f"This {type(self).__name__} instance is not fitted yet: call fit first, or gradfeat.load a saved one."
             )
 
+    @plain()
     def _logits(self, X: Any, crops: int = 1) -> Tensor:
         self._check_fitted()
         X = self._read_X(X, reset=False)
@@ -388,6 +415,7 @@ class GradientFeatureEstimator(BaseEstimator):
         """Return what is predicted of test samples; the crops of a seed are the same in every call."""
         return views_of(inputs, crops, self._seed() if isinstance(self.random_state, numbers.Integral) else None)
 
+    @plain()
     def save(self, path: str | Path) -> Path:
         """Write the fitted model as one safetensors file (see `gradfeat.adapter`).
 
@@ -402,6 +430,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self._check_fitted()
         return save(self, path)
 
+    @plain()
     def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
         """Return an ordinary network with θ₂ + w₂ and a linear head: no extra cost at inference.
 
@@ -421,6 +450,7 @@ class GradientFeatureEstimator(BaseEstimator):
             ConvergenceError: The network's outputs for X are not finite.
             ConfigurationError: The model has no head for it: it is of an older file, its fit was interrupted, or the
                 moved network was not finite.
+            BackboneError: The network in `backbone_` was changed after the fit.
         """
         model = self._fitted_model()
         if self.merged_head_ is None:
@@ -428,6 +458,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 "this model has no head for a merged network: it was saved by an older version, interrupted, or the "
                 "moved network's features were not finite; fit it again, or use the linear model itself"
             )
+        self.backbone_.check_unchanged()
         network = merge(self.backbone_, model, self.merged_head_)
         if X is not None:
             linear, samples = self._logits(X), self._read_X(X, reset=False)
@@ -442,8 +473,28 @@ class GradientFeatureEstimator(BaseEstimator):
         return network
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the programs, which are built again when they are needed."""
-        return {**super().__getstate__(), "_model": None}
+        """Leave out the programs, which are built again when they are needed, of the network as it was fitted to.
+
+        Raises:
+            BackboneError: The network in `backbone_` was changed after the fit.
+        """
+        state = {**super().__getstate__(), "_model": None}
+        if not hasattr(self, "w1_"):
+            return state
+        own, given, model = self.backbone_, self.backbone, getattr(self, "_model", None)
+        own.check_unchanged()
+        if model is not None:
+            state["_constants"] = _constants(model.linearization)
+        if isinstance(given, nn.Module) and own.is_of(given):
+            state["backbone"] = own.network  # once in the pickle
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state; where the given network is the one that was fitted to, with a copy of one's own again."""
+        super().__setstate__(state)
+        own = self.__dict__.get("backbone_")
+        if own is not None and own.network is self.backbone:
+            self.backbone_ = own.kept()
 
     def _read_X(self, X: Any, *, reset: bool) -> Any:
         return read_samples(self, X, reset=reset)
@@ -453,3 +504,8 @@ class GradientFeatureEstimator(BaseEstimator):
         if state is None or isinstance(state, numbers.Integral):
             return None if state is None else int(state)
         return int(state.randint(2**31 - 1))
+
+
+def _constants(linearization: Linearization) -> tuple[str, frozenset[str]]:
+    """Return what says that programs were built from the same values: torch's version, and the values' digests."""
+    return torch.__version__, frozenset(digest_tensors({"": value}) for value in linearization.state.values())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradfeat.approximation import Approximation, approximation
 from gradfeat.cache import SampleStore
+from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.data.crops import check_crops
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
@@ -201,6 +202,7 @@ class Comparison:
         return self.metric_names[0]
 
 
+@plain()
 def compare(
     backbone: Any,
     X: Any,

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.base import GradientFeatureEstimator
+from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.validation import (
@@ -86,7 +87,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         w2_: Weights of the gradients, by the names of θ₂.
         theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.
         modules_: θ₂ as it was asked for, or found by theta2="search"; the depths that were tried are `depths_`.
-        backbone_: The network with its preprocessing; `linearization_` has its programs.
+        backbone_: A copy of the network as it was when `fit` began, with its preprocessing; `linearization_` has its
+            programs.
         merged_head_: Step and head of the merged network; None where it has none (see `merge`).
         rounds_: The moves and the held-out losses; None for one linearization.
         probe_: The probe with the path of its penalty.
@@ -227,6 +229,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         logits = self._logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
+    @plain()
     def predict_proba(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return the probability of each class, (n, c); for multi-label targets each label's own.
 

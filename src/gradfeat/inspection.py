@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gradfeat.contexts import plain
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.build import theta2_candidates
 from gradfeat.linearization.capture import Features
@@ -67,6 +68,7 @@ class Inspection:
         return asdict(self)
 
 
+@plain()
 def inspect_network(
     network: nn.Module,
     example: Tensor,

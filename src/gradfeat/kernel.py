@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradfeat.cache import SampleStore, available_memory
+from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.linearization import Linearization
@@ -24,6 +25,7 @@ _COLUMNS = 1 << 14  # entries of θ₂ that are brought to float64 at a time
 _STRIPES = 4  # of a symmetric product only the blocks above the diagonal are computed
 
 
+@plain()
 def tangent_kernel(
     linearization: Linearization,
     omega: Tensor,
@@ -73,6 +75,7 @@ def tangent_kernel(
     return gram(*features)
 
 
+@plain()
 def gram(features: GradientFeatures, other: GradientFeatures | None = None, *, budget: int | None = None) -> Tensor:
     """Return ``Φ Φ'ᵀ`` between the samples of two maps, or of one: (n · c, m · c), float64, on the CPU.
 

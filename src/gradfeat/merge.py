@@ -7,7 +7,6 @@ regression of the linear model's logits on the moved network's features, of the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ import torch
 from sklearn.model_selection import ShuffleSplit
 from torch import Tensor, nn
 
+from gradfeat.contexts import computing, plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConvergenceError
 from gradfeat.evaluation import agreement, metrics_of
 from gradfeat.fitting import store_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
+from gradfeat.linearization.copies import copied
 from gradfeat.losses import Loss, Squared
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.probe import fit_probe
@@ -70,6 +71,7 @@ class MergedHead:
         return lambda z0: lin.network(moved, z0).to(weight) @ weight + bias
 
 
+@plain()
 def fit_head(
     model: GradientFeatureModel,
     store: SampleStore,
@@ -197,6 +199,7 @@ class MergedNetwork(nn.Module):
         return self.head(self._extract((x,), {}))
 
 
+@plain()
 def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -> MergedNetwork:
     """Return a copy of the network with θ̄₂ + r w₂ in place of θ̄₂, and a head.
 
@@ -208,14 +211,15 @@ def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -
         model: The fitted model.
         merged: Its r and head, from `fit_head`.
     """
-    network = copy.deepcopy(backbone.network)
+    network = copied(backbone.network)
     state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, value in original_values(*_moved(model, merged.step)).items():
             state[name].copy_(value)
     some = next(value for value in state.values() if value.is_floating_point())
     d, c = merged.weight.shape
-    head = nn.Linear(d, c, device=some.device, dtype=some.dtype)
+    # its weights follow: none are drawn, which would move the caller's random numbers on
+    head = torch.nn.utils.skip_init(nn.Linear, d, c, device=some.device, dtype=some.dtype)
     with torch.no_grad():
         head.weight.copy_(merged.weight.T)
         head.bias.copy_(merged.bias)
@@ -237,6 +241,7 @@ def original_values(linearization: Linearization, moved: dict[str, Tensor]) -> d
     return values
 
 
+@plain()
 def report_on(
     network: MergedNetwork,
     linear: Tensor,
@@ -266,7 +271,8 @@ def report_on(
         for start in range(0, len(inputs), batch_size):
             batch = inputs.batch(range(start, min(start + batch_size, len(inputs))))
             batch = batch.to(some.device, some.dtype if batch.is_floating_point() else batch.dtype)
-            rows.append(network(batch).cpu())
+            with computing():
+                rows.append(network(batch).cpu())
     merged = torch.cat(rows)
     if not bool(torch.isfinite(merged).all()):
         raise ConvergenceError("the merged network's outputs are not finite: use the linear model")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradfeat.contexts import plain, single_precision
 from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearization import Linearization, parametrization_scales
 from gradfeat.linearization.linearization import Residuals
@@ -44,6 +45,11 @@ class GradientFeatureModel(nn.Module):
 
     omega: Tensor
 
+    # one's own, as a linearization's
+    __call__: Callable[..., Any] = nn.Module.__call__
+    __getattr__ = nn.Module.__getattr__
+
+    @plain()
     def __init__(
         self,
         linearization: Linearization,
@@ -95,6 +101,7 @@ class GradientFeatureModel(nn.Module):
             for name, value in zip(self._names, self._trained, strict=True)
         }
 
+    @plain()
     def set_weights(self, *, w1: Tensor, b: Tensor, w2: Mapping[str, Tensor]) -> None:
         """Put fitted weights in place; w₂ in the units of θ₂."""
         with torch.no_grad():
@@ -120,6 +127,7 @@ class GradientFeatureModel(nn.Module):
             return self.finetuned(z0)
         return self.logits(*self.linearization.primal(z0))
 
+    @single_precision()
     def logits(self, f: Tensor, residuals: Residuals) -> Tensor:
         """Return the logits of samples whose features and residuals are known, (n, c): what a training pass calls.
 
@@ -134,6 +142,7 @@ class GradientFeatureModel(nn.Module):
             return moved @ self.omega + self.b
         return f.to(self.w1) @ self.w1 + self.b + moved @ self.omega
 
+    @single_precision()
     def finetuned(self, z0: Tensor | Residuals) -> Tensor:
         """Return the logits of the network itself at the trained θ₂ and head, (n, c)."""
         theta2 = dict(zip(self._names, self._trained, strict=True))

@@ -230,6 +230,8 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     """Check sample weights: finite, none below zero, one for each sample."""
     if sample_weight is None:
         return None
+    if isinstance(sample_weight, torch.Tensor):
+        sample_weight = sample_weight.detach().cpu().numpy()
     try:
         weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
     except ValueError as error:

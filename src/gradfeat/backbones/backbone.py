@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from gradfeat.backbones import preprocessing as scaling
-from gradfeat.backbones.fingerprint import fingerprint
+from gradfeat.backbones.fingerprint import difference, fingerprint, fingerprint_of, summary
 from gradfeat.backbones.head import classifier_left, features_of, head_of, without_heads
 from gradfeat.backbones.names import Name, parse_name
 from gradfeat.backbones.own_models import build_own
@@ -20,8 +21,10 @@ from gradfeat.backbones.timm_models import build_timm
 from gradfeat.backbones.torchvision_models import build_torchvision
 from gradfeat.backbones.transformers_models import build_transformers
 from gradfeat.backbones.weights import load_file
-from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.contexts import alone, callers_device, plain
+from gradfeat.errors import BackboneError, ConfigurationError, GradfeatWarning
 from gradfeat.linearization.capture import refuse_modules
+from gradfeat.linearization.copies import copied
 from gradfeat.pretrain.encoder_file import load_encoder, read_architecture
 from gradfeat.pretrain.loop import seeded
 
@@ -43,6 +46,7 @@ class Backbone:
         head: Name of the classifier that the network still wears, or None.
         fingerprint: Digest of architecture, weights and features.
         notes: What was decided on the way and may surprise.
+        about: The network's `summary`, which says what was changed where the fingerprint is another later.
     """
 
     network: nn.Module
@@ -52,6 +56,40 @@ class Backbone:
     head: str | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def kept(self) -> Backbone:
+        """Return the backbone with a copy of the network, which stays as it is whatever is done to the given one.
+
+        A network that cannot be copied stays the given one; `check_unchanged` says later whether it still is.
+        """
+        try:
+            with alone():
+                return replace(self, network=copied(self.network))
+        except Exception:  # of any part of a module: an open file, a lock, a handle of another library
+            return self
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Say whether a network has the layers and weights of this one; not where it has no values, say."""
+        try:
+            return fingerprint(network, self.features) == self.fingerprint
+        except Exception:  # of whatever became of the caller's network: on the meta device, freed, taken apart
+            return False
+
+    def check_unchanged(self) -> None:
+        """Refuse a network that is no longer what it was.
+
+        Raises:
+            BackboneError: The message says what was changed.
+        """
+        about = summary(self.network)
+        if fingerprint_of(about, self.features) != self.fingerprint:
+            lines = difference(self.about, about)
+            raise BackboneError(
+                "the network that this model was fitted to has been changed since:\n  "
+                + "\n  ".join(lines)
+                + "\nPut its weights and layers back as they were, or fit again"
+            )
 
 
 @dataclass
@@ -65,6 +103,8 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
 
 
+@alone()
+@plain()
 def resolve(
     backbone: BackboneLike,
     *,
@@ -114,10 +154,10 @@ def resolve(
     if isinstance(backbone, nn.Module):
         draft = _from_module(backbone, weights)
     elif isinstance(backbone, str | Path):
-        with seeded(random_state):
+        with _building(random_state, keep_stream=weights != "random"):
             draft = _from_name(str(backbone), weights)
     elif callable(backbone) and not isinstance(backbone, torch.export.ExportedProgram):
-        with seeded(random_state):
+        with _building(random_state):
             draft = _from_callable(backbone, weights, X_shape)
     else:
         raise ConfigurationError(
@@ -131,15 +171,31 @@ def resolve(
         )
     refuse_modules(draft.network)
     _check_image_size(draft, image_size)
+    about = summary(draft.network)
     return Backbone(
         network=draft.network,
         features=draft.features,
         name=draft.name,
         preprocessing=scaling.build(draft.fields, preprocessing, image_size),
         head=head_of(draft.network),
-        fingerprint=fingerprint(draft.network, draft.features),
+        fingerprint=fingerprint_of(about, draft.features),
         notes=tuple(draft.notes),
+        about=about,
     )
+
+
+@contextmanager
+def _building(random_state: int | None, keep_stream: bool = False) -> Iterator[None]:
+    """Build a network where the caller builds, of random numbers that no other thread draws from meanwhile.
+
+    Args:
+        random_state: Seed of them; None draws from PyTorch's global stream.
+        keep_stream: Whether that stream is left as it was also then: what is drawn is overwritten by weights from a
+            file.
+    """
+    stream = torch.random.fork_rng(devices=[]) if keep_stream else nullcontext()
+    with callers_device(), stream, seeded(random_state):
+        yield
 
 
 def _from_module(network: nn.Module, weights: str | Path | None) -> _Draft:

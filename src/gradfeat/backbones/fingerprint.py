@@ -37,8 +37,17 @@ def fingerprint(network: nn.Module, features: str | None = None) -> str:
         >>> fingerprint(layer) == fingerprint(layer.eval()), fingerprint(layer) == fingerprint(layer, "input:fc")
         (True, False)
     """
-    text = json.dumps([summary(network), features], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint_of(summary(network), features)
+
+
+def fingerprint_of(about: Mapping[str, Any], features: str | None = None) -> str:
+    """Return the fingerprint of a network whose `summary` is known.
+
+    Args:
+        about: The summary.
+        features: As of `fingerprint`.
+    """
+    return hashlib.sha256(json.dumps([about, features], sort_keys=True).encode()).hexdigest()
 
 
 def summary(network: nn.Module) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradfeat.backbones import resolve
 from gradfeat.baselines.layer_features import PER_LAYER, LayerFeatures
+from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops
 from gradfeat.data.inputs import in_parts
@@ -93,6 +94,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         self.device = device
         self.random_state = random_state
 
+    @plain()
     def fit(self, X: Any, y: Any) -> AllLayersProbe:
         """Choose features and fit the probe.
 
@@ -115,7 +117,7 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             image_size=self.image_size,
             X_shape=np.shape(X) if hasattr(X, "shape") else None,
             random_state=self.random_state,
-        )
+        ).kept()
         several = is_indicator(np.asarray(y))
         y = indicator(np.asarray(y)) if several else read_classes(y)
         check_lengths(X, y)
@@ -212,9 +214,11 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             return (logits > 0).astype(int)
         return self.classes_[logits.argmax(1)]
 
+    @plain()
     def _logits(self, X: Any) -> np.ndarray:
         if not hasattr(self, "probe_"):
             raise NotFittedError("This AllLayersProbe instance is not fitted yet: call fit first.")
+        self.backbone_.check_unchanged()
         f = (self._features(X).cpu()[:, self._kept] - self._mean[self._kept]) * self._scale[self._kept]
         return (f.to(self.probe_.omega) @ self.probe_.omega + self.probe_.bias).double().numpy()
 

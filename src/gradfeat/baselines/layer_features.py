@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradfeat.contexts import computing
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.linearization.capture import FeatureExtractor, Features
 
@@ -107,7 +108,7 @@ class LayerFeatures:
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), computing():
                 f = self.network((x,), {})
         finally:
             for handle in handles:

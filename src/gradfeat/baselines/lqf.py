@@ -12,7 +12,6 @@ the solution is that of the convex problem, whatever the number of epochs, with 
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from typing import Any
@@ -21,9 +20,11 @@ import numpy as np
 from torch import nn
 
 from gradfeat.backbones import resolve
+from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, GradfeatWarning
 from gradfeat.estimators import GradientFeatureClassifier
 from gradfeat.fitting import Problem
+from gradfeat.linearization.copies import copied
 from gradfeat.losses import Loss, OneHotSquared
 
 SLOPE = 0.01
@@ -49,7 +50,7 @@ def leaky(network: nn.Module, slope: float = SLOPE) -> nn.Module:
     """
     if not math.isfinite(slope):
         raise ConfigurationError(f"slope must be finite, not {slope}")
-    changed = copy.deepcopy(network)
+    changed = copied(network)
     if isinstance(changed, nn.ReLU):
         return nn.LeakyReLU(slope, changed.inplace).train(changed.training)
     for parent in changed.modules():
@@ -59,6 +60,7 @@ def leaky(network: nn.Module, slope: float = SLOPE) -> nn.Module:
     return changed
 
 
+@plain()
 def lqf(
     backbone: Any,
     *,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradfeat.contexts import tokenizing
 from gradfeat.data.lines import readable
 from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, refuse_unknown_fields
 from gradfeat.optional import from_pretrained
@@ -116,7 +117,8 @@ class TextPreprocessing:
         return tokens, fixed
 
     def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
-        found = self._tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+        with tokenizing():
+            found = self._tokenizer(texts, return_attention_mask=False, verbose=False, **options)
         return [list(row) for row in found["input_ids"]]
 
     def _way(self, longest: int) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gradfeat.contexts import alone, callers_device, plain
 from gradfeat.errors import BatchDependenceError, ConfigurationError, LinearizationError, Theta2Error
 from gradfeat.linearization.capture import (
     Captured,
@@ -20,6 +20,7 @@ from gradfeat.linearization.capture import (
     evaluation_mode,
     flatten_inputs,
 )
+from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.linearization.fold import Folding, fold_batchnorms
 from gradfeat.linearization.layout import agree, find_layout
 from gradfeat.linearization.linearization import Blueprint, Linearization, Residuals
@@ -80,7 +81,20 @@ def linearize(
             f"network must be a torch module, not {type(network).__name__}; "
             "gradfeat.backbones.resolve(name).network is the one of a name"
         )
-    example = _three_samples(example_input)
+    with alone(), plain():
+        return _linearize(
+            with_ordinary_tensors(network), _three_samples(example_input), theta2, features, fold_batchnorm, check
+        )
+
+
+def _linearize(
+    network: nn.Module,
+    example: Any,
+    theta2: str | Sequence[str],
+    features: Features,
+    fold_batchnorm: bool,
+    check: bool,
+) -> Linearization:
     captured = capture(network, example, features, set(RULES))
     chosen, by_module, _ = select(network, captured, theta2)
     foldings: list[Folding] = []
@@ -134,7 +148,9 @@ def linearize(
 
 def theta2_candidates(network: nn.Module, example_input: Any, *, features: Features = None) -> list[Candidate]:
     """Return the choices of θ₂ from the top down, each one layer or block more; arguments as of `linearize`."""
-    return candidates(network, capture(network, _three_samples(example_input), features, set(RULES)))
+    with alone(), plain():
+        network = with_ordinary_tensors(network)
+        return candidates(network, capture(network, _three_samples(example_input), features, set(RULES)))
 
 
 def _three_samples(example: Any) -> Any:
@@ -235,7 +251,7 @@ def _check(
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     f, residuals = linearization.primal(z0)
-    with torch.no_grad(), evaluation_mode(extractor), _single_precision(linearization.device.type):
+    with torch.no_grad(), evaluation_mode(extractor), callers_device():
         expected = extractor(*as_inputs(example))
         differs = not agree(expected, f)
         if differs and not agree(expected, extractor(*as_inputs(example))):
@@ -267,10 +283,3 @@ def _noise_like(value: Tensor) -> Tensor:
     drawn = torch.randn(min(value.numel(), _DRAWN), generator=torch.Generator().manual_seed(0)).to(value)
     repeated = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()]
     return repeated.view(value.shape) * (value.std(correction=0).item() or 1.0)
-
-
-@contextlib.contextmanager
-def _single_precision(device: str) -> Iterator[None]:
-    """Leave out a surrounding autocast, which would compare numbers of different precision."""
-    with torch.autocast(device, enabled=False):
-        yield

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from gradfeat.contexts import callers_device
 from gradfeat.errors import ConfigurationError, GradfeatWarning, LinearizationError, did_you_mean
 from gradfeat.linearization.inplace import write_out_of_place
 
@@ -172,10 +173,10 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
                 "the network is in training mode; gradfeat uses it in evaluation mode, where batch norm applies its "
                 "running statistics (the network itself stays as it is)",
                 GradfeatWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     try:
-        with evaluation_mode(extractor), torch.no_grad(), _quiet_export():
+        with evaluation_mode(extractor), torch.no_grad(), callers_device(), _quiet_export():
             program = torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
     except ConfigurationError:
         raise
@@ -250,7 +251,7 @@ def _problem_of(value: Tensor, own: bool) -> str | None:
 def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Say so if the network cannot take the example at all, exported or not."""
     try:
-        with evaluation_mode(extractor), torch.no_grad():
+        with evaluation_mode(extractor), torch.no_grad(), callers_device():
             extractor(args, kwargs)
     except ConfigurationError:
         return  # it takes the example; what it returns is another matter
@@ -312,6 +313,17 @@ def _erase_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _write_dtypes(graph: fx.Graph) -> None:
+    """Write into operations that make tensors the dtype they made them in, which else is the process's default."""
+    for node in graph.nodes:
+        made, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+        if schema is None or not isinstance(made, Tensor) or node.kwargs.get("dtype") is not None:
+            continue
+        from_tensors = any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes)
+        if not from_tensors and any(argument.name == "dtype" and argument.kwarg_only for argument in schema.arguments):
+            node.kwargs = {**node.kwargs, "dtype": made.dtype}
+
+
 def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Captured:
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
@@ -340,6 +352,7 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
     aliases = _shared_names(network)
     _merge_shared(graph, values, constants, parameters, aliases)
     _erase_checks(graph)
+    _write_dtypes(graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
     features = output.args[0][0]
     graph.eliminate_dead_code()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from gradfeat.contexts import alone, plain
 from gradfeat.linearization.build import linearize
 from gradfeat.linearization.capture import Features
 from gradfeat.linearization.layout import agree
@@ -42,6 +43,8 @@ class Split(NamedTuple):
         )
 
 
+@alone()
+@plain()
 def linearize_lengths(
     network: nn.Module,
     example: Tensor,
@@ -128,6 +131,7 @@ class LengthGroups(Linearization):
                 total[name] += count * size
         return {name: size // max(1, len(group)) for name, size in total.items()}
 
+    @plain()
     def bottom(self, x: Any) -> Any:
         """Run what lies below θ₂ on texts (n, 2, length), each without the padding that its group does not need."""
         group = self.group_of(x)
@@ -139,6 +143,7 @@ class LengthGroups(Linearization):
             ),
         )
 
+    @plain()
     def primal(self, z0: Any) -> tuple[Tensor, Any]:
         """Return f(x), (n, d), and the residuals, a `Split`."""
         found = [None if part is None else self._of(i).primal(part) for i, part in enumerate(z0.parts)]
@@ -161,6 +166,7 @@ class LengthGroups(Linearization):
         """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
         return LengthGroups([self._of(i).full_precision() for i in range(len(self.members))], self.lengths)
 
+    @plain()
     def _pull(self, u: Tensor, residuals: Any, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:
         total: dict[str, Tensor] = {}
         calls: list[LayerCall] = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gradfeat.contexts import computing, plain, single_precision
 from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearization.capture import flatten_inputs
 from gradfeat.linearization.fold import Folding
@@ -93,6 +94,11 @@ class Linearization(nn.Module):
     by sample.
     """
 
+    # one's own, so that a network that another thread traces meanwhile, which replaces nn.Module's, is another matter
+    __call__: Callable[..., Any] = nn.Module.__call__
+    __getattr__ = nn.Module.__getattr__
+
+    @plain()
     def __init__(self, blueprint: Blueprint, theta2: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._blueprint = blueprint
@@ -127,6 +133,13 @@ class Linearization(nn.Module):
         return dict(self._blueprint.original)
 
     @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's own values, by name, as they were captured: all that f(x) is computed from."""
+        made = {folding.bias for folding in self._blueprint.foldings if not folding.had_bias}
+        values = {name: value for name, value in self._blueprint.parts.values.items() if name not in made}
+        return values | self._blueprint.original
+
+    @property
     def layer_kinds(self) -> dict[str, str]:
         """For each name of θ₂ the operation that uses it and its place there, e.g. ``"conv2d.weight"``."""
         return dict(self._blueprint.layer_kinds)
@@ -151,6 +164,8 @@ class Linearization(nn.Module):
         """Return f(x), (n, d)."""
         return self.primal(self.bottom(x))[0]
 
+    @computing()
+    @plain()
     def bottom(self, x: Any) -> Tensor | Residuals:
         """Run what lies below θ₂, once for each sample.
 
@@ -169,6 +184,8 @@ class Linearization(nn.Module):
         packed = tuple(layout.pack(value, n) for layout, value in zip(self._blueprint.z0_layouts, values, strict=True))
         return packed[0] if len(packed) == 1 else packed
 
+    @computing()
+    @plain()
     def primal(self, z0: Tensor | Residuals) -> tuple[Tensor, Residuals]:
         """Run the layers of θ₂ at θ̄₂.
 
@@ -187,6 +204,8 @@ class Linearization(nn.Module):
             packed = [features.new_empty((n, 0))]
         return features, tuple(packed)
 
+    @computing()
+    @single_precision()
     def tangent(self, w2: Mapping[str, Tensor], residuals: Residuals) -> Tensor:
         """Return J(x) w₂, (n, d): linear in w₂, and differentiable by autograd.
 
@@ -227,6 +246,8 @@ class Linearization(nn.Module):
         """
         return self._pull(u, residuals, layers=True)
 
+    @computing()
+    @plain()
     def _pull(self, u: Tensor, residuals: Residuals, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:
         values = [
             layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
@@ -234,6 +255,8 @@ class Linearization(nn.Module):
         u = u.to(residuals[0].device, self.dtype)
         return self._blueprint.transposer(self._tangent, self.theta2, values, u, layers=layers)
 
+    @computing()
+    @single_precision()
     def network(self, theta2: Mapping[str, Tensor], z0: Tensor | Residuals) -> Tensor:
         """Return f(x; θ₂), (n, d), for any θ₂: the ordinary network above z₀, differentiable by autograd (fine-tuning).
 
@@ -245,6 +268,8 @@ class Linearization(nn.Module):
         dtype = self.dtype
         return self._network(n, *[self._checked(name, theta2, dtype) for name in self._blueprint.names], *values)[0]
 
+    @computing()
+    @plain()
     def at(self, theta2: Mapping[str, Tensor]) -> Linearization:
         """Return the linearization of the same network at another θ̄₂; z₀ is the same."""
         checked = {name: self._checked(name, theta2, self.dtype) for name in self._blueprint.names}
@@ -252,6 +277,8 @@ class Linearization(nn.Module):
         moved = Linearization(self._blueprint, {name: value.to(parts.values[name]) for name, value in checked.items()})
         return moved.to(device=self.device, dtype=self.dtype)
 
+    @computing()
+    @plain()
     def full_precision(self) -> Linearization:
         """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
         if self.dtype not in (torch.float16, torch.bfloat16):
@@ -259,6 +286,7 @@ class Linearization(nn.Module):
         values = self._blueprint.parts.values
         return Linearization(self._blueprint, {name: values[name] for name in self._blueprint.names}).to(self.device)
 
+    @plain()
     def share_constants(self, other: Linearization) -> None:
         """Take the weights that a linearization of the same network has too from there, which frees one's own."""
         mine, theirs = self._blueprint.parts, other._blueprint.parts

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from gradfeat.contexts import alone
 from gradfeat.linearization.record import LayerCall, Recorder
 from gradfeat.linearization.rules.fallback import node_jvp
 
@@ -59,8 +60,10 @@ class Transposer:
         leaves = [u, *values, *constants.values()]
         key = (layers, *((v.shape, v.stride(), v.dtype, v.device) for v in leaves))
         arguments = ([theta2[name] for name in self.names], list(values), list(constants.values()), u)
-        if key not in self._traced and key in self._seen and len(self._traced) < _MOST:
-            self._traced[key] = self._trace(program, list(constants), arguments, layers)
+        if key not in self._traced and key in self._seen:
+            with alone():
+                if key not in self._traced and len(self._traced) < _MOST:  # no other thread has traced it meanwhile
+                    self._traced[key] = self._trace(program, list(constants), arguments, layers)
         self._seen.add(key)
         ready = self._traced.get(key)
         if ready is not None:

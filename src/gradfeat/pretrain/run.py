@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfeat.contexts import float32_by_default, plain
 from gradfeat.digests import digest_tensors
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.pretrain.bigan import BiGAN
@@ -46,6 +47,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {  # name -> the network for i
 _SHOWN = 8  # pictures in a row
 
 
+@plain()
 def pretrain_encoder(
     images: np.ndarray,
     labels: np.ndarray | None = None,
@@ -136,7 +138,7 @@ def pretrain_encoder(
             "random_state": random_state,
         }
         checkpoint = Checkpoint(folder, configuration, restart=not resume, every=checkpoint_every)
-    with seeded(random_state):
+    with float32_by_default(), seeded(random_state):
         shape: Any = tuple(x.shape[1:])
         encoder = NETWORKS[network](shape[0]) if isinstance(network, str) else network
         objective = cls(encoder, shape, **options)

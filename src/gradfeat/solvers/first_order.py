@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from gradfeat.contexts import computing
 from gradfeat.errors import ConvergenceError, DataError
 from gradfeat.solvers.schedule import Schedule
 
@@ -99,14 +100,15 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.at(iteration)
                 optimizer.zero_grad(set_to_none=True)
-                loss = step_loss(indices)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise ConvergenceError(
-                        f"the loss became {value} in epoch {len(history.loss) + 1} with {schedule}; the weights are "
-                        "those of the epoch before"
-                    )
-                loss.backward()
+                with computing():
+                    loss = step_loss(indices)
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        raise ConvergenceError(
+                            f"the loss became {value} in epoch {len(history.loss) + 1} with {schedule}; the weights "
+                            "are those of the epoch before"
+                        )
+                    loss.backward()
                 if schedule.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)
                 optimizer.step()

@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import Loss, Squared
 
@@ -67,6 +68,7 @@ class Probe:
     note: str = ""
 
 
+@plain()
 def fit_probe(
     f: Tensor,
     y: Tensor,
@@ -125,6 +127,7 @@ def fit_probe(
     return _probe(basis, solution, float(penalty), f, path, note)
 
 
+@plain()
 def fit_probes(
     f: Tensor,
     y: Tensor,
