@@ -43,6 +43,7 @@ from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.stages import HEAD, LINEARIZE, stages_of_fit
 from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
@@ -124,10 +125,14 @@ class GradientFeatureEstimator(BaseEstimator):
             raise
 
     def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
-        problem = self._prepare(X, y, loss, weight)
-        self._adopt(problem, self._fit_mode(problem))
+        progress = Progress(self.verbose)
+        with progress.whole(self.mode, stages_of_fit(self, len(y))):
+            problem = self._prepare(X, y, loss, weight, progress)
+            self._adopt(problem, self._fit_mode(problem, progress), progress)
 
-    def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
+    def _prepare(
+        self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None, progress: Progress | None = None
+    ) -> Problem:
         """Linearize the network, run the bottom on X, and fit the probe."""
         check_parameters(self)
         # what a callable or random weights were made from, so that `gradfeat.load` can make them again
@@ -150,7 +155,7 @@ class GradientFeatureEstimator(BaseEstimator):
             inputs, y, weight = inputs.subset(present), y[present], weight[present]
         else:
             cv = folds_among(cv, np.arange(len(y)), len(y))
-        progress = Progress(self.verbose)
+        progress = progress or Progress(self.verbose)
         example = inputs.example(3)
         self.backbone_ = backbone
         self.example_ = example
@@ -170,7 +175,7 @@ class GradientFeatureEstimator(BaseEstimator):
             checkpoint = Checkpoint(self.checkpoint, self._configuration(cv))
 
         def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
-            with progress.step("linearize"):
+            with progress.step(LINEARIZE):
                 linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
             targets = torch.as_tensor(y).to(linearization.device)
             if targets.is_floating_point():
@@ -282,7 +287,7 @@ class GradientFeatureEstimator(BaseEstimator):
             problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
         )
 
-    def _fit_mode(self, problem: Problem) -> Fit:
+    def _fit_mode(self, problem: Problem, progress: Progress) -> Fit:
         by_schedule = self.epochs is not None or self.clip_norm is not None
         if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode)[0] not in SOLVERS:
             warnings.warn(
@@ -300,12 +305,12 @@ class GradientFeatureEstimator(BaseEstimator):
                 GradfeatWarning,
                 stacklevel=3,
             )
-        fit = self._train(problem, self.mode, Progress(self.verbose))
+        fit = self._train(problem, self.mode, progress)
         for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
             warnings.warn(note, GradfeatWarning, stacklevel=3)
         return fit
 
-    def _adopt(self, problem: Problem, fit: Fit) -> None:
+    def _adopt(self, problem: Problem, fit: Fit, progress: Progress) -> None:
         """Take a fitted model as this estimator's own, and fit the head of its merged network."""
         self._model = fit.model
         self.loss_ = problem.loss
@@ -337,7 +342,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.merged_head_: MergedHead | None = None
         start = time.perf_counter()
         try:
-            with Progress(self.verbose).step("head of the merged network"):
+            with progress.step(HEAD):
                 self.merged_head_ = fit_head(
                     fit.model,
                     problem.store,

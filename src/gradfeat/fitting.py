@@ -246,7 +246,7 @@ def prepare(
                 own = slice(0, n)
         y = torch.cat([y] * views)
         weight = None if weight is None else torch.cat([weight] * views)
-    with progress.step("probe"):
+    with progress.step("probe") as done:
         found = resumed(
             checkpoint,
             "probe",
@@ -260,6 +260,7 @@ def prepare(
                     penalty=penalty,
                     cv=cv,
                     random_state=random_state,
+                    report=done,
                 )
             ),
             _pack_probe,
