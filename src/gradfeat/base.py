@@ -43,7 +43,7 @@ from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
-from gradfeat.stages import HEAD, LINEARIZE, stages_of_fit
+from gradfeat.stages import HEAD, LINEARIZE, NETWORK, stages_of_fit
 from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
@@ -137,14 +137,16 @@ class GradientFeatureEstimator(BaseEstimator):
         check_parameters(self)
         # what a callable or random weights were made from, so that `gradfeat.load` can make them again
         self._built_from: dict[str, Any] = {"X_shape": shape_of(X), "random_state": self._seed()}
-        backbone = resolve(
-            self.backbone,
-            weights=self.weights,
-            preprocessing=self.preprocessing,
-            image_size=self.image_size,
-            X_shape=self._built_from["X_shape"],
-            random_state=self._built_from["random_state"],
-        )
+        progress = progress or Progress(self.verbose)
+        with progress.step(NETWORK):
+            backbone = resolve(
+                self.backbone,
+                weights=self.weights,
+                preprocessing=self.preprocessing,
+                image_size=self.image_size,
+                X_shape=self._built_from["X_shape"],
+                random_state=self._built_from["random_state"],
+            )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
         if inputs.text_preprocessing is not None:  # other texts get the length of those that the model is fitted to
             backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
@@ -155,7 +157,6 @@ class GradientFeatureEstimator(BaseEstimator):
             inputs, y, weight = inputs.subset(present), y[present], weight[present]
         else:
             cv = folds_among(cv, np.arange(len(y)), len(y))
-        progress = progress or Progress(self.verbose)
         example = inputs.example(3)
         self.backbone_ = backbone
         self.example_ = example

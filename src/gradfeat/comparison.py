@@ -17,12 +17,13 @@ from gradfeat.approximation import Approximation, approximation
 from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.data.crops import check_crops
+from gradfeat.edges import edge_note
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.evaluation import agreement, mean_of_views, metrics_of, per_sample_of
 from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.linearization.theta2 import layers_of
-from gradfeat.model import MODES, GradientFeatureModel
+from gradfeat.model import MODES, OTHER_NAMES, GradientFeatureModel
 from gradfeat.progress import Progress, Stage
 from gradfeat.solvers.schedule import SOLVERS
 from gradfeat.stages import ACTIVATIONS, shared_stages, stages_of_mode
@@ -36,8 +37,11 @@ TITLES = {
     "map_11point": "mAP % 11-point",
     "r2": "R²",
     "rmse": "RMSE",
+    "mae": "MAE",
+    "macro_f1": "macro-F1 %",
+    "balanced_accuracy": "balanced accuracy %",
 }
-PERCENT = ("accuracy", "map_area", "map_11point")
+PERCENT = ("accuracy", "map_area", "map_11point", "macro_f1", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
@@ -287,6 +291,7 @@ def _side_by_side(
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
     samples: dict[str, dict[str, np.ndarray]] = {}
+    edges: list[str] = []
     interrupted = False
     for k, mode in enumerate(estimators, 1):
         progress.part(f"{mode} (model {k} of {len(estimators)})")
@@ -313,6 +318,9 @@ def _side_by_side(
         estimators[mode]._adopt(problem, fit, progress)
         fitted[mode], outputs[mode] = estimators[mode], logits
         notes.extend(fit.notes)
+        edge = edge_note(estimators[mode], problem.n)
+        notes.extend([f"{mode}: {edge}"] if edge and edge not in edges else [])
+        edges.append(edge)
         if _interrupted(fit):
             interrupted = True
             break
@@ -339,15 +347,24 @@ def _side_by_side(
     return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found, interrupted, verdict)
 
 
-def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
-    """Refuse arguments that cannot be meant; return the estimators' class."""
+def check_modes(modes: Sequence[str]) -> None:
+    """Refuse modes that there are not.
+
+    Raises:
+        ConfigurationError: An unknown mode, or one twice.
+    """
     if isinstance(modes, str) or not modes or len(set(modes)) < len(modes):
         raise ConfigurationError(f"modes must be some of {', '.join(MODES)}, each once, not {modes!r}")
     for mode in modes:
         if mode not in MODES:
             raise ConfigurationError(
-                f"modes: {mode!r} is not one of {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}"
+                f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES, OTHER_NAMES)}"
             )
+
+
+def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
+    """Refuse arguments that cannot be meant; return the estimators' class."""
+    check_modes(modes)
     if task not in ("classification", "regression"):
         raise ConfigurationError(f"task must be 'classification' or 'regression', not {task!r}")
     cls = GradientFeatureClassifier if task == "classification" else GradientFeatureRegressor

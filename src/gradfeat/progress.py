@@ -241,7 +241,8 @@ class _Lines:
     """A line where a stage has begun, and every half minute."""
 
     def __init__(self, work: _Work, stream: TextIO | None) -> None:
-        self.work, self.stream = work, stream
+        # as it is now: it may be silenced for a while, as where a network is captured
+        self.work, self.stream = work, sys.stderr if stream is None else stream
         self.last = work.start
         self.announced = -1  # place of the stage that has its line
         self.told = 0  # finished stages that need no more words
@@ -273,9 +274,8 @@ class _Lines:
 
     def _line(self, time: float, text: str) -> None:
         title = f"{self.work.title}: " if self.work.title else ""
-        stream = self.stream if self.stream is not None else sys.stderr
-        stream.write(f"[{_clock_face(time - self.work.start)}] {title}{text}\n")
-        stream.flush()
+        self.stream.write(f"[{_clock_face(time - self.work.start)}] {title}{text}\n")
+        self.stream.flush()
         self.last = time
 
 

@@ -1,7 +1,7 @@
 """What a fit consists of, and what its stages cost roughly, so that its progress knows the whole.
 
-Costs are in passes over the samples, and need not be right: what stages take is learnt as they go. Linearizing does not
-depend on the number of samples, so it says nothing about the rest.
+Costs are in passes over the samples, and need not be right: what stages take is learnt as they go. Making the network
+and linearizing it do not depend on the number of samples, so they say nothing about the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gradfeat.solvers.finetune import FINETUNE_GRID, trial_of
 from gradfeat.solvers.schedule import SOLVERS, paper_schedule
 from gradfeat.training import TRIAL_LENGTH
 
-LINEARIZE, HEAD = "linearize", "head of the merged network"
+NETWORK, LINEARIZE, HEAD = "network", "linearize", "head of the merged network"
 
 ACTIVATIONS, _PROBE, _SPLIT, _FIT, _HEAD, _ROUND, _EPOCH = 2.0, 0.2, 2.5, 0.5, 0.3, 1.0, 0.1
 
@@ -26,7 +26,7 @@ def stages_of_fit(estimator: Any, n: int) -> list[Stage]:
 
 def shared_stages() -> list[Stage]:
     """Return the stages that all modes share."""
-    return [Stage(LINEARIZE), Stage("activations", ACTIVATIONS), Stage("probe", _PROBE)]
+    return [Stage(NETWORK), Stage(LINEARIZE), Stage("activations", ACTIVATIONS), Stage("probe", _PROBE)]
 
 
 def stages_of_mode(estimator: Any, mode: str, n: int) -> list[Stage]:

@@ -83,6 +83,7 @@ def demo(
 
 @app.command()
 def fit(
+    context: typer.Context,
     data: DataPath,
     backbone: BackboneName,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the fitted model.")] = Path("model.safetensors"),
@@ -124,6 +125,7 @@ def fit(
 ) -> None:
     """Fit one model to labelled data and save it as one file."""
     from gradfeat.cli.commands import Settings, Source, fit_command
+    from gradfeat.cli.given import Given
 
     settings = Settings(
         backbone=backbone,
@@ -153,11 +155,12 @@ def fit(
         json=json,
     )
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    fit_command(data, split, source, settings, mode, out, pictures)
+    fit_command(data, split, source, settings, mode, out, pictures, Given.of(context))
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     data: DataPath,
     backbone: BackboneName,
     out: Annotated[
@@ -201,6 +204,7 @@ def compare(
 ) -> None:
     """Fit the four models of the method and show them side by side."""
     from gradfeat.cli.commands import Settings, Source, compare_command
+    from gradfeat.cli.given import Given
 
     settings = Settings(
         backbone=backbone,
@@ -230,11 +234,12 @@ def compare(
         json=json,
     )
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    compare_command(data, test_data, split, test_split, source, settings, modes, out, crops)
+    compare_command(data, test_data, split, test_split, source, settings, modes, out, crops, Given.of(context))
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: Annotated[
         Path,
@@ -257,16 +262,22 @@ def predict(
 ) -> None:
     """Predict classes and probabilities with a saved model."""
     from gradfeat.cli.commands import Source
+    from gradfeat.cli.given import Given
     from gradfeat.cli.saved import predict_command
 
     source = Source(data_format, skip_unreadable, text_column, encoding=encoding, seconds=seconds)
-    predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
+    predict_command(model, data, out, split, source, backbone, weights, json, crops, device, Given.of(context))
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: DataPath,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG to draw: which classes are taken for which; for regression predictions and targets."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
     crops: Crops = 1,
     data_format: Format = "auto",
@@ -284,10 +295,11 @@ def evaluate(
 ) -> None:
     """Judge a saved model on labelled data."""
     from gradfeat.cli.commands import Source
+    from gradfeat.cli.given import Given
     from gradfeat.cli.saved import evaluate_command
 
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
+    evaluate_command(model, data, split, source, backbone, weights, json, crops, device, picture, Given.of(context))
 
 
 @app.command()
