@@ -294,7 +294,7 @@ def _side_by_side(
     edges: list[str] = []
     interrupted = False
     for k, mode in enumerate(estimators, 1):
-        progress.part(f"{mode} (model {k} of {len(estimators)})")
+        progress.part(f"{mode} (model {k}/{len(estimators)})")
         try:
             fit = base._train(problem, mode, progress)
             if _interrupted(fit) and _epochs(fit) == 0:

@@ -24,6 +24,7 @@ EVERY = 30.0
 """Seconds from one line to the next in a stage."""
 
 _TICK = 0.25  # seconds between two looks at the clock
+_LISTED = 4  # brief stages that a line names
 _ENOUGH = 0.04  # share of a stage from which on its own pace says how long it takes
 
 
@@ -113,6 +114,8 @@ class Forecast:
 class _Display(Protocol):
     def tick(self, time: float) -> None: ...
 
+    def part(self, time: float) -> None: ...
+
     def close(self, time: float, finished: bool) -> None: ...
 
 
@@ -176,6 +179,7 @@ class Progress:
         """Give the present piece of work another title: that of the model whose turn it is."""
         if self._work is not None:
             with self._lock:
+                self._work.display.part(self._clock())
                 self._work.title = title
 
     @contextmanager
@@ -261,6 +265,9 @@ class _Lines:
         more = f", {_about(left)} left" if left is not None and left > BRIEF else ""
         self._line(time, f"{self.work.stage()}{more}")
 
+    def part(self, time: float) -> None:
+        self._brief(time)
+
     def close(self, time: float, finished: bool) -> None:
         if self.work.summary and finished:
             self._brief(time)
@@ -268,9 +275,15 @@ class _Lines:
 
     def _brief(self, time: float) -> None:
         """Name the stages that were too short for a line each."""
-        brief = self.work.forecast.finished[self.told :]
-        if brief and self.work.summary:
+        finished = self.work.forecast.finished
+        brief, self.told = finished[self.told :], max(self.told, len(finished))
+        if not brief or not self.work.summary:
+            return
+        if len(brief) <= _LISTED:
             self._line(time, ", ".join(f"{stage.name} {_took(spent)}" for stage, spent in brief))
+            return
+        spent = sum(spent for _, spent in brief)
+        self._line(time, f"{brief[0][0].name} to {brief[-1][0].name}, {len(brief)} stages {_took(spent)}")
 
     def _line(self, time: float, text: str) -> None:
         title = f"{self.work.title}: " if self.work.title else ""
@@ -290,10 +303,10 @@ class _Bar:
         self.work = work
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True, min_width=17)),
+            TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True, min_width=15)),
         )
         self.bars = Bars(*columns, console=console, transient=True, expand=True)
         self.task = self.bars.add_task(work.title, total=1.0, left="")
@@ -306,6 +319,9 @@ class _Bar:
         share = work.forecast.share(time, work.start)
         self.bars.update(self.task, description=title, completed=share, left=f"{_about(left)} left" if left else "")
 
+    def part(self, time: float) -> None:
+        pass
+
     def close(self, time: float, finished: bool) -> None:
         self.bars.stop()
 
@@ -316,7 +332,7 @@ def _terminal() -> Any:
         return None
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # as it is now, as of lines
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
@@ -325,10 +341,10 @@ def _about(seconds: float) -> str:
 
     Example:
         >>> _about(4), _about(43), _about(312), _about(7_500)
-        ('a few seconds', 'about 40 s', 'about 5 min', 'about 2 h 5 min')
+        ('under 10 s', 'about 40 s', 'about 5 min', 'about 2 h 5 min')
     """
     if seconds < 10:
-        return "a few seconds"
+        return "under 10 s"
     if seconds < 55:
         return f"about {10 * round(seconds / 10)} s"
     minutes = max(1, round(seconds / 60))

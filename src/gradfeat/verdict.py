@@ -145,24 +145,13 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
     tried = len(modes) - 1
     said = f"{best} is {found} {name}" if main == "accuracy" else f"{best} has a {found} than {name}"
     if found.value <= 0 or found.chance >= UNLIKELY:
-        text = (
-            f"{said}: no difference that these {n:,} test samples can show{_resolution(found)}. Ship {name}: it is "
-            "simpler and faster."
-        )
+        text = f"{said}: no difference that these {n:,} test samples can show. Ship {name}: it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
     text = f"{said} on {n:,} test samples: likely a real gain"
     if tried > 1 and found.chance * tried >= UNLIKELY:
         text += f", though as the best of {tried} that were tried on the same samples it looks better than it is"
     text += f". Ship {best}{_rivals(best, modes, main, samples)}."
     return Verdict(best, best, text, differences)
-
-
-def _resolution(found: Difference) -> str:
-    """Say which differences are too small to be seen."""
-    if not found.error > 0:
-        return ""
-    least = 2 * found.error
-    return f" (under some {100 * least:.1f} points none is)" if found.metric == "accuracy" else ""
 
 
 def _also(differences: Sequence[Difference], main: str) -> str:

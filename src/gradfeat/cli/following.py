@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from gradfeat.cli.given import Given, command
+from gradfeat.cli.given import Given, command, wrapped
 from gradfeat.cli.idle import used
 from gradfeat.cli.show import note
 from gradfeat.comparison import Comparison
@@ -91,13 +92,13 @@ def after_compare(
 
 
 def say_verdict(text: str, following: str) -> None:
-    """Show a verdict and the next command; the command in one line, so that it can be copied."""
+    """Show a verdict and the next command, so that it can be copied into a shell."""
     if text:
         note(False, "")
         note(False, text)
     note(False, "")
     note(False, "Next:")
-    sys.stdout.write(f"  {following}\n")
+    sys.stdout.write(f"{wrapped(following, shutil.get_terminal_size().columns)}\n")
 
 
 def _of_predict() -> tuple[str, ...]:

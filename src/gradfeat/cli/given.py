@@ -60,3 +60,27 @@ def command(name: str, *parts: str | Path) -> str:
         "gradfeat evaluate 'my model.safetensors' data"
     """
     return shlex.join(["gradfeat", name, *map(str, parts)])
+
+
+def wrapped(line: str, width: int) -> str:
+    r"""Return a command line in several lines, which a shell takes for one; a single word may be longer than a line.
+
+    Example:
+        >>> print(wrapped("gradfeat evaluate model.safetensors data --crops 10", 48))
+        gradfeat evaluate \
+          --crops 10
+    """
+    words = [shlex.quote(word) for word in shlex.split(line)]
+    groups, rest = [" ".join(words[:2])], words[2:]
+    while rest:
+        pair = rest[0].startswith("-") and len(rest) > 1 and not rest[1].startswith("-")
+        groups.append(" ".join(rest[: 1 + pair]))
+        rest = rest[1 + pair :]
+    lines = [groups[0]]
+    for group in groups[1:]:
+        longer = f"{lines[-1]} {group}"
+        if len(longer) <= width - 2:  # room for the backslash
+            lines[-1] = longer
+        else:
+            lines.append(f"  {group}")
+    return " \\\n".join(lines)
