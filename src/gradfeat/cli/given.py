@@ -67,7 +67,7 @@ def wrapped(line: str, width: int) -> str:
 
     Example:
         >>> print(wrapped("gradfeat evaluate model.safetensors data --crops 10", 48))
-        gradfeat evaluate \
+        gradfeat evaluate model.safetensors data \
           --crops 10
     """
     words = [shlex.quote(word) for word in shlex.split(line)]
