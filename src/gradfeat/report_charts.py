@@ -48,14 +48,17 @@ def report_chart(path: str | Path, report: Report, title: str = "") -> Path:
 
 
 def _confusion(report: ClassReport) -> Any:
+    from matplotlib.colors import PowerNorm
+
     c = len(report.names)
     share = np.nan_to_num(report.confusion / np.maximum(report.support, 1)[:, None])
     cell = 0.42 if c <= COUNTED else 0.2 if c <= NAMED else 0.0
     side = max(cell * c, 2.2) if cell else 7.0
     listed = report.confused(_PAIRS) if c > COUNTED else []
-    figure = _figure(side + 2.6 + (4.0 if listed else 0), side + 1.6)
-    axes, text = figure.subplots(1, 2, width_ratios=(side, 4)) if listed else (figure.subplots(), None)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+    figure = _figure(side + 2.6 + (3.4 if listed else 0), side + (2.4 if c <= NAMED else 1.4))
+    axes, text = figure.subplots(1, 2, width_ratios=(side + 1.5, 3)) if listed else (figure.subplots(), None)
+    norm = PowerNorm(0.5 if c > COUNTED else 1.0, vmin=0, vmax=1)  # among many classes each error is rare
+    image = axes.imshow(share, cmap="Blues", norm=norm, aspect="equal", interpolation="nearest")
     if c <= NAMED:
         names = [_short(name) for name in report.names]
         size = 8 if c <= COUNTED else 6
