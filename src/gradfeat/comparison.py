@@ -291,7 +291,7 @@ def _side_by_side(
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
     samples: dict[str, dict[str, np.ndarray]] = {}
-    edges: list[str] = []
+    edges: dict[str, str] = {}
     interrupted = False
     for k, mode in enumerate(estimators, 1):
         progress.part(f"{mode} (model {k}/{len(estimators)})")
@@ -319,8 +319,8 @@ def _side_by_side(
         fitted[mode], outputs[mode] = estimators[mode], logits
         notes.extend(fit.notes)
         edge = edge_note(estimators[mode], problem.n)
-        notes.extend([f"{mode}: {edge}"] if edge and edge not in edges else [])
-        edges.append(edge)
+        if edge and edge not in edges.values():
+            edges[mode] = edge
         if _interrupted(fit):
             interrupted = True
             break
@@ -339,6 +339,7 @@ def _side_by_side(
         if found is not None and "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
     progress.part("compare")
+    notes = [*(f"{mode}: {edge}" for mode, edge in edges.items()), *notes]
     verdict = None
     if rows:
         main = next(iter(rows[0].metrics))
