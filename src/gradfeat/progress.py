@@ -24,6 +24,7 @@ EVERY = 30.0
 """Seconds from one line to the next in a stage."""
 
 _TICK = 0.25  # seconds between two looks at the clock
+_INSTANT = 0.05  # seconds of a stage that is not worth a word
 _LISTED = 4  # brief stages that a line names
 _ENOUGH = 0.04  # share of a stage from which on its own pace says how long it takes
 
@@ -189,8 +190,8 @@ class Progress:
             yield _silent
             return
         if self._work is None:
-            with self.whole("", summary=False), self.step(name) as report:
-                yield report
+            with self.whole("", summary=False), self.step(name) as alone:
+                yield alone
             return
         forecast = self._work.forecast
         if forecast.now is not None:  # a stage within a stage is no news
@@ -276,7 +277,8 @@ class _Lines:
     def _brief(self, time: float) -> None:
         """Name the stages that were too short for a line each."""
         finished = self.work.forecast.finished
-        brief, self.told = finished[self.told :], max(self.told, len(finished))
+        brief = [(stage, spent) for stage, spent in finished[self.told :] if spent >= _INSTANT]
+        self.told = max(self.told, len(finished))
         if not brief or not self.work.summary:
             return
         if len(brief) <= _LISTED:

@@ -293,6 +293,7 @@ def choose_penalties(
         best: list[Subspace] = []
         start: Weights | None = None
         w2: Weights | None
+        each: Tensor | None
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
@@ -302,10 +303,11 @@ def choose_penalties(
             if kept is None:
                 problems = path.begun(i)
                 losses = path.losses(problems)
-                w2, each = path.mean_w2(problems, losses)
+                w2, new = path.mean_w2(problems, losses)
+                each = new
                 lengths[i] = problems[0].length
                 values = {"passes": path.passes - before, "length": lengths[i]}
-                tensors = {"losses": torch.from_numpy(losses), "by sample": each, **named_w2(w2)}
+                tensors = {"losses": torch.from_numpy(losses), "by sample": new, **named_w2(w2)}
                 keep_part(checkpoint, name, Part(values, tensors), generator)
             else:
                 losses, problems = kept.tensors["losses"].numpy(), []

@@ -143,7 +143,10 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
     found = others[best]
     tried = len(modes) - 1
-    said = f"{best} is {found} {name}" if main == "accuracy" else f"{best} has a {found} than {name}"
+    said = f"{best} is {found} {name}"
+    if main != "accuracy":
+        levels = f"{scores[best]:.3g} ({scores[simplest]:.3g} of {name})"
+        said = f"{best} has the best {title}, {levels}, and a {found}"
     if found.value <= 0 or found.chance >= UNLIKELY:
         text = f"{said}: no difference that these {n:,} test samples can show. Ship {name}: it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
@@ -182,8 +185,7 @@ def verdict_of_choice(choice: Choice) -> Verdict:
     if not probes or not gradients:
         return Verdict(None, choice.mode, "")
     probe, gradient = min(probes), min(gradients)
-    here = "on held-out training data"
-    levels = f"{here} the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
+    levels = f"On held-out training data the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
     if not choice.gradients:
         text = f"{levels}: the model is the probe. --mode activation gives the same, faster."
         return Verdict("activation", "activation", text)

@@ -232,7 +232,7 @@ def test_fit_says_what_the_gradient_term_was_worth_and_how_to_go_on(
     path = tmp_path / "m.safetensors"
     found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, "--metric", "plain")
     assert found.code == 0, found.err
-    assert "on held-out training data the loss is" in " ".join(found.out.split())
+    assert "On held-out training data the loss is" in " ".join(found.out.split())
     words = following(found.out)
     assert words[1] in ("compare", "evaluate")
     assert words[2] in (str(pictures), str(path))

@@ -134,7 +134,7 @@ def test_regression_and_several_labels_have_their_own_pairs() -> None:
     samples = {"activation": {"squared_error": errors}, "full": {"squared_error": 0.5 * errors}}
     found = verdict_of({"activation": 0.5, "full": 0.75}, "R²", samples)
     assert found.ship == "full"
-    assert "full has a squared error lower by 0.2" in found.text
+    assert "full has the best R², 0.75 (0.5 of activation (the probe)), and a squared error lower by 0.2" in found.text
     # the mean average precision is higher, and the samples' loss is not
     samples = {"activation": {"log_loss": errors}, "full": {"log_loss": errors + 0.1}}
     found = verdict_of({"activation": 0.5, "full": 0.51}, "mAP", samples)

@@ -193,7 +193,7 @@ def fit_command(
         _keep_choice(estimator, pictures)
     verdict = None if estimator.choice_ is None else verdict_of_choice(estimator.choice_)
     edge = edge_note(estimator, len(dataset))
-    following = after_fit(given, data, settings.backbone, path, mode, verdict, has_test_part(data, dataset))
+    following = after_fit(given, data, settings.backbone, path, mode, estimator.choice_, has_test_part(data, dataset))
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
     result = {

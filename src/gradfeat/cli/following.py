@@ -15,7 +15,8 @@ from gradfeat.comparison import Comparison
 from gradfeat.data import Dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.load import official
-from gradfeat.verdict import Verdict
+from gradfeat.selection import Choice
+from gradfeat.verdict import verdict_of_choice
 
 READING = ("data_format", "text_column", "label_column", "image_column", "image_root", "encoding", "seconds")
 """Options that say how data are read, of all commands."""
@@ -42,7 +43,7 @@ def has_test_part(data: Path, dataset: Dataset) -> bool:
 
 
 def after_fit(
-    given: Given, data: Path, backbone: str, model: Path, mode: str, verdict: Verdict | None, test: bool
+    given: Given, data: Path, backbone: str, model: Path, mode: str, choice: Choice | None, test: bool
 ) -> str:
     """Return the command to run after a fit.
 
@@ -52,14 +53,14 @@ def after_fit(
         backbone: The backbone.
         model: The file that was written.
         mode: Of the model.
-        verdict: Of the choice of penalties, where there was one.
+        choice: Of its penalties, where there was one.
         test: Whether the data have a test part.
     """
     reading = given.options((*READING, *BACKBONE))
     if not test:
         return command("predict", model, data, *given.options((*_of_predict(), *BACKBONE)))
-    sure = mode == "activation" or (verdict is not None and verdict.ship == mode)
-    if sure:
+    sure = choice is not None and choice.gain_error is not None and verdict_of_choice(choice).ship == mode
+    if sure or mode == "activation":
         return command("evaluate", model, data, *reading, "--picture", model.with_suffix(".png"))
     modes = ["activation", *([mode] if mode != "activation" else [])]
     names = [name for name in given.values if name not in _NOT_OF_COMPARE]
@@ -83,7 +84,7 @@ def after_compare(
     if out is not None:
         options = given.options((*READING, *BACKBONE, "crops"))
         split = ["--split", test_split] if test_split != "test" else []
-        picture = ["--picture", out / "confusion.png"]
+        picture = ["--picture", str(out / "confusion.png")]
         return command("evaluate", out / f"{ship}.safetensors", test_data or data, *split, *options, *picture)
     names = [name for name in given.values if name not in _NOT_OF_FIT]
     return command(

@@ -26,7 +26,9 @@ def show_report(report: Report) -> None:
     columns = report.columns()
     places = worst(report) if len(report.names) > SHOWN else list(range(len(report.names)))
     header = [what, *(_TITLES.get(name, name) for name in columns)]
-    rows = [[report.names[i], *(_cell(values[i]) for values in columns.values())] for i in places]
+    cells = [[_cell(values[i]) for values in columns.values()] for i in places]
+    widths = [max(map(len, [*column, *name.split()])) for name, *column in zip(header[1:], *cells, strict=True)]
+    rows = [[report.names[i], *map(str.rjust, row, widths)] for i, row in zip(places, cells, strict=True)]
     title = None
     if len(places) < len(report.names):
         by = "F1" if what == "class" else "average precision"
