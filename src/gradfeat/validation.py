@@ -261,7 +261,8 @@ def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -
         if not all(_is_number(value) and value >= 0 for value in class_weight.values()):
             raise ConfigurationError(f"class_weight must hold numbers from 0, not {class_weight!r}")
     elif class_weight != "balanced":
-        raise ConfigurationError(f"class_weight must be None, 'balanced' or a dict, not {class_weight!r}")
+        meant = did_you_mean(str(class_weight), ["balanced"])
+        raise ConfigurationError(f"class_weight must be None, 'balanced' or a dict, not {class_weight!r}.{meant}")
     weight[present] *= compute_sample_weight(class_weight, y[present])
     if not weight.any():
         raise DataError("all samples have weight zero, by class_weight or sample_weight")

@@ -304,6 +304,7 @@ def evaluate(
 
 @app.command()
 def inspect(
+    context: typer.Context,
     backbone: Annotated[
         str,
         typer.Argument(
@@ -320,9 +321,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
+    from gradfeat.cli.given import Given
     from gradfeat.cli.inspect import run
 
-    run(backbone, weights, theta2, image_size, most, json)
+    run(backbone, weights, theta2, image_size, most, json, Given.of(context))
 
 
 @app.command()

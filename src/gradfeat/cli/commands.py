@@ -108,8 +108,15 @@ class Settings:
 
 
 def names_of(theta2: list[str] | None) -> list[str]:
-    """Return the names of θ₂, which may be given in several options or separated by commas."""
-    return [name for given in theta2 or [] for part in given.split(",") if (name := part.strip())]
+    """Return the names of θ₂, which may be given in several options or separated by commas.
+
+    Raises:
+        ConfigurationError: It was given, and names nothing.
+    """
+    names = [name for given in theta2 or [] for part in given.split(",") if (name := part.strip())]
+    if theta2 and not names:
+        raise ConfigurationError("--theta2 names nothing: give modules or parameters, or leave it out")
+    return [] if names == ["auto"] else names
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:
@@ -251,6 +258,7 @@ def compare_command(
     train = read(data, split, source)
     check_part(data, split, "train", train)
     test = read(test_data or data, test_split, source)
+    check_part(test_data or data, test_split, "test", test, "--test-split")
     _check_apart(data, test_data, train, test)
     refuse(given, idle_for_data(given, kind_of(train, data, source.format), train.task))
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
@@ -319,14 +327,14 @@ def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Datas
     )
 
 
-def check_part(data: Path, split: str, usual: str, dataset: Dataset) -> None:
+def check_part(data: Path, split: str, usual: str, dataset: Dataset, option: str = "--split") -> None:
     """Refuse another part than the usual one of data that have none.
 
     Raises:
         ConfigurationError: The data have no parts.
     """
     if dataset.split == WHOLE and split != usual:
-        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out --split")
+        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out {option}")
 
 
 def _note_checkpoint(settings: Settings) -> None:

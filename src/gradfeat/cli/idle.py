@@ -87,7 +87,7 @@ def idle_for_data(given: Given, kind: str, task: str | None = None, table: bool 
     if kind != TEXTS:
         found["max_length"] = f"it is for texts, and the data are {kind}"
     if not table:
-        found |= dict.fromkeys(("text_column", "encoding"), f"it is for tables, and the data are {kind} in files")
+        found |= dict.fromkeys(("text_column", "encoding"), "it is for tables, and the data are none")
     if kind != RECORDINGS:
         found["seconds"] = f"it is for recordings (WAV files), and the data are {kind}"
     if task in ("regression", "multilabel"):

@@ -27,7 +27,7 @@ from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, is_table, load_texts
-from gradfeat.errors import DataError, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.evaluation import metrics_of
 from gradfeat.report import report_of
 from gradfeat.report_charts import report_chart
@@ -94,6 +94,8 @@ def evaluate_command(
 ) -> None:
     """Show the metrics of a saved model, class by class, and draw what it confuses."""
     check_file(picture)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
     estimator = _load(model, backbone, weights, json, device)
     _refuse_idle(given, estimator, data.expanduser(), source, estimator.loss_.task)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
