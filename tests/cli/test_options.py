@@ -317,3 +317,22 @@ def test_json_and_predictions_are_all_of_standard_output(run: Any, model: Path, 
     found = run("predict", model, pictures / "test")
     assert len(list(csv.DictReader(found.out.splitlines()))) == 12
     assert found.err == ""
+
+
+def test_inspect_refuses_too(run: Any, model: Path, encoder: Path) -> None:
+    assert "--most would do nothing" in run("inspect", model, "--most", "2").err
+    assert "--most would do nothing" in run("inspect", encoder, "--theta2", "blocks.0", "--most", "2").err
+    assert run("inspect", model, "--json").code == 0
+    several = run("inspect", encoder, "--theta2", "blocks.0,blocks.1", "--json")
+    assert several.json["rows"][0]["name"] == "blocks.0, blocks.1"
+
+
+def test_a_part_of_data_without_parts_and_a_list_without_names(run: Any, pictures: Path) -> None:
+    options = ("-b", "gradfeat/none", "--test-data", pictures / "test", "--test-split", "val")
+    assert "leave out --test-split" in run("compare", pictures / "train", *options).err
+    assert "--theta2 names nothing" in run("fit", pictures, "-b", "gradfeat/none", "--theta2", " , ").err
+
+
+def test_a_picture_is_a_png(run: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert "ends in .png" in run("evaluate", model, pictures, "--picture", tmp_path / "confusion.jpg").err
+    assert list(tmp_path.iterdir()) == []

@@ -290,3 +290,54 @@ def test_compare_names_each_of_its_models(capsys: pytest.CaptureFixture[str], mo
 
 def test_a_line_comes_every_half_minute() -> None:
     assert EVERY == 30.0
+
+
+# ---- on a terminal ------------------------------------------------------------------------------
+
+
+def _bars(progress: Any) -> Any:
+    return progress._work.display.bars
+
+
+def test_on_a_terminal_there_is_one_bar_for_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, legacy_windows=False)
+    monkeypatch.setattr(module, "_terminal", lambda: console)
+    clock = Clock()
+    progress = Progress(True, clock=clock, watch=False)
+    with progress.whole("compare", [Stage("activations", 1), Stage("penalties", 3)]):
+        with progress.step("activations") as done:
+            clock.now += 10
+            done(1, 2)
+            _bars(progress).refresh()
+            clock.now += 10
+        progress.part("gradient (model 2/4)")
+        with progress.step("penalties") as done:
+            clock.now += 20
+            done(1, 3)
+            _bars(progress).refresh()
+            bars = _bars(progress).tasks
+            assert len(bars) == 1
+            assert bars[0].completed == pytest.approx(0.5)  # 40 s of 80
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    rows = [row.strip() for row in re.split(r"[\r\n]", drawn) if row.strip()]
+    assert any(row.startswith("compare: activations, 1 of 2") for row in rows)
+    last = [row for row in rows if row.startswith("gradient (model 2/4): penalties, 1 of 3")][-1]
+    assert " 50%" in last
+    assert last.endswith("about 40 s left")
+    assert "done in" not in drawn
+
+
+def test_lines_where_a_terminal_cannot_redraw(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dumb(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Dumb())
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert module._terminal() is None
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert module._terminal() is None
