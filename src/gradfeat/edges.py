@@ -18,7 +18,8 @@ def edge_note(estimator: Any, n: int) -> str:
     """Say of an estimator fitted to n samples which choices lie at the edge of their grid; nothing where none does."""
     parts = [
         probe_edge(estimator.probe_),
-        choice_edge(estimator.choice_, estimator.probe_, n),
+        # rounds choose their own penalties, and take none that are given
+        "" if estimator.rounds_ is not None else choice_edge(estimator.choice_, estimator.probe_, n),
         rate_edge(estimator.selection_),
     ]
     return "; ".join(part for part in parts if part)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import binomtest, t
 
 from gradfeat.model import MODES
 from gradfeat.selection import Choice
+
+if TYPE_CHECKING:
+    from gradfeat.rounds import Rounds
 
 UNLIKELY = 0.05
 """Chance of so large a difference between models that are equally good, below which it is called likely real."""
@@ -176,6 +179,23 @@ def _rivals(best: str, modes: Sequence[str], main: str, samples: Mapping[str, Ma
         if mode != best and paired(best, mode, main, samples[best][main], samples[mode][main]).chance >= UNLIKELY
     ]
     return f"; {' and '.join(near)} cannot be told from it on these samples" if near else ""
+
+
+def verdict_of_fit(choice: Choice, rounds: Rounds | None = None) -> Verdict:
+    """Say what the gradient term was worth on held-out training data, and what rounds did after that.
+
+    Args:
+        choice: Of the penalties.
+        rounds: Moves of θ̄₂ after it, whose worth samples do not tell one by one.
+    """
+    first = verdict_of_choice(choice)
+    if rounds is None or not first.text:
+        return first
+    text = (
+        f"With one linearization: {first.text} In rounds the loss went from {rounds.start:.4g} to "
+        f"{rounds.last_loss:.4g} on one held-out part: test data tell what that is worth."
+    )
+    return Verdict(choice.mode, choice.mode, text)
 
 
 def verdict_of_choice(choice: Choice) -> Verdict:

@@ -20,7 +20,7 @@ from gradfeat.selection import GRID, HEADS, HEAVIER, Choice, Tried
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
-from gradfeat.verdict import paired, verdict_of, verdict_of_choice
+from gradfeat.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
 
 
 def right(share: float, n: int) -> np.ndarray:
@@ -191,6 +191,11 @@ def test_the_gain_of_a_choice_is_judged_with_its_error() -> None:
     assert "the model is the probe" in none.text
     gradient = choice(mode="gradient", path=[Tried(1.0, 1.0, 1.0, 0.5)])
     assert verdict_of_choice(gradient).text == ""
+    rounds: Any = SimpleNamespace(start=2.0, last_loss=0.5)
+    moved = verdict_of_fit(choice(gain=0.1, gain_error=0.08, judged=200), rounds)
+    assert moved.ship == "full"
+    assert moved.text.startswith("With one linearization: On held-out training data the loss is 0.9 with")
+    assert "In rounds the loss went from 2 to 0.5 on one held-out part" in moved.text
 
 
 def test_a_choice_knows_the_gain_of_the_gradient_term_sample_by_sample(tmp_path: Any) -> None:
@@ -255,6 +260,7 @@ def test_a_learning_rate_at_the_edge_is_said() -> None:
 
 def test_one_note_of_all_edges() -> None:
     estimator = SimpleNamespace(
+        rounds_=None,
         probe_=probe(0, 13),
         choice_=None,
         selection_=Selection(FINETUNE_GRID[3], [(candidate, 0.0) for candidate in FINETUNE_GRID]),

@@ -27,7 +27,7 @@ from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegres
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
 from gradfeat.plots import choice_charts
-from gradfeat.verdict import verdict_of_choice
+from gradfeat.verdict import verdict_of_fit
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,12 @@ def fit_command(
     path = estimator.save(out)
     if pictures is not None:
         _keep_choice(estimator, pictures)
-    verdict = None if estimator.choice_ is None else verdict_of_choice(estimator.choice_)
+    choice, rounds = estimator.choice_, estimator.rounds_
+    verdict = None if choice is None else verdict_of_fit(choice, rounds)
     edge = edge_note(estimator, len(dataset))
-    following = after_fit(given, data, settings.backbone, path, mode, estimator.choice_, has_test_part(data, dataset))
+    following = after_fit(
+        given, data, settings.backbone, path, mode, choice if rounds is None else None, has_test_part(data, dataset)
+    )
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
     result = {
