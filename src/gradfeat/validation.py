@@ -76,8 +76,10 @@ def check_parameters(estimator: Any) -> None:
     folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
     check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
     check("rounds", _is_auto(estimator.rounds) or _is_whole(estimator.rounds, 1), "'auto' or a whole number from 1")
-    if estimator.augment is not None:
-        one_of("augment", ("mirror",), dict.fromkeys(("flip", "flips", "horizontal flip", "hflip"), "mirror"))
+    if estimator.augment not in (None, "mirror"):
+        flips = dict.fromkeys(("flip", "flips", "horizontal flip", "hflip"), "mirror")
+        meant = did_you_mean(str(estimator.augment), ["mirror"], flips)
+        wrong.append(f"augment must be None or 'mirror', not {estimator.augment!r}.{meant}".removesuffix("."))
     if estimator.rounds != 1:
         if estimator.mode == "gradient" or estimator.solver in ("dual", *SOLVERS):
             wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
