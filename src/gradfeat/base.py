@@ -45,6 +45,7 @@ from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.stages import HEAD, LINEARIZE, NETWORK, stages_of_fit
 from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
@@ -130,22 +131,28 @@ class GradientFeatureEstimator(BaseEstimator):
             raise
 
     def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
-        problem = self._prepare(X, y, loss, weight)
-        self._adopt(problem, self._fit_mode(problem))
+        progress = Progress(self.verbose)
+        with progress.whole(self.mode, stages_of_fit(self, len(y))):
+            problem = self._prepare(X, y, loss, weight, progress)
+            self._adopt(problem, self._fit_mode(problem, progress), progress)
 
-    def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
+    def _prepare(
+        self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None, progress: Progress | None = None
+    ) -> Problem:
         """Linearize the network, run the bottom on X, and fit the probe."""
         check_parameters(self)
         # what a callable or random weights were made from, so that `gradfeat.load` can make them again
         self._built_from: dict[str, Any] = {"X_shape": shape_of(X), "random_state": self._seed()}
-        backbone = resolve(
-            self.backbone,
-            weights=self.weights,
-            preprocessing=self.preprocessing,
-            image_size=self.image_size,
-            X_shape=self._built_from["X_shape"],
-            random_state=self._built_from["random_state"],
-        )
+        progress = progress or Progress(self.verbose)
+        with progress.step(NETWORK):
+            backbone = resolve(
+                self.backbone,
+                weights=self.weights,
+                preprocessing=self.preprocessing,
+                image_size=self.image_size,
+                X_shape=self._built_from["X_shape"],
+                random_state=self._built_from["random_state"],
+            )
         inputs = X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
         if inputs.text_preprocessing is not None:  # other texts get the length of those that the model is fitted to
             backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
@@ -156,7 +163,6 @@ class GradientFeatureEstimator(BaseEstimator):
             inputs, y, weight = inputs.subset(present), y[present], weight[present]
         else:
             cv = folds_among(cv, np.arange(len(y)), len(y))
-        progress = Progress(self.verbose)
         example = inputs.example(3)
         self.backbone_ = backbone if isinstance(self.backbone, str | Path) else backbone.kept()
         self.example_ = example
@@ -176,7 +182,7 @@ class GradientFeatureEstimator(BaseEstimator):
             checkpoint = Checkpoint(self.checkpoint, self._configuration(cv))
 
         def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
-            with progress.step("linearize"):
+            with progress.step(LINEARIZE):
                 linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
             targets = torch.as_tensor(y).to(linearization.device)
             if targets.is_floating_point():
@@ -288,7 +294,7 @@ class GradientFeatureEstimator(BaseEstimator):
             problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
         )
 
-    def _fit_mode(self, problem: Problem) -> Fit:
+    def _fit_mode(self, problem: Problem, progress: Progress) -> Fit:
         by_schedule = self.epochs is not None or self.clip_norm is not None
         if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode)[0] not in SOLVERS:
             warnings.warn(
@@ -306,12 +312,12 @@ class GradientFeatureEstimator(BaseEstimator):
                 GradfeatWarning,
                 stacklevel=3,
             )
-        fit = self._train(problem, self.mode, Progress(self.verbose))
+        fit = self._train(problem, self.mode, progress)
         for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
             warnings.warn(note, GradfeatWarning, stacklevel=3)
         return fit
 
-    def _adopt(self, problem: Problem, fit: Fit) -> None:
+    def _adopt(self, problem: Problem, fit: Fit, progress: Progress) -> None:
         """Take a fitted model as this estimator's own, and fit the head of its merged network."""
         self._model: GradientFeatureModel | None = fit.model
         self._given = {name: getattr(self, name) for name in AS_FITTED}
@@ -344,7 +350,7 @@ class GradientFeatureEstimator(BaseEstimator):
         self.merged_head_: MergedHead | None = None
         start = time.perf_counter()
         try:
-            with Progress(self.verbose).step("head of the merged network"):
+            with progress.step(HEAD):
                 self.merged_head_ = fit_head(
                     fit.model,
                     problem.store,

@@ -80,6 +80,7 @@ def fit_closed_form(
         names = " and ".join(name for name, kind in LOSSES.items() if issubclass(kind, Quadratic))
         raise ConfigurationError(f"a closed form is for {names} loss, not {problem.loss.name}")
     samples = _Squares(problem, mode, parametrization)
+    progress = progress or Progress(False)
     begun = time.perf_counter()
     notes: list[str] = []
     choice: Choice | None = None
@@ -88,24 +89,25 @@ def fit_closed_form(
     if isinstance(penalty, str):
         splits, _ = folds(samples.y[: samples.n].cpu(), problem.loss, SPLITS, random_state)
     if splits:
-        choice = _choose(samples, splits, progress or Progress(False))
+        choice = _choose(samples, splits, progress)
         probes = samples.probes(torch.arange(len(samples.rows)), lightest(problem.probe))
         probe = min(probes, key=lambda probe: abs(probe.penalty - choice.omega))
         if not choice.gradients:
             notes.append(f"{mode}: by leave-one-out no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization, probe)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-    dual = samples.dual(probe)
-    if choice is not None:
-        w1, w2 = choice.w1, choice.w2 * dual.unit
-    elif isinstance(penalty, str):
-        notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
-        w1, w2 = probe.penalty, dual.unit * problem.views
-    else:
-        w1, w2 = as_pair(penalty)
-    point = dual.at(w1).solve(w2)
-    notes += samples.raised(w2, point)
-    model = samples.model(probe, point)
+    with progress.step("fit"):
+        dual = samples.dual(probe)
+        if choice is not None:
+            w1, w2 = choice.w1, choice.w2 * dual.unit
+        elif isinstance(penalty, str):
+            notes.append(f"{mode}: too few samples to choose penalties by leave-one-out")
+            w1, w2 = probe.penalty, dual.unit * problem.views
+        else:
+            w1, w2 = as_pair(penalty)
+        point = dual.at(w1).solve(w2)
+        notes += samples.raised(w2, point)
+        model = samples.model(probe, point)
     seconds, passes = time.perf_counter() - begun, samples.passes
     reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
     solution = Solution("dual", True, reason, [point.objective], 0.0, passes, seconds)

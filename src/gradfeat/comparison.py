@@ -18,16 +18,19 @@ from gradfeat.cache import SampleStore
 from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.data.crops import check_crops
+from gradfeat.edges import edge_note
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.evaluation import agreement, mean_of_views, metrics_of
+from gradfeat.evaluation import agreement, mean_of_views, metrics_of, per_sample_of
 from gradfeat.files import write_text
 from gradfeat.fitting import Fit, Problem, batch_logits, store_of
 from gradfeat.linearization.theta2 import layers_of
-from gradfeat.model import MODES, GradientFeatureModel
-from gradfeat.progress import Progress
+from gradfeat.model import MODES, OTHER_NAMES, GradientFeatureModel
+from gradfeat.progress import Progress, Stage
 from gradfeat.solvers.schedule import SOLVERS
+from gradfeat.stages import ACTIVATIONS, shared_stages, stages_of_mode
 from gradfeat.validation import check_lengths, labels_of, read_truth
+from gradfeat.verdict import Verdict, verdict_of
 
 TITLES = {
     "accuracy": "accuracy %",
@@ -36,8 +39,11 @@ TITLES = {
     "map_11point": "mAP % 11-point",
     "r2": "R²",
     "rmse": "RMSE",
+    "mae": "MAE",
+    "macro_f1": "macro-F1 %",
+    "balanced_accuracy": "balanced accuracy %",
 }
-PERCENT = ("accuracy", "map_area", "map_11point")
+PERCENT = ("accuracy", "map_area", "map_11point", "macro_f1", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Comparison:
         estimators: The fitted estimator of each mode.
         approximation: How well `full` approximates the real network, on the test data; None without `full`.
         interrupted: Whether Ctrl-C ended it before all was done.
+        verdict: Which model is best on the test data, by how much, and what that means; None without a model.
     """
 
     rows: list[Row]
@@ -86,6 +93,7 @@ class Comparison:
     estimators: dict[str, Any] = field(default_factory=dict, repr=False)
     approximation: Approximation | None = None
     interrupted: bool = False
+    verdict: Verdict | None = None
 
     @property
     def metric_names(self) -> list[str]:
@@ -146,6 +154,7 @@ class Comparison:
             "n_train": self.n_train,
             "n_test": self.n_test,
             "notes": self.notes,
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "approximation": None if self.approximation is None else self.approximation.to_dict(),
             "rounds": {
                 mode: {"start": rounds.start, "steps": [asdict(step) for step in rounds.steps], "reason": rounds.reason}
@@ -255,8 +264,25 @@ def compare(
     check_lengths(test, truth)
     nothing = np.zeros((len(truth), loss.n_outputs(torch.as_tensor(targets))))
     metrics_of(loss, nothing, truth)  # so that labels that cannot be judged are refused before any work
-    problem = base._prepare(X, targets, loss, weight)
-    inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
+    stages = [*shared_stages(), Stage("test activations", ACTIVATIONS * len(truth) * crops / max(len(targets), 1))]
+    stages += [stage for mode in modes for stage in [*stages_of_mode(base, mode, len(targets)), Stage("test")]]
+    with progress.whole("compare", stages):
+        problem = base._prepare(X, targets, loss, weight, progress)
+        inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
+        return _side_by_side(base, estimators, problem, inputs, truth, crops, progress)
+
+
+def _side_by_side(
+    base: Any,
+    estimators: dict[str, Any],
+    problem: Problem,
+    inputs: Inputs,
+    truth: np.ndarray,
+    crops: int,
+    progress: Progress,
+) -> Comparison:
+    """Fit each mode to a prepared problem and judge it on test samples."""
+    loss = problem.loss
     with progress.step("test activations") as done:
         cache = "none" if base.mode == "activation" else base.cache
         views = base._views(inputs, crops)
@@ -269,14 +295,19 @@ def compare(
         notes.append(f"predictions are the mean over {crops} random crops of each test image")
     fitted: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
+    samples: dict[str, dict[str, np.ndarray]] = {}
+    edges: dict[str, str] = {}
     interrupted = False
-    for mode in modes:
+    for k, mode in enumerate(estimators, 1):
+        progress.part(f"{mode} (model {k}/{len(estimators)})")
         try:
             fit = base._train(problem, mode, progress)
             if _interrupted(fit) and _epochs(fit) == 0:
                 raise KeyboardInterrupt
-            logits = mean_of_views(_logits(fit.model, store, base.batch_size), crops, loss)
-            training = problem.loss.value(_logits(fit.model, problem.store, base.batch_size), problem.y, problem.weight)
+            with progress.step("test"):
+                logits = mean_of_views(_logits(fit.model, store, base.batch_size), crops, loss)
+                own = _logits(fit.model, problem.store, base.batch_size)
+                training = loss.value(own, problem.y, problem.weight)
         except KeyboardInterrupt:
             notes.append(f"interrupted in {mode}: the models before it are complete")
             interrupted = True
@@ -284,13 +315,17 @@ def compare(
         except ConvergenceError as error:
             notes.append(f"{mode} has no row: {error}")
             continue
-        metrics = metrics_of(loss, logits.double().cpu().numpy(), truth)
+        values = logits.double().cpu().numpy()
+        metrics, samples[mode] = metrics_of(loss, values, truth), per_sample_of(loss, values, truth)
         parameters_trained = sum(parameter.numel() for parameter in fit.model.trained())
         rows.append(Row(mode, metrics, float(training), fit.seconds, parameters_trained, _note(problem, mode, fit)))
         _share(base, estimators[mode])
-        estimators[mode]._adopt(problem, fit)
+        estimators[mode]._adopt(problem, fit, progress)
         fitted[mode], outputs[mode] = estimators[mode], logits
         notes.extend(fit.notes)
+        edge = edge_note(estimators[mode], problem.n)
+        if edge and edge not in edges.values():
+            edges[mode] = edge
         if _interrupted(fit):
             interrupted = True
             break
@@ -300,24 +335,42 @@ def compare(
         full = fitted["full"]._fitted_model()
         try:
             head = fitted["full"].merged_head_
-            found = approximation(full, store_of(full, store), loss, head=head, batch_size=base.batch_size)
+            progress.part("full")
+            with progress.step("approximation"):
+                found = approximation(full, store_of(full, store), loss, head=head, batch_size=base.batch_size)
         except KeyboardInterrupt:
             notes.append("interrupted while the approximation was measured: the models are complete")
             interrupted = True
         if found is not None and "finetune" in outputs:
             found = replace(found, finetune_agreement=agreement(outputs["full"], outputs["finetune"], loss))
-    return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found, interrupted)
+    progress.part("compare")
+    notes = [*(f"{mode}: {edge}" for mode, edge in edges.items()), *notes]
+    verdict = None
+    if rows:
+        main = next(iter(rows[0].metrics))
+        scores = {row.mode: row.metrics[main] for row in rows}
+        verdict = verdict_of(scores, TITLES[main].replace(" %", ""), samples)
+    return Comparison(rows, theta2, problem.seconds, problem.n, len(inputs), notes, fitted, found, interrupted, verdict)
 
 
-def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
-    """Refuse arguments that cannot be meant; return the estimators' class."""
+def check_modes(modes: Sequence[str]) -> None:
+    """Refuse modes that there are not.
+
+    Raises:
+        ConfigurationError: An unknown mode, or one twice.
+    """
     if isinstance(modes, str) or not modes or len(set(modes)) < len(modes):
         raise ConfigurationError(f"modes must be some of {', '.join(MODES)}, each once, not {modes!r}")
     for mode in modes:
         if mode not in MODES:
             raise ConfigurationError(
-                f"modes: {mode!r} is not one of {', '.join(MODES)}.{did_you_mean(str(mode), MODES)}"
+                f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES, OTHER_NAMES)}"
             )
+
+
+def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> Any:
+    """Refuse arguments that cannot be meant; return the estimators' class."""
+    check_modes(modes)
     if task not in ("classification", "regression"):
         raise ConfigurationError(f"task must be 'classification' or 'regression', not {task!r}")
     cls = GradientFeatureClassifier if task == "classification" else GradientFeatureRegressor

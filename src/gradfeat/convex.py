@@ -140,11 +140,14 @@ def fit_convex(
         penalties = Penalties(*as_pair(penalty))
     if start is not None:
         subspace.add_w2(subspace.features.variables(start))
-    with progress.step(mode):
-        if choice is None:
-            combination, solution = subspace.solve(penalties, tolerance=TOLERANCE, iterations=GIVEN_ITERATIONS)
+    with progress.step("fit") as done:
+        if choice is None:  # how many iterations it takes is not known
+            combination, solution = subspace.solve(
+                penalties, tolerance=TOLERANCE, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None)
+            )
         else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
-            combination, solution = subspace.solve(penalties, iterations=choice.iterations)
+            most = choice.iterations
+            combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
             if not (solution.converged or solution.interrupted):
                 solution.reason = f"{choice.iterations} iterations, as chosen on held-out data"
     solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class GradfeatError(Exception):
@@ -50,14 +50,27 @@ class GradfeatWarning(UserWarning):
     """Something that changes cost or numbers, said once."""
 
 
-def did_you_mean(name: str, known: Iterable[str], *, most: int = 5) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], other_names: Mapping[str, str] | None = None, *, most: int = 5
+) -> str:
     """Return a sentence with the known names nearest to `name`, or an empty string.
+
+    Args:
+        name: What was written.
+        known: What there is.
+        other_names: What others call some of them, in small letters, with spaces for hyphens and underscores.
+        most: Names in the sentence.
 
     Example:
         >>> did_you_mean("layer4.1.conv3", ["layer4.1.conv1", "layer4.1.conv2", "fc"])
         ' Did you mean layer4.1.conv2, layer4.1.conv1?'
     """
-    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=most, cutoff=0.6)
+    known = list(dict.fromkeys(known))
+    meant = (other_names or {}).get(" ".join(name.lower().replace("_", " ").replace("-", " ").split()))
+    near = [meant] if meant else difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    if not near:  # in other letters
+        small = {other.lower(): other for other in known}
+        near = [small[other] for other in difflib.get_close_matches(name.lower(), small, n=most, cutoff=0.6)]
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 

@@ -77,7 +77,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             result; another one is refused. Of a closed form the probe alone is kept. Needs a seed, and samples that do
             not change.
         random_state: Seed.
-        verbose: Show progress bars with the time left.
+        verbose: Say on standard error how far it is, with the time left: one bar on a terminal, elsewhere lines.
 
     Attributes:
         classes_: Class labels, (c,); column numbers for multi-label targets.

@@ -81,3 +81,29 @@ def agreement(a: Tensor, b: Tensor, loss: Loss) -> float:
     a, b = (value.double() - value.double().mean(0) for value in (a, b))
     scale = (a.square().sum(0) * b.square().sum(0)).clamp_min(torch.finfo(torch.float64).tiny)
     return float(((a * b).sum(0).square() / scale).mean())
+
+
+def per_sample_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each sample adds to a task's metrics, (n,) each, the main one first.
+
+    Args:
+        loss: The task's loss.
+        logits: (n, c).
+        truth: From `read_truth`.
+
+    Returns:
+        "accuracy" (1 where the class is right, else 0) and "log_loss"; for several labels "log_loss", the mean over
+        those that count, NaN without any; for regression "squared_error", the mean over outputs.
+    """
+    if loss.task == "regression":
+        return {"squared_error": np.square(logits - truth).mean(1)}
+    eps = np.finfo(np.float64).eps
+    probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
+    p = np.clip(probability, eps, 1 - eps)
+    if loss.task == "multilabel":
+        known = ~np.isnan(truth)
+        losses = -np.where(truth == 1, np.log(p), np.log1p(-p))
+        count = known.sum(1)
+        return {"log_loss": np.where(count, (losses * known).sum(1) / np.maximum(count, 1), np.nan)}
+    right = (probability.argmax(1) == truth).astype(float)
+    return {"accuracy": right, "log_loss": -np.log(p[np.arange(len(p)), truth])}

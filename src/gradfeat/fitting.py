@@ -20,7 +20,7 @@ from gradfeat.backbones import Backbone
 from gradfeat.cache import Batches, SampleStore
 from gradfeat.checkpoint import Checkpoint, Part, resumed
 from gradfeat.data.text import TextPreprocessing
-from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.build import theta2_candidates
 from gradfeat.linearization.lengths import linearize_lengths
@@ -48,8 +48,9 @@ def check_device(device: Any) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
+        meant = did_you_mean(str(device), ["cpu", "cuda"], {"gpu": "cuda"})
         raise ConfigurationError(
-            f"device must be 'auto' or one that torch has here, not {device!r}: {reason}"
+            f"device must be 'auto' or one that torch has here, not {device!r}: {reason}.{meant}"
         ) from error
 
 
@@ -246,7 +247,7 @@ def prepare(
                 own = slice(0, n)
         y = torch.cat([y] * views)
         weight = None if weight is None else torch.cat([weight] * views)
-    with progress.step("probe"):
+    with progress.step("probe") as done:
         found = resumed(
             checkpoint,
             "probe",
@@ -260,6 +261,7 @@ def prepare(
                     penalty=penalty,
                     cv=cv,
                     random_state=random_state,
+                    report=done,
                 )
             ),
             _pack_probe,

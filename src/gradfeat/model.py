@@ -15,6 +15,14 @@ from gradfeat.linearization.linearization import Residuals
 
 MODES = ("activation", "gradient", "full", "finetune")
 
+OTHER_NAMES = {
+    **dict.fromkeys(("probe", "probing", "linear", "linear probe", "linear probing", "features"), "activation"),
+    **dict.fromkeys(("gradients", "ntk", "tangent", "jacobian"), "gradient"),
+    **dict.fromkeys(("both", "combined", "all", "linearized"), "full"),
+    **dict.fromkeys(("fine tune", "fine tuning", "finetuning", "finetuned", "ft"), "finetune"),
+}
+"""What others call the modes, with spaces for hyphens and underscores."""
+
 
 class GradientFeatureModel(nn.Module):
     """A linear model over the activations and gradients of a network.
@@ -62,7 +70,7 @@ class GradientFeatureModel(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise ConfigurationError(
-                f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES)}"
+                f"mode must be one of {', '.join(MODES)}, not {mode!r}.{did_you_mean(str(mode), MODES, OTHER_NAMES)}"
             )
         omega = torch.as_tensor(omega)
         if omega.ndim != 2:

@@ -78,7 +78,7 @@ def fit_representer(
             notes.append(f"{mode}: on held-out training data no gradient term was better than the probe alone")
             model = new_model(problem, mode, parametrization, probe)
             return Fit(model, None, None, time.perf_counter() - begun, notes, choice)
-    with progress.step(mode):
+    with progress.step("fit"):
         kernel = samples.kernel(probe)
         if choice is not None:
             penalties = choice.penalties(samples.n)

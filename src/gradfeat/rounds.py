@@ -231,6 +231,7 @@ def search_rounds(
     rounds.reason = f"at most {limit} steps {asked}"
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
     with progress.step("rounds") as done:
+        done(len(rounds.steps), limit)
         try:
             for k in range(len(rounds.steps), limit):
                 rows = torch.cat([problem.random_views(seen, generator), held])
@@ -283,6 +284,7 @@ def repeat_rounds(
     if kept is not None:
         solution.objective, solution.passes = kept.values["objective"], kept.values["passes"]
     with progress.step("rounds on all samples") as done:
+        done(first, len(rounds.steps) + 1)
         for i, step in enumerate(rounds.steps[first:], first):
             subspace = _subspace(problem, point, problem.random_views(everything, generator), problem.n, **shared)
             for before, directions in itertools.pairwise((0, *DIRECTIONS)):  # as in the search

@@ -103,6 +103,10 @@ class Choice:
         mode: Of the model; `gradient` has no w₁.
         metric: What w₂ is penalized in.
         iterations: Of the subspace whose loss it was: a fit that goes on longer has another.
+        gain: How much less the best held-out loss with a gradient term is than the best one without, a mean over the
+            samples that were held out; None where one of the two was not tried, or samples were not told apart.
+        gain_error: The standard error of `gain`, paired: that of the samples' differences.
+        judged: How many samples were held out.
     """
 
     omega: float
@@ -115,6 +119,9 @@ class Choice:
     mode: str = "full"
     metric: str = "plain"
     iterations: int = 0
+    gain: float | None = None
+    gain_error: float | None = None
+    judged: int = 0
 
     def __str__(self) -> str:
         if not self.gradients:
@@ -282,9 +289,11 @@ def choose_penalties(
         )
         found: dict[int, np.ndarray] = {}  # losses, (splits, λ₁, λ₂)
         lengths: dict[int, float] = {}
+        by_sample: dict[int, Tensor | None] = {}  # the losses at the least place of each ω̄, (n,)
         best: list[Subspace] = []
         start: Weights | None = None
         w2: Weights | None
+        each: Tensor | None
         states = {}  # of the random numbers before each ω̄, for one whose problems are not in memory
         for i in tries:
             states[i] = generator.get_state()
@@ -294,18 +303,19 @@ def choose_penalties(
             if kept is None:
                 problems = path.begun(i)
                 losses = path.losses(problems)
-                w2 = path.mean_w2(problems, losses)
+                w2, new = path.mean_w2(problems, losses)
+                each = new
                 lengths[i] = problems[0].length
                 values = {"passes": path.passes - before, "length": lengths[i]}
-                tensors = {"losses": torch.from_numpy(losses), **named_w2(w2)}
+                tensors = {"losses": torch.from_numpy(losses), "by sample": new, **named_w2(w2)}
                 keep_part(checkpoint, name, Part(values, tensors), generator)
             else:
                 losses, problems = kept.tensors["losses"].numpy(), []
-                w2 = w2_of(kept.tensors, store.linearization.theta2)
+                w2, each = w2_of(kept.tensors, store.linearization.theta2), kept.tensors.get("by sample")
                 path.passes += kept.values["passes"]
                 lengths[i] = kept.values["length"]
             worse = bool(found) and least_mean(losses) >= min(map(least_mean, found.values()))
-            found[i] = losses
+            found[i], by_sample[i] = losses, each
             if worse:
                 break
             best, start = problems, w2
@@ -320,22 +330,44 @@ def choose_penalties(
             losses = path.losses(best)
             if least_mean(losses) > last * (1 - NEGLIGIBLE):
                 break
-            found[chosen], start = losses, path.mean_w2(best, losses)
+            found[chosen] = losses
+            start, by_sample[chosen] = path.mean_w2(best, losses)
             iterations += stage[1]
     points = [
         (Tried(light * HEAVIER[i], heads[j], GRID[k], float(losses[:, j, k].mean())), lengths[i], losses[:, j, k])
         for i, losses in found.items()
         for j, k in np.ndindex(*losses.shape[1:])
     ]
+    gain: tuple[float | None, float | None, int] = (None, None, 0)
     if mode == "full":  # among equals the probe
         alone = [(light * value, path.probe_losses(i)) for i, value in enumerate(HEAVIER)]
         points = [*((Tried(v, v, float("inf"), float(held.mean())), 1.0, held) for v, held in alone), *points]
+        best_alone = min(range(len(alone)), key=lambda i: float(alone[i][1].mean()))
+        gain = _gain(path.probe_by_sample(best_alone), by_sample[chosen], weight)
     least, length, held = min(points, key=lambda point: point[0].loss)
     tried = [point for point, _, _ in points]
     choice = Choice(
-        least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode, metric, iterations
+        least.omega, least.w1, least.w2, tried, path.passes, length, held.tolist(), mode, metric, iterations, *gain
     )
     return choice, start if choice.gradients else None
+
+
+def _gain(alone: Tensor, best: Tensor | None, weight: Tensor | None) -> tuple[float | None, float | None, int]:
+    """Return the weighted mean of the samples' differences, its standard error, and how many samples they are."""
+    if best is None:
+        return None, None, 0
+    difference = alone - best
+    share = (~difference.isnan()).double()
+    if weight is not None:
+        share *= weight[: len(share)].to(share)
+    counted = share > 0
+    difference, share = difference[counted], share[counted] / share.sum()
+    n = len(difference)
+    if n < 2:
+        return None, None, n
+    mean = share @ difference
+    error = (share.square() @ (difference - mean).square() * n / (n - 1)).sqrt()
+    return float(mean), float(error), n
 
 
 def least_mean(losses: np.ndarray) -> float:
@@ -431,14 +463,21 @@ class _Path:
             found.append(held_losses(subspace, self.loss, self.y[held], places, self._weight(held), self.heads))
         return np.stack(found)
 
-    def mean_w2(self, problems: Sequence[Subspace], losses: np.ndarray) -> Weights:
-        """Return the mean over splits of the w₂ with the least mean of some held-out losses, (splits, λ₁, λ₂)."""
+    def mean_w2(self, problems: Sequence[Subspace], losses: np.ndarray) -> tuple[Weights, Tensor]:
+        """Return the mean over splits of the w₂ with the least mean of some held-out losses, (splits, λ₁, λ₂).
+
+        Returns:
+            That w₂; and the loss of each sample where it was held out, (n,) (see `_by_sample`).
+        """
+        each: list[Tensor] = []
         j, k = np.unravel_index(int(losses.mean(0).argmin()), losses.shape[1:])
         total = problems[0].features.zeros()
-        for subspace in problems:
-            w2 = subspace.w2(subspace.minimum(Penalties(self.heads[j], GRID[k] * subspace.unit)))
-            add_scaled(total, 1 / len(problems), subspace.features.natural(w2))
-        return total
+        for subspace, (seen, held) in zip(problems, self.splits, strict=True):
+            point = subspace.minimum(Penalties(self.heads[j], GRID[k] * subspace.unit))
+            add_scaled(total, 1 / len(problems), subspace.features.natural(subspace.w2(point)))
+            logits = subspace.logits(point, len(seen) + torch.arange(len(held)))
+            each.append(self.loss.per_sample(logits.double(), self.y[held]))
+        return total, self._by_sample(each)
 
     def probe_losses(self, i: int) -> np.ndarray:
         """Return the mean loss of each split's held-out samples for a probe alone, (splits,)."""
@@ -447,6 +486,22 @@ class _Path:
             logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
             found.append(float(self.loss.value(logits.double(), self.y[held], self._weight(held))))
         return np.array(found)
+
+    def probe_by_sample(self, i: int) -> Tensor:
+        """Return the loss of each sample under a probe alone, (n,) (see `_by_sample`)."""
+        each = []
+        for (_, held), probes in zip(self.splits, self.probes, strict=True):
+            logits = self.store.features[held].to(probes[i].omega) @ probes[i].omega + probes[i].bias
+            each.append(self.loss.per_sample(logits.double(), self.y[held]))
+        return self._by_sample(each)
+
+    def _by_sample(self, each: Sequence[Tensor]) -> Tensor:
+        """Return the losses of held-out samples, (n,): the mean of one in several splits, NaN of one in none."""
+        total, count = torch.zeros(2, len(self.y), dtype=torch.float64)
+        for (_, held), losses in zip(self.splits, each, strict=True):
+            total[held.cpu()] += losses.detach().double().cpu()
+            count[held.cpu()] += 1
+        return total / count
 
     def _weight(self, rows: Tensor) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]

@@ -18,7 +18,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fitting import Fit, Problem, batch_logits, hold_out, loss_at, new_model
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.finetune import FINETUNE_GRID, select
+from gradfeat.solvers.finetune import FINETUNE_GRID, select, trial_of
 from gradfeat.solvers.first_order import History, State, train
 from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Solution
@@ -71,7 +71,7 @@ def fit_mode(
             def score(candidate: Schedule, part: str) -> float:
                 with suppress(ConvergenceError):  # so that a checkpoint knows of it too
                     model, history = _train(
-                        problem, mode, candidate, seen, title=f"finetune {candidate}", part=part, **shared
+                        problem, mode, candidate, seen, title=trial_of(candidate), part=part, **shared
                     )
                     if history.stopped == "interrupted":  # half a search chooses nothing
                         raise KeyboardInterrupt
@@ -97,7 +97,7 @@ def fit_mode(
         else:
             schedule = schedule.with_optimizer(finetuning[0])
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-    model, history = _train(problem, mode, schedule, everything, title=mode, part=f"{mode}-epochs", **shared)
+    model, history = _train(problem, mode, schedule, everything, title="fit", part=f"{mode}-epochs", **shared)
     if history.stopped == "interrupted":
         done = len(history.loss)
         of = "of the last finished one" if done else "that training starts from"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError, did_you_mean
 from gradfeat.fitting import PRECISIONS, check_device
 from gradfeat.linearization import PARAMETRIZATIONS
-from gradfeat.model import MODES
+from gradfeat.model import MODES, OTHER_NAMES
 from gradfeat.solvers.schedule import SOLVERS
 
 
 class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
     """The estimator has not been fitted yet."""
+
+
+_PRECISIONS = {
+    **dict.fromkeys(("fp32", "f32", "single", "float", "32"), "float32"),
+    **dict.fromkeys(("bf16", "fp16", "half", "float16", "16"), "bfloat16"),
+    **dict.fromkeys(("fp64", "f64", "double", "64"), "float64"),
+}  # what others call them
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
@@ -45,16 +52,17 @@ def check_parameters(estimator: Any) -> None:
         if not good:
             wrong.append(f"{name} must be {expected}, not {getattr(estimator, name)!r}")
 
-    def one_of(name: str, known: Sequence[str]) -> None:
+    def one_of(name: str, known: Sequence[str], other_names: Mapping[str, str] | None = None) -> None:
         value = getattr(estimator, name)
         if not isinstance(value, str) or value not in known:
-            wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(str(value), known)}")
+            meant = did_you_mean(str(value), known, other_names)
+            wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{meant}")
 
-    one_of("mode", MODES)
-    one_of("solver", ("auto", "subspace", "dual", *SOLVERS))
+    one_of("mode", MODES, OTHER_NAMES)
+    one_of("solver", ("auto", "subspace", "dual", *SOLVERS), {"closed form": "dual", "newton": "dual"})
     one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
     one_of("metric", ("auto", "plain", "whitened"))
-    one_of("precision", ("auto", *PRECISIONS))
+    one_of("precision", ("auto", *PRECISIONS), _PRECISIONS)
     one_of("cache", ("auto", *LEVELS))
     theta2, penalty, cv, seed = estimator.theta2, estimator.penalty, estimator.cv, estimator.random_state
     names = isinstance(theta2, str) or (
@@ -68,7 +76,10 @@ def check_parameters(estimator: Any) -> None:
     folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
     check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
     check("rounds", _is_auto(estimator.rounds) or _is_whole(estimator.rounds, 1), "'auto' or a whole number from 1")
-    check("augment", estimator.augment in (None, "mirror"), "None or 'mirror'")
+    if estimator.augment not in (None, "mirror"):
+        flips = dict.fromkeys(("flip", "flips", "horizontal flip", "hflip"), "mirror")
+        meant = did_you_mean(str(estimator.augment), ["mirror"], flips)
+        wrong.append(f"augment must be None or 'mirror', not {estimator.augment!r}.{meant}".removesuffix("."))
     if estimator.rounds != 1:
         if estimator.mode == "gradient" or estimator.solver in ("dual", *SOLVERS):
             wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
@@ -254,7 +265,8 @@ def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -
         if not all(_is_number(value) and value >= 0 for value in class_weight.values()):
             raise ConfigurationError(f"class_weight must hold numbers from 0, not {class_weight!r}")
     elif class_weight != "balanced":
-        raise ConfigurationError(f"class_weight must be None, 'balanced' or a dict, not {class_weight!r}")
+        meant = did_you_mean(str(class_weight), ["balanced"])
+        raise ConfigurationError(f"class_weight must be None, 'balanced' or a dict, not {class_weight!r}.{meant}")
     weight[present] *= compute_sample_weight(class_weight, y[present])
     if not weight.any():
         raise DataError("all samples have weight zero, by class_weight or sample_weight")

@@ -55,6 +55,11 @@ def test_unknown_command_and_option(run: Any) -> None:
     assert run("fit", "--nonsense").code == 2
 
 
+def above_the_command(out: str) -> list[str]:
+    """The lines without the next command, whose paths are as long as they are."""
+    return out.split("Next:")[0].splitlines()
+
+
 # ---- fit ----------------------------------------------------------------------------------------
 
 
@@ -64,7 +69,7 @@ def test_fit_shows_a_table(run: Any, pictures: Path, encoder: Path, tmp_path: Pa
     assert found.code == 0, found.err
     assert path.is_file()
     assert "trained parameters" in found.out
-    assert max(map(len, found.out.splitlines())) <= 80
+    assert max(map(len, above_the_command(found.out))) <= 80
 
 
 def test_fit_json_is_all_of_standard_output(
@@ -96,7 +101,7 @@ def test_mean_and_std_of_one_number_serve_every_channel(
     [
         (("--mean", "grey"), "--mean must be numbers"),
         (("--mode", "ful"), "Did you mean full"),
-        (("--epochs", "0"), "epochs must be"),
+        (("--mode", "finetune", "--epochs", "0"), "epochs must be"),
         (("--theta2", "nowhere"), "matches no module"),
         (("--split", "trian"), "Did you mean train"),
         (("--data-format", "zip"), "format must be one of"),
@@ -135,7 +140,7 @@ def test_compare_shows_and_keeps_everything(
     out = tmp_path / "results"
     found = run("compare", pictures, "-b", f"gradfeat/{encoder}", "--out", out, *fast)
     assert found.code == 0, found.err
-    assert max(map(len, found.out.splitlines())) <= 80
+    assert max(map(len, above_the_command(found.out))) <= 80
     modes = ("activation", "gradient", "full", "finetune")
     assert all(f"\n {mode} " in found.out for mode in modes)
     for name in ("parameters", "accuracy %", "train loss"):

@@ -26,6 +26,7 @@ from gradfeat.estimators import GradientFeatureClassifier
 from gradfeat.fitting import Problem
 from gradfeat.linearization.copies import copied
 from gradfeat.losses import Loss, OneHotSquared
+from gradfeat.progress import Progress
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below zero: PyTorch's own, which changes what a pre-trained network computes least."""
@@ -121,8 +122,10 @@ def lqf(
 class _LQF(GradientFeatureClassifier):
     """A `GradientFeatureClassifier` that says where a ReLU was out of reach."""
 
-    def _prepare(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> Problem:
-        problem = super()._prepare(X, y, loss, weight)
+    def _prepare(
+        self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None, progress: Progress | None = None
+    ) -> Problem:
+        problem = super()._prepare(X, y, loss, weight, progress)
         left = problem.linearization.report().rules.get("relu", 0)
         if left:
             warnings.warn(

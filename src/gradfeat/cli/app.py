@@ -103,6 +103,7 @@ def demo(
 
 @app.command()
 def fit(
+    context: typer.Context,
     data: DataPath,
     backbone: BackboneName,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the fitted model.")] = Path("model.safetensors"),
@@ -147,6 +148,7 @@ def fit(
 ) -> None:
     """Fit one model to labelled data and save it as one file."""
     from gradfeat.cli.commands import Settings, Source, fit_command
+    from gradfeat.cli.given import Given
 
     settings = Settings(
         backbone=backbone,
@@ -186,11 +188,12 @@ def fit(
         image_root=image_root,
         label_separator=label_separator,
     )
-    fit_command(data, split, source, settings, mode, out, pictures)
+    fit_command(data, split, source, settings, mode, out, pictures, Given.of(context))
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     data: DataPath,
     backbone: BackboneName,
     out: Annotated[
@@ -237,6 +240,7 @@ def compare(
 ) -> None:
     """Fit the four models of the method and show them side by side."""
     from gradfeat.cli.commands import Settings, Source, compare_command
+    from gradfeat.cli.given import Given
 
     settings = Settings(
         backbone=backbone,
@@ -276,11 +280,12 @@ def compare(
         image_root=image_root,
         label_separator=label_separator,
     )
-    compare_command(data, test_data, split, test_split, source, settings, modes, out, crops)
+    compare_command(data, test_data, split, test_split, source, settings, modes, out, crops, Given.of(context))
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: Annotated[
         Path,
@@ -307,6 +312,7 @@ def predict(
 ) -> None:
     """Predict classes and probabilities with a saved model."""
     from gradfeat.cli.commands import Source
+    from gradfeat.cli.given import Given
     from gradfeat.cli.saved import predict_command
 
     source = Source(
@@ -318,13 +324,18 @@ def predict(
         image_column=image_column,
         image_root=image_root,
     )
-    predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
+    predict_command(model, data, out, split, source, backbone, weights, json, crops, device, Given.of(context))
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="File that `gradfeat fit` wrote.")],
     data: DataPath,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG to draw: which classes are taken for which; for regression predictions and targets."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of the data.")] = "test",
     crops: Crops = 1,
     data_format: Format = "auto",
@@ -345,6 +356,7 @@ def evaluate(
 ) -> None:
     """Judge a saved model on labelled data."""
     from gradfeat.cli.commands import Source
+    from gradfeat.cli.given import Given
     from gradfeat.cli.saved import evaluate_command
 
     source = Source(
@@ -358,11 +370,12 @@ def evaluate(
         image_root=image_root,
         label_separator=label_separator,
     )
-    evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
+    evaluate_command(model, data, split, source, backbone, weights, json, crops, device, picture, Given.of(context))
 
 
 @app.command()
 def inspect(
+    context: typer.Context,
     backbone: Annotated[
         str,
         typer.Argument(
@@ -379,9 +392,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
+    from gradfeat.cli.given import Given
     from gradfeat.cli.inspect import run
 
-    run(backbone, weights, theta2, image_size, most, json)
+    run(backbone, weights, theta2, image_size, most, json, Given.of(context))
 
 
 @app.command()

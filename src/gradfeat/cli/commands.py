@@ -13,17 +13,22 @@ from typing import Any
 import numpy as np
 
 from gradfeat.checkpoint import ABOUT
+from gradfeat.cli.following import after_compare, after_fit, has_test_part, say_verdict
+from gradfeat.cli.given import Given
+from gradfeat.cli.idle import idle_for_data, idle_in_modes, kind_of, refuse
 from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.comparison import Comparison, compare
+from gradfeat.comparison import Comparison, check_modes, compare
 from gradfeat.data import Dataset, Preprocessing, load_dataset
 from gradfeat.data.dataset import WHOLE
+from gradfeat.edges import edge_note
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.files import write_text
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
 from gradfeat.plots import choice_charts
+from gradfeat.verdict import verdict_of_fit
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Settings:
             "penalty": self.penalty if self.penalty == "auto" else _numbers("penalty", self.penalty),
             "loss": self.loss,
             "weights": self.weights,
-            "theta2": self.theta2 or "auto",
+            "theta2": names_of(self.theta2) or "auto",
             "image_size": self.image_size,
             "preprocessing": changes or None,
             "epochs": self.epochs,
@@ -104,6 +109,18 @@ class Settings:
             "random_state": self.seed,
             "verbose": not self.json,
         }
+
+
+def names_of(theta2: list[str] | None) -> list[str]:
+    """Return the names of θ₂, which may be given in several options or separated by commas.
+
+    Raises:
+        ConfigurationError: It was given, and names nothing.
+    """
+    names = [name for given in theta2 or [] for part in given.split(",") if (name := part.strip())]
+    if theta2 and not names:
+        raise ConfigurationError("--theta2 names nothing: give modules or parameters, or leave it out")
+    return [] if names == ["auto"] else names
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:
@@ -157,9 +174,18 @@ def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | Non
 
 
 def fit_command(
-    data: Path, split: str, source: Source, settings: Settings, mode: str, out: Path, pictures: Path | None = None
+    data: Path,
+    split: str,
+    source: Source,
+    settings: Settings,
+    mode: str,
+    out: Path,
+    pictures: Path | None,
+    given: Given,
 ) -> None:
     """Fit one model and save it."""
+    check_modes([mode])
+    refuse(given, idle_in_modes(given, [mode]))
     check_file(
         out,
         data,
@@ -169,6 +195,7 @@ def fit_command(
     check_folder(pictures)
     dataset = read(data, split, source)
     check_part(data, split, "train", dataset)
+    refuse(given, idle_for_data(given, kind_of(dataset, data, source.format), dataset.task))
     cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
     estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
     note(settings.json, dataset.describe())
@@ -184,6 +211,12 @@ def fit_command(
     path = written(out, estimator.save)
     if pictures is not None:
         _keep_choice(estimator, pictures)
+    choice, rounds = estimator.choice_, estimator.rounds_
+    verdict = None if choice is None else verdict_of_fit(choice, rounds)
+    edge = edge_note(estimator, len(dataset))
+    following = after_fit(
+        given, data, settings.backbone, path, mode, choice if rounds is None else None, has_test_part(data, dataset)
+    )
     parameters = sum(p.numel() for p in estimator._fitted_model().trained())
     size = path.stat().st_size
     treatment = _treatment(estimator, dataset)
@@ -199,7 +232,9 @@ def fit_command(
         **estimator.how_,
         "seconds": estimator.seconds_,
         "preprocessing": None if treatment is None else treatment.to_dict(),
-        "notes": list(estimator.backbone_.notes),
+        "notes": [*estimator.backbone_.notes, *([edge] if edge else [])],
+        "verdict": None if verdict is None else verdict.to_dict(),
+        "next": following,
     }
     if settings.json:
         print_json(result)
@@ -215,8 +250,9 @@ def fit_command(
             *([["images", treatment.describe()]] if treatment is not None else []),
         ]
         table(["model", mode], rows)
-        for text in estimator.backbone_.notes:
+        for text in result["notes"]:
             note(False, text)
+        say_verdict("" if verdict is None else verdict.text, following)
     if estimator.history_ is not None and estimator.history_.stopped == "interrupted":
         raise KeyboardInterrupt
 
@@ -237,14 +273,20 @@ def compare_command(
     settings: Settings,
     modes: str,
     out: Path | None,
-    crops: int = 1,
+    crops: int,
+    given: Given,
 ) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
+    names = [mode.strip() for mode in modes.split(",")]
+    check_modes(names)
+    refuse(given, idle_in_modes(given, names))
     check_folder(out)
     train = read(data, split, source)
     check_part(data, split, "train", train)
     test = read(test_data or data, test_split, source, train)
+    check_part(test_data or data, test_split, "test", test, "--test-split")
     _check_apart(data, test_data, train, test)
+    refuse(given, idle_for_data(given, kind_of(train, data, source.format), train.task))
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
     _note_checkpoint(settings)
     result = compare(
@@ -253,7 +295,7 @@ def compare_command(
         labels(train),
         test.X,
         labels(test),
-        modes=[mode.strip() for mode in modes.split(",")],
+        modes=names,
         task="regression" if train.task == "regression" else "classification",
         crops=crops,
         **settings.parameters(),
@@ -263,8 +305,9 @@ def compare_command(
         raise ConfigurationError("no model was finished: " + "; ".join(result.notes))
     if out is not None:
         written(out, lambda folder: _keep(result, train, folder, title))
+    following = after_compare(given, data, settings.backbone, test_data, test_split, result, out)
     if settings.json:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "next": following})
     else:
         table(*result.cells(), title=title)
         for text in result.remarks():
@@ -279,6 +322,7 @@ def compare_command(
             ]
             if older:
                 note(False, f"of an earlier run there is still {', '.join(older)}")
+        say_verdict("" if result.verdict is None else result.verdict.text, following)
     if result.interrupted:
         raise KeyboardInterrupt
 
@@ -308,14 +352,14 @@ def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Datas
     )
 
 
-def check_part(data: Path, split: str, usual: str, dataset: Dataset) -> None:
+def check_part(data: Path, split: str, usual: str, dataset: Dataset, option: str = "--split") -> None:
     """Refuse another part than the usual one of data that have none.
 
     Raises:
         ConfigurationError: The data have no parts.
     """
     if dataset.split == WHOLE and split != usual:
-        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out --split")
+        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out {option}")
 
 
 def _note_checkpoint(settings: Settings) -> None:
@@ -332,7 +376,8 @@ def _keep(result: Comparison, train: Dataset, out: Path, title: str) -> Path:
         for picture in out.glob(pattern):
             picture.unlink()
     result.save_json(out / "comparison.json")
-    remarks = "\n".join(f"- {text}" for text in result.remarks())
+    said = [result.verdict.text] if result.verdict is not None and result.verdict.text else []
+    remarks = "\n".join(f"- {text}" for text in [*said, *result.remarks()])
     write_text(out / "comparison.md", f"{title}\n\n{result}\n\n{remarks}\n")
     result.plot(out / "comparison.png", title=title)
     result.plot_more(out)

@@ -116,6 +116,8 @@ def _show(
     table(*result.cells())
     for text in result.remarks():
         note(False, text)
+    if result.verdict is not None:
+        note(False, result.verdict.text)
     size = model.stat().st_size / 1e3
     note(
         False,

@@ -11,6 +11,9 @@ import torch
 from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
+from gradfeat.cli.commands import names_of
+from gradfeat.cli.given import Given
+from gradfeat.cli.idle import TEXTS, idle_for_data, refuse
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import ConfigurationError
@@ -22,18 +25,32 @@ _TOKENS = 64  # of the text whose costs are shown: two or three sentences
 
 
 def run(
-    backbone: str, weights: str | None, theta2: list[str] | None, image_size: int | None, most: int, json: bool
+    backbone: str,
+    weights: str | None,
+    theta2: list[str] | None,
+    image_size: int | None,
+    most: int,
+    json: bool,
+    given: Given,
 ) -> None:
     """Show a network's candidates of θ₂, or what a saved model says about itself."""
     path = Path(backbone)
     if path.is_file() and _is_model(path):
+        refuse(
+            given, {name: f"{path} is a saved model, which says what it is" for name in given.values if name != "json"}
+        )
         _show_model(path, json)
         return
     found = resolve(backbone, weights=weights or _no_download(backbone), image_size=image_size, random_state=0)
+    if isinstance(found.preprocessing, TextPreprocessing):
+        refuse(given, idle_for_data(given, TEXTS))
+    names = names_of(theta2) or None
+    if names:
+        refuse(given, {"most": "one candidate is named"} if "most" in given else {})
     example = example_of(found)
     with Progress(not json).step("candidates of θ₂") as done:
         result = inspect_network(
-            found.network, example, features=found.features, theta2=theta2, most=most, progress=done
+            found.network, example, features=found.features, theta2=names, most=most, progress=done
         )
     if json:
         about = {

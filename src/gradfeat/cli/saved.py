@@ -14,8 +14,11 @@ import numpy as np
 
 from gradfeat.adapter import load
 from gradfeat.cli.commands import Source, check_part, class_names, labels, read
+from gradfeat.cli.given import Given
+from gradfeat.cli.idle import TEXTS, idle_for_data, kind_for, refuse
 from gradfeat.cli.outputs import check_file, written
 from gradfeat.cli.show import note, print_data, print_json, table
+from gradfeat.cli.show_report import show_report
 from gradfeat.comparison import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
@@ -23,10 +26,12 @@ from gradfeat.data.audio import SUFFIXES as SOUND
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
-from gradfeat.data.table import SUFFIXES, Columns, load_table_images, load_texts
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.data.table import SUFFIXES, Columns, is_table, load_table_images, load_texts
+from gradfeat.errors import ConfigurationError, DataError, did_you_mean
 from gradfeat.evaluation import metrics_of
 from gradfeat.files import is_stream, write_text
+from gradfeat.report import report_of
+from gradfeat.report_charts import report_chart
 from gradfeat.validation import read_truth
 
 
@@ -39,13 +44,15 @@ def predict_command(
     backbone: str | None,
     weights: str | None,
     json: bool,
-    crops: int = 1,
-    device: str = "auto",
+    crops: int,
+    device: str,
+    given: Given,
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     check_file(out, model, data)
     estimator = _load(model, backbone, weights, json, device)
-    X, names = _samples(estimator, data, split, source)
+    _refuse_idle(given, estimator, data.expanduser(), source, None)
+    X, names = _samples(estimator, data, split, source, "split" in given)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X, crops)
     if json:
@@ -74,11 +81,17 @@ def evaluate_command(
     backbone: str | None,
     weights: str | None,
     json: bool,
-    crops: int = 1,
-    device: str = "auto",
+    crops: int,
+    device: str,
+    picture: Path | None,
+    given: Given,
 ) -> None:
-    """Show the metrics of a saved model."""
+    """Show the metrics of a saved model, class by class, and draw what it confuses."""
+    check_file(picture)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
     estimator = _load(model, backbone, weights, json, device)
+    _refuse_idle(given, estimator, data.expanduser(), source, estimator.loss_.task)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source), _fitted_to(estimator))
     check_part(data, split, "test", dataset)
     if dataset.split == WHOLE:
@@ -86,16 +99,24 @@ def evaluate_command(
     _check_same_task(model, estimator, dataset)
     note(json, dataset.describe())
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
-    metrics = metrics_of(estimator.loss_, estimator._logits(dataset.X, crops).double().numpy(), truth)
+    logits = estimator._logits(dataset.X, crops).double().numpy()
+    report = report_of(estimator.loss_, logits, truth, _class_names(estimator))
+    metrics = {**metrics_of(estimator.loss_, logits, truth), **report.metrics()}
+    if picture is not None:
+        report_chart(picture, report, f"{model.name} on {dataset.name} ({dataset.split}), {len(dataset):,} samples")
     if json:
         about = {"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), "crops": crops}
-        print_json({**about, **metrics})
+        drawn = {} if picture is None else {"picture": str(picture)}
+        print_json({**about, **metrics, **report.to_dict(), **drawn})
         return
     rows = [
         [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
     ]
     how = f", the mean over {crops} random crops of each image" if crops > 1 else ""
     table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
+    show_report(report)
+    if picture is not None:
+        note(False, f"drawn: {picture}")
 
 
 def _fitted_to(estimator: Any) -> Dataset:
@@ -113,8 +134,16 @@ def _load(model: Path, backbone: str | None, weights: str | None, json: bool, de
     return estimator
 
 
-def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[Any, list[str]]:
-    """Read samples and their names; texts, and images or recordings in a folder, need no labels."""
+def _samples(estimator: Any, data: Path, split: str, source: Source, named: bool) -> tuple[Any, list[str]]:
+    """Read samples and their names; texts, and images or recordings in a folder, need no labels.
+
+    Args:
+        estimator: The model.
+        data: Where they are.
+        split: The part to read, where there are parts.
+        source: How they are read.
+        named: Whether the user asked for this part.
+    """
     data = data.expanduser()
     if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.format in ("auto", *TABLES):
         if _of_images(source):
@@ -134,6 +163,10 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
         if images is not None:
             return images
     part = data / split if (data / split).is_dir() else data
+    if named and part == data and data.exists() and (data.is_file() or official(data) is None):
+        known = [folder.name for folder in data.iterdir() if folder.is_dir()] if data.is_dir() else []
+        if data.suffix.lower() not in (".npz", *SUFFIXES) and not is_table(data):
+            raise DataError(f"{data} has no part {split!r}: leave out --split.{did_you_mean(split, known)}")
     if _is_sound(part, source):
         found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
         return found, [str(file) for file in files]
@@ -172,14 +205,26 @@ def _as_fitted(estimator: Any, data: Path, source: Source) -> Source:
 
 def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
     """Return the head and the rows of the predictions: class (for multi-label the classes), then all probabilities."""
-    known = getattr(estimator, "class_names_", None)
-    names = [str(name) for name in (estimator.classes_ if known is None else known)]
+    names = _class_names(estimator)
     probability = estimator.predict_proba(X, crops=crops)
     if estimator.multilabel_:
         chosen: list[Any] = [[name for name, p in zip(names, row, strict=True) if p > 0.5] for row in probability]
     else:
         chosen = [names[index] for index in probability.argmax(1)]
     return ["prediction", *names], [[label, *map(float, row)] for label, row in zip(chosen, probability, strict=True)]
+
+
+def _class_names(estimator: Any) -> list[str]:
+    known = getattr(estimator, "class_names_", None)
+    return [str(name) for name in (getattr(estimator, "classes_", []) if known is None else known)]
+
+
+def _refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
+    """Refuse options that do nothing for the samples that a model takes."""
+    preprocessing = estimator.backbone_.preprocessing
+    kind = kind_for(preprocessing, _is_sound(data, source) if data.exists() else False)
+    table = source.format in TABLES or is_table(data)
+    refuse(given, idle_for_data(given, kind, task, table=kind == TEXTS or table))
 
 
 def _values(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:

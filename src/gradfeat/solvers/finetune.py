@@ -32,6 +32,11 @@ class Selection:
         return f"{self.best}, the best of {len(self.scores)}"
 
 
+def trial_of(candidate: Schedule) -> str:
+    """Return the name of a run that tries a candidate."""
+    return f"trial of {candidate}"
+
+
 def select(candidates: Sequence[Schedule], run: Callable[[Schedule], float]) -> Selection:
     """Train with each candidate and return the one with the highest score.
 

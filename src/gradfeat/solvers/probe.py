@@ -23,6 +23,7 @@ from torch import Tensor
 from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import Loss, Squared
+from gradfeat.progress import Step
 
 GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
 """Penalties that are tried, from heavy to light, in units of the features' mean variance."""
@@ -80,6 +81,7 @@ def fit_probe(
     random_state: int | None = None,
     tolerance: float = 1e-6,
     outputs: int | None = None,
+    report: Step | None = None,
 ) -> Probe:
     """Fit a linear probe to convergence, in float64.
 
@@ -94,6 +96,7 @@ def fit_probe(
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
         outputs: k, where these samples may lack the last classes; None reads it off y.
+        report: Told how many penalties have been tried, of how many at most.
 
     Returns:
         The probe, of the features' own dtype.
@@ -122,7 +125,7 @@ def fit_probe(
         parts, note = folds(targets, loss, cv, random_state, present)
         if parts:
             grid = [penalty * value for value in GRID]
-            penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, parts)
+            penalty, start, path = _cross_validate(basis, features, targets, loss, outputs, grid, parts, report)
     solution = basis.solve(targets, loss, outputs, float(penalty), start, tolerance, _ITERATIONS)
     return _probe(basis, solution, float(penalty), f, path, note)
 
@@ -343,7 +346,14 @@ class _Basis:
 
 
 def _cross_validate(
-    whole: _Basis, f: Tensor, y: Tensor, loss: Loss, outputs: int, penalties: list[float], folds: Folds
+    whole: _Basis,
+    f: Tensor,
+    y: Tensor,
+    loss: Loss,
+    outputs: int,
+    penalties: list[float],
+    folds: Folds,
+    report: Step | None = None,
 ) -> tuple[float, Tensor, list[tuple[float, float, float]]]:
     """Choose a penalty on the path from heavy to light, which ends where the held-out loss has risen a while.
 
@@ -381,6 +391,8 @@ def _cross_validate(
             raise ConvergenceError(f"the held-out loss became {mean} with penalty {penalty:.3g}: rescale the features")
         error = float(np.std(losses, ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
         path.append((penalty, mean, error))
+        if report is not None:
+            report(len(path), len(penalties))
         rises = rises + 1 if mean > best * (1 + _RISE) else 0
         if mean < best * (1 - _NEGLIGIBLE):
             chosen, best = penalty, mean

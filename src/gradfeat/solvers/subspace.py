@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -280,10 +281,11 @@ class Subspace:
         start: Combination | None = None,
         tolerance: float = 1e-2,
         iterations: int = 40,
+        report: Callable[[int], None] | None = None,
     ) -> tuple[Combination, Solution]:
         """Grow the span until the decrement is below `tolerance` times the objective, or for some iterations.
 
-        After Ctrl-C the solution is the one of the last finished iteration.
+        After Ctrl-C the solution is the one of the last finished iteration. `report` is told how many are finished.
         """
         begun, passes = time.perf_counter(), self.features.passes
         solution = Solution("subspace", False, f"{iterations} iterations")
@@ -303,6 +305,8 @@ class Subspace:
                 left = max(above - (there - point.objective), 0.0)
                 solution.gap = left / max(point.objective - left, 1e-30) if left < point.objective else math.inf
                 solution.objective.append(point.objective)
+                if report is not None:
+                    report(len(solution.objective))
                 if solution.decrement <= tolerance:
                     solution.converged = True
                     solution.reason = f"converged (decrement {solution.decrement:.1e}{_bound(solution.gap)})"

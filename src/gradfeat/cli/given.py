@@ -1,0 +1,86 @@
+"""What the user wrote on the command line: the options that were given, and further commands made of them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options that were given with another value than they have anyway.
+
+    Attributes:
+        values: By the parameter's name.
+        flags: How each is written.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    @staticmethod
+    def of(context: typer.Context) -> Given:
+        """Return what was given to the running command."""
+        values: dict[str, Any] = {}
+        flags: dict[str, str] = {}
+        for parameter in context.command.params:
+            name = parameter.name or ""
+            source = context.get_parameter_source(name)
+            if parameter.param_type_name != "option" or source is None or source.name != "COMMANDLINE":
+                continue
+            value = context.params.get(name)
+            if value != parameter.get_default(context):
+                values[name], flags[name] = value, max(parameter.opts, key=len)
+        return Given(values, flags)
+
+    def options(self, names: Collection[str]) -> list[str]:
+        """Return the options among some names as they are written, those that were given alone."""
+        written: list[str] = []
+        for name, value in self.values.items():
+            if name not in names:
+                continue
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                written += [self.flags[name]] if part is True else [self.flags[name], str(part)]
+        return written
+
+
+def command(name: str, *parts: str | Path) -> str:
+    """Return a command line that can be pasted into a shell.
+
+    Example:
+        >>> command("evaluate", "my model.safetensors", "data")
+        "gradfeat evaluate 'my model.safetensors' data"
+    """
+    return shlex.join(["gradfeat", name, *map(str, parts)])
+
+
+def wrapped(line: str, width: int) -> str:
+    r"""Return a command line in several lines, which a shell takes for one; a single word may be longer than a line.
+
+    Example:
+        >>> print(wrapped("gradfeat evaluate model.safetensors data --crops 10", 48))
+        gradfeat evaluate model.safetensors data \
+          --crops 10
+    """
+    words = [shlex.quote(word) for word in shlex.split(line)]
+    groups, rest = [" ".join(words[:2])], words[2:]
+    while rest:
+        pair = rest[0].startswith("-") and len(rest) > 1 and not rest[1].startswith("-")
+        groups.append(" ".join(rest[: 1 + pair]))
+        rest = rest[1 + pair :]
+    lines = [groups[0]]
+    for group in groups[1:]:
+        longer = f"{lines[-1]} {group}"
+        if len(longer) <= width - 2:  # room for the backslash
+            lines[-1] = longer
+        else:
+            lines.append(f"  {group}")
+    return " \\\n".join(lines)
