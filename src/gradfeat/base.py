@@ -35,7 +35,7 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
-from gradfeat.losses import Loss, Quadratic
+from gradfeat.losses import Loss, Quadratic, target_mean
 from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -46,6 +46,7 @@ from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
 from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
+    as_targets,
     check_lengths,
     check_parameters,
     folds_among,
@@ -172,9 +173,7 @@ class GradientFeatureEstimator(BaseEstimator):
         def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
             with progress.step("linearize"):
                 linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
-            targets = torch.as_tensor(y).to(linearization.device)
-            if targets.is_floating_point():
-                targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
+            targets = as_targets(y, linearization.dtype).to(linearization.device)
             return prepare(
                 linearization,
                 samples,
@@ -309,7 +308,8 @@ class GradientFeatureEstimator(BaseEstimator):
         """Take a fitted model as this estimator's own, and fit the head of its merged network."""
         self._model = fit.model
         self.loss_ = problem.loss
-        self.probe_ = problem.probe
+        mean = target_mean(problem.loss)
+        self.probe_ = dataclasses.replace(problem.probe, bias=_from(mean, problem.probe.bias))
         self.history_ = fit.history
         self.selection_ = fit.selection
         self.choice_ = fit.choice
@@ -328,7 +328,10 @@ class GradientFeatureEstimator(BaseEstimator):
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()
         self.w1_ = fit.model.w1.detach().cpu().clone()
-        self.b_ = fit.model.b.detach().cpu().clone()
+        self.b_ = _from(mean, fit.model.b.detach().cpu().clone())
+        if mean is not None:  # as a model that is made from b_ has it, to the last bit
+            with torch.no_grad():
+                fit.model.b.copy_(self.b_ - mean)
         self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
         moved = fit.model.linearization is not problem.linearization
         theta2 = fit.model.linearization.theta2
@@ -362,8 +365,9 @@ class GradientFeatureEstimator(BaseEstimator):
             linearization = linearize_backbone(
                 self.backbone_, self.example_, self.modules_, self.device, self.precision
             )
+            b = self.b_ if (mean := target_mean(self.loss_)) is None else self.b_ - mean
             self._model = model_from_weights(
-                linearization, self.mode, self.parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
+                linearization, self.mode, self.parametrization, self.omega_, self.w1_, b, self.w2_, self.theta2_
             )
         return self._model
 
@@ -428,7 +432,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 "this model has no head for a merged network: it was saved by an older version, interrupted, or the "
                 "moved network's features were not finite; fit it again, or use the linear model itself"
             )
-        network = merge(self.backbone_, model, self.merged_head_)
+        network = merge(self.backbone_, model, self.merged_head_, mean=target_mean(self.loss_))
         if X is not None:
             linear, samples = self._logits(X), self._read_X(X, reset=False)
             inputs = samples if isinstance(samples, Inputs) else Inputs(samples, self.backbone_.preprocessing)
@@ -453,3 +457,8 @@ class GradientFeatureEstimator(BaseEstimator):
         if state is None or isinstance(state, numbers.Integral):
             return None if state is None else int(state)
         return int(state.randint(2**31 - 1))
+
+
+def _from(mean: Tensor | None, bias: Tensor) -> Tensor:
+    """Return the intercept of values, in double precision, from that of their distances to a mean."""
+    return bias if mean is None else bias.detach().cpu().double() + mean

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.base import GradientFeatureEstimator
@@ -18,6 +19,7 @@ from gradfeat.validation import (
     indicator,
     is_indicator,
     labels_of,
+    mean_of_targets,
     read_classes,
     read_weight,
 )
@@ -307,7 +309,9 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
         if self.loss not in ("auto", "squared"):
             raise ConfigurationError(f"loss={self.loss!r} does not fit regression: it is 'squared' (or 'auto')")
         check_lengths(X, targets)
-        return X, targets, Squared(), read_weight(sample_weight, len(targets))
+        weight = read_weight(sample_weight, len(targets))
+        mean = mean_of_targets(targets, weight)
+        return X, targets - mean, Squared(mean=torch.from_numpy(mean)), weight
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return predictions, (n,) or (n, k) as y was.
@@ -316,7 +320,7 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             X: Samples, in any form that `fit` takes.
             crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
         """
-        values = self._logits(X, crops).double().numpy()
+        values = self.loss_.predict_proba(self._logits(X, crops).double()).numpy()
         return values[:, 0] if self._one_output else values
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 
 from gradfeat.cache import LEVELS
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatError, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
 from gradfeat.fitting import PRECISIONS, check_device
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES
 from gradfeat.solvers.schedule import SOLVERS
+
+
+LEAST_SPREAD = 1e-14
+"""Targets that are nearer to their mean than this, or further than its inverse, call for a warning."""
 
 
 class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
@@ -238,6 +243,40 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
         raise DataError("sample_weight must not be negative")
     most = weight.max(initial=0.0)
     return weight / most if most > 0 else weight  # shares count alone; sums of huge weights would not be finite
+
+
+def mean_of_targets(y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return the mean of targets (n, k) by the samples' weights, (k,): a value of y itself where all are the same."""
+    first = y[0]
+    return first + np.average(y - first, axis=0, weights=weight if weight is not None and weight.any() else None)
+
+
+def as_targets(y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Return targets as the solvers take them: numbers in single precision, or in double where the network is.
+
+    Raises:
+        DataError: Numbers that single precision does not hold.
+    """
+    targets = torch.as_tensor(y)
+    if not targets.is_floating_point():
+        return targets
+    known = ~torch.isnan(targets)  # NaN is a label to ignore
+    converted = targets.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if not bool(torch.isfinite(converted[known]).all()):
+        raise DataError(
+            f"y is up to {float(targets[known].abs().max()):.3g} from its mean, which single precision does not hold: "
+            "divide y by a number of that size"
+        )
+    spread = float(targets[known].abs().max()) if bool(known.any()) else 0.0
+    least, most = (LEAST_SPREAD, 1 / LEAST_SPREAD) if converted.dtype == torch.float32 else (1e-100, 1e100)
+    if spread > most or 0 < spread < least:
+        warnings.warn(
+            f"y is {spread:.3g} from its mean at most: its squares leave the numbers that are told from zero or held in "
+            f"this precision, and parts of a model may be lost; divide y by a number of that size",
+            GradfeatWarning,
+            stacklevel=2,
+        )
+    return converted
 
 
 def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
