@@ -37,10 +37,7 @@ from gradfeat.selection import (
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import folds
-from gradfeat.solvers.subspace import Penalties, Solution
-
-TOLERANCE = 1e-4
-"""Decrement, relative to the objective, at which a fit with given penalties ends."""
+from gradfeat.solvers.subspace import GAP, Penalties, Solution
 
 GIVEN_ITERATIONS = 200
 """Most iterations with given penalties, which are solved to convergence."""
@@ -142,11 +139,11 @@ def fit_convex(
         subspace.add_w2(subspace.features.variables(start))
     with progress.step(mode):
         if choice is None:
-            combination, solution = subspace.solve(penalties, tolerance=TOLERANCE, iterations=GIVEN_ITERATIONS)
+            combination, solution = subspace.solve(penalties, gap=GAP, iterations=GIVEN_ITERATIONS)
         else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
             combination, solution = subspace.solve(penalties, iterations=choice.iterations)
             if not (solution.converged or solution.interrupted):
-                solution.reason = f"{choice.iterations} iterations, as chosen on held-out data"
+                solution.reason = f"{len(solution.objective)} iterations, as chosen on held-out data"
     solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)
     solution.seconds = time.perf_counter() - begun
     w1, b, w2 = subspace.weights(combination)
@@ -154,7 +151,7 @@ def fit_convex(
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
     if not solution.converged and (choice is None or solution.interrupted):
-        notes.append(f"{mode}: {solution}")
+        notes.append(f"{mode}: not converged: {solution}")
     return Fit(model, _history(solution), None, solution.seconds, notes, choice, solution)
 
 

@@ -26,7 +26,6 @@ from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES
 from gradfeat.solvers.schedule import SOLVERS
 
-
 LEAST_SPREAD = 1e-14
 """Targets that are nearer to their mean than this, or further than its inverse, call for a warning."""
 
