@@ -108,7 +108,7 @@ def fit_closed_form(
     seconds, passes = time.perf_counter() - begun, samples.passes
     reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
     solution = Solution("dual", gap <= GAP, reason, [point.objective], 0.0, passes, seconds, gap=gap)
-    notes += samples.raised(w2, point) or samples.rounded(gap)
+    notes += samples.raised(w2, point) or samples.rounded(gap, (w1, w2))
     return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)
 
 
@@ -180,9 +180,9 @@ class Samples:
             f"taken{more}"
         ]
 
-    def rounded(self, gap: float) -> list[str]:
-        """Return a note where a solution is not known to be the optimum."""
-        if gap <= GAP:
+    def rounded(self, gap: float, penalties: tuple[float, float]) -> list[str]:
+        """Return a note where a solution is not known to be the optimum; without a penalty a limit was asked for."""
+        if gap <= GAP or 0 in penalties:
             return []
         more = ": give heavier penalties" + (", or precision='float64'" if self.single else "")
         return [f"{self.mode}: not converged: {bound(gap)}, by rounding at penalties this light{more}"]

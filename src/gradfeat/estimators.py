@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.base import GradientFeatureEstimator
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.validation import (
     check_lengths,
@@ -260,7 +261,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
                 raise ConfigurationError("the mean average precision of multi-label targets takes no sample_weight")
             from gradfeat.metrics import mean_average_precision
 
-            values = np.asarray(y, dtype=float)
+            values = indicator(y)
             return float(
                 mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
             )
@@ -295,6 +296,8 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
         X = self._read_X(X, reset=True)
         targets = labels_of(X, y, self)
+        if targets.dtype.kind in "mM":
+            warnings.warn(f"y holds dates, read as numbers of {targets.dtype}", GradfeatWarning, stacklevel=4)
         if targets.dtype.kind not in "fiub":
             try:
                 targets = targets.astype(float)

@@ -240,8 +240,8 @@ def _say_coarse(merged: MergedHead, mean: Tensor, dtype: torch.dtype) -> None:
     if spacing > COARSE * spread:
         warnings.warn(
             f"the merged network computes in {str(dtype).removeprefix('torch.')}, where values near "
-            f"{float(mean.abs().max()):.3g} are {spacing:.2g} apart: fit to y less its mean, and add the mean in double "
-            "precision to what the network returns; the linear model itself does so",
+            f"{float(mean.abs().max()):.3g} are {spacing:.2g} apart: fit to y less its mean, and add the mean to what "
+            "the network returns, in double precision, as the linear model itself does",
             GradfeatWarning,
             stacklevel=4,
         )

@@ -100,7 +100,7 @@ def fit_representer(
             outputs=samples.outputs,
         )
         model, gap = samples.model(probe, point, Penalties(w1, w2))
-        notes += samples.raised(w2, point) or samples.rounded(gap)
+        notes += samples.raised(w2, point) or samples.rounded(gap, (w1, w2))
     seconds, passes = time.perf_counter() - begun, samples.passes + (0.0 if choice is None else choice.passes)
     reason = (
         f"{point.iterations} Newton steps for {samples.n} samples × {samples.outputs} outputs, "
