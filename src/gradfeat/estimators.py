@@ -15,12 +15,12 @@ from gradfeat.base import GradientFeatureEstimator
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.validation import (
+    centred,
     check_lengths,
     class_weights,
     indicator,
     is_indicator,
     labels_of,
-    mean_of_targets,
     read_classes,
     read_weight,
 )
@@ -313,8 +313,8 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             raise ConfigurationError(f"loss={self.loss!r} does not fit regression: it is 'squared' (or 'auto')")
         check_lengths(X, targets)
         weight = read_weight(sample_weight, len(targets))
-        mean = mean_of_targets(targets, weight)
-        return X, targets - mean, Squared(mean=torch.from_numpy(mean)), weight
+        mean, distances = centred(targets, weight)
+        return X, distances, Squared(mean=torch.from_numpy(mean)), weight
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return predictions, (n,) or (n, k) as y was.

@@ -246,10 +246,22 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     return weight / most if most > 0 else weight  # shares count alone; sums of huge weights would not be finite
 
 
-def mean_of_targets(y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Return the mean of targets (n, k) by the samples' weights, (k,): a value of y itself where all are the same."""
-    first = y[0]
-    return first + np.average(y - first, axis=0, weights=weight if weight is not None and weight.any() else None)
+def centred(y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of targets (n, k) by the samples' weights, (k,), and the targets less it.
+
+    The mean is a value of y itself where all are the same. Targets of weight zero do not count, in the range either.
+
+    Raises:
+        DataError: Targets further apart than double precision holds.
+    """
+    present = slice(None) if weight is None or not weight.any() else weight > 0
+    some = y[present]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = some[0] + np.average(some - some[0], axis=0, weights=None if weight is None else weight[present])
+        distances = y - mean
+    if not np.isfinite(distances[present]).all():
+        raise DataError("y has values further apart than double precision holds: divide y by a large number")
+    return mean, distances
 
 
 def as_targets(y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

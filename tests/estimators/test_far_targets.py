@@ -140,3 +140,9 @@ def test_targets_of_any_size() -> None:
         regressor(mode="activation").fit(X, y * 1e-20)
     with pytest.raises(DataError, match="single precision does not hold: divide y"):
         regressor(mode="activation").fit(X, y * 1e160)
+
+
+def test_targets_that_are_further_apart_than_numbers_go() -> None:
+    X, y = data()
+    with pytest.raises(DataError, match="further apart"):
+        regressor(mode="activation").fit(X, np.where(y > 0, 1.7e308, -1.7e308))
