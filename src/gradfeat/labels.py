@@ -102,8 +102,7 @@ def _array(y: Any) -> np.ndarray:
 
 
 def _mixed(y: list[Any] | tuple[Any, ...]) -> bool:
-    texts = sum(isinstance(item, str) for item in y)
-    return 0 < texts < len(y)
+    return any(0 < sum(isinstance(item, kind) for item in y) < len(y) for kind in (str, bytes))
 
 
 def _objects(y: list[Any] | tuple[Any, ...]) -> np.ndarray:
@@ -131,7 +130,7 @@ def _of_objects(labels: np.ndarray) -> np.ndarray:
     kinds = {type(label) for label in labels.tolist()}
     if any(isinstance(label, np.ndarray | list | tuple | Set | Mapping) for label in labels):
         raise DataError(f"y must hold one label for each sample, not a {_name(labels[0])} of them")
-    if any(issubclass(kind, str) for kind in kinds) and not all(issubclass(kind, str) for kind in kinds):
+    if any(0 < sum(issubclass(kind, text) for kind in kinds) < len(kinds) for text in (str, bytes)):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise DataError(f"y mixes labels of different kinds ({names}): make all of them texts, or numbers")
     if all(issubclass(kind, bool | np.bool_) for kind in kinds):
