@@ -224,8 +224,7 @@ def _describe(estimator: Any) -> dict[str, Any]:
     head = estimator.merged_head_
     probe = {field.name: getattr(estimator.probe_, field.name) for field in dataclasses.fields(Probe)}
     return {
-        # a model without a mean is one that older versions read
-        "format_version": 2 if target_mean(estimator.loss_) is None else FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "gradfeat_version": __version__,
         "torch_version": torch.__version__,
         "task": estimator.loss_.task,
