@@ -22,7 +22,7 @@ from gradfeat.backbones import Backbone, difference, fingerprint, resolve, summa
 from gradfeat.contexts import plain
 from gradfeat.errors import AdapterError, BackboneError, ConfigurationError, GradfeatError
 from gradfeat.files import write_whole
-from gradfeat.losses import loss_for
+from gradfeat.losses import Squared, loss_for, target_mean
 from gradfeat.merge import MergedHead
 from gradfeat.solvers.probe import Probe
 from gradfeat.tensor_file import tensor_file
@@ -30,7 +30,7 @@ from gradfeat.tensor_file import tensor_file
 if TYPE_CHECKING:
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 
-FORMAT_VERSION = 2  # 1 had no head of the merged network
+FORMAT_VERSION = 3  # 2 had no mean of a regression's targets, 1 no head of the merged network
 _KEY = "gradfeat_model"  # an encoder file, of gradfeat.pretrain, has the key "gradfeat"
 _SETTINGS = ("theta2", "mode", "parametrization", "batch_size", "precision", "loss", "rounds", "augment")
 _OPTIONAL = ("how_", "class_names_", "feature_names_in_", "n_features_in_", "_one_output")
@@ -74,6 +74,7 @@ def save(estimator: Any, path: str | Path) -> Path:
         "w1": estimator.w1_,
         "b": estimator.b_,
         "probe_bias": estimator.probe_.bias.cpu(),
+        **({} if (mean := target_mean(estimator.loss_)) is None else {"target_mean": mean}),
         **({} if head is None else {"head/weight": head.weight.cpu(), "head/bias": head.bias.cpu()}),
         **{f"w2/{name}": value for name, value in estimator.w2_.items()},
         **{f"theta2/{name}": value for name, value in (estimator.theta2_ or {}).items()},
@@ -135,6 +136,8 @@ def load(
         estimator._given = {name: settings[name] for name in AS_FITTED}
         estimator.example_ = _example(shape, about["example"]["dtype"])
         estimator.loss_ = loss_for(estimator.loss, about["task"])
+        if "target_mean" in tensors:
+            estimator.loss_ = Squared(mean=tensors["target_mean"].double())
         estimator.omega_, estimator.w1_, estimator.b_ = tensors["omega"], tensors["w1"], tensors["b"]
         estimator.w2_ = {name: tensors[f"w2/{name}"] for name in about["theta2_names"]}
         moved = about["moved"]
@@ -159,13 +162,14 @@ def load(
         estimator.backbone_, estimator.example_, estimator.modules_, device, precision=precision
     )
     _check_theta2(path, linearization.theta2, estimator.w2_)
+    mean = target_mean(estimator.loss_)
     estimator._model = model_from_weights(
         linearization,
         estimator.mode,
         estimator.parametrization,
         estimator.omega_,
         estimator.w1_,
-        estimator.b_,
+        estimator.b_ if mean is None else estimator.b_ - mean,
         estimator.w2_,
         estimator.theta2_,
     )
@@ -301,6 +305,9 @@ def _check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]
     merged = about.get("merged_head") is not None
     if merged:
         names |= {"head/weight", "head/bias"}
+    centred = about["task"] == "regression" and "target_mean" in tensors
+    if centred:
+        names |= {"target_mean"}
     if names != set(tensors):
         raise AdapterError(f"{path}: tensors are missing or unknown: {', '.join(sorted(names ^ set(tensors)))}")
     shape = tuple(tensors["omega"].shape)
@@ -308,6 +315,8 @@ def _check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]
     expected = {"w1": shape, "b": outputs, "probe_bias": outputs}
     if merged:
         expected |= {"head/weight": shape, "head/bias": outputs}
+    if centred:
+        expected |= {"target_mean": outputs}
     if len(shape) != 2 or any(tensors[name].shape != own for name, own in expected.items()):
         shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in ("omega", *expected))
         raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {shapes}")

@@ -37,7 +37,7 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
-from gradfeat.losses import Loss, Quadratic
+from gradfeat.losses import Loss, Quadratic, target_mean
 from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -49,6 +49,7 @@ from gradfeat.stages import HEAD, LINEARIZE, NETWORK, stages_of_fit
 from gradfeat.training import fit_mode
 from gradfeat.validation import (
     NotFittedError,
+    as_targets,
     check_lengths,
     check_parameters,
     folds_among,
@@ -184,9 +185,7 @@ class GradientFeatureEstimator(BaseEstimator):
         def problem_of(theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
             with progress.step(LINEARIZE):
                 linearization = linearize_backbone(backbone, example, theta2, self.device, self.precision)
-            targets = torch.as_tensor(y).to(linearization.device)
-            if targets.is_floating_point():
-                targets = targets.to(torch.float64 if linearization.dtype == torch.float64 else torch.float32)
+            targets = as_targets(y, linearization.dtype).to(linearization.device)
             return prepare(
                 linearization,
                 samples,
@@ -322,7 +321,8 @@ class GradientFeatureEstimator(BaseEstimator):
         self._model: GradientFeatureModel | None = fit.model
         self._given = {name: getattr(self, name) for name in AS_FITTED}
         self.loss_ = problem.loss
-        self.probe_ = problem.probe
+        mean = target_mean(problem.loss)
+        self.probe_ = dataclasses.replace(problem.probe, bias=_from(mean, problem.probe.bias))
         self.history_ = fit.history
         self.selection_ = fit.selection
         self.choice_ = fit.choice
@@ -341,7 +341,10 @@ class GradientFeatureEstimator(BaseEstimator):
         self.seconds_ = {**problem.seconds, "train": fit.seconds}
         self.omega_ = fit.model.omega.detach().cpu().clone()
         self.w1_ = fit.model.w1.detach().cpu().clone()
-        self.b_ = fit.model.b.detach().cpu().clone()
+        self.b_ = _from(mean, fit.model.b.detach().cpu().clone())
+        if mean is not None:  # as a model that is made from b_ has it, to the last bit
+            with torch.no_grad():
+                fit.model.b.copy_(self.b_ - mean)
         self.w2_ = {name: value.detach().cpu().clone() for name, value in fit.model.w2.items()}
         moved = fit.model.linearization is not problem.linearization
         theta2 = fit.model.linearization.theta2
@@ -391,8 +394,9 @@ class GradientFeatureEstimator(BaseEstimator):
                 "the network computes with other weights than those that this model was fitted to: one of its methods "
                 "or hooks belongs to another network, which has changed. Build the network anew, and fit again"
             )
+        b = self.b_ if (mean := target_mean(self.loss_)) is None else self.b_ - mean
         return model_from_weights(
-            linearization, mode, parametrization, self.omega_, self.w1_, self.b_, self.w2_, self.theta2_
+            linearization, mode, parametrization, self.omega_, self.w1_, b, self.w2_, self.theta2_
         )
 
     def as_fitted(self) -> dict[str, Any]:
@@ -465,7 +469,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 "moved network's features were not finite; fit it again, or use the linear model itself"
             )
         self.backbone_.check_unchanged()
-        network = merge(self.backbone_, model, self.merged_head_)
+        network = merge(self.backbone_, model, self.merged_head_, mean=target_mean(self.loss_))
         if X is not None:
             linear, samples = self._logits(X), self._read_X(X, reset=False)
             inputs = samples if isinstance(samples, Inputs) else Inputs(samples, self.backbone_.preprocessing)
@@ -515,3 +519,8 @@ class GradientFeatureEstimator(BaseEstimator):
 def _constants(linearization: Linearization) -> tuple[str, frozenset[str]]:
     """Return what says that programs were built from the same values: torch's version, and the values' digests."""
     return torch.__version__, frozenset(digest_tensors({"": value}) for value in linearization.state.values())
+
+
+def _from(mean: Tensor | None, bias: Tensor) -> Tensor:
+    """Return the intercept of values, in double precision, from that of their distances to a mean."""
+    return bias if mean is None else bias.detach().cpu().double() + mean

@@ -26,11 +26,11 @@ from gradfeat.losses import LOSSES, Quadratic
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, SPLITS, Choice, Tried, as_pair, lightest, probes_of
-from gradfeat.solvers.dual import Dual, DualPath, DualPoint
+from gradfeat.solvers.dual import Dual, DualPath, DualPoint, relative_gap
 from gradfeat.solvers.first_order import History
-from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.gradient_features import GradientFeatures, Weights, inner
 from gradfeat.solvers.probe import Folds, Probe, folds
-from gradfeat.solvers.subspace import Solution
+from gradfeat.solvers.subspace import GAP, Penalties, Solution, bound
 
 FEW = 500
 """Samples × outputs up to which the closed form is the choice of `solver="auto"`; its time grows with the square (the
@@ -106,11 +106,11 @@ def fit_closed_form(
         else:
             w1, w2 = as_pair(penalty)
         point = dual.at(w1).solve(w2)
-        notes += samples.raised(w2, point)
-        model = samples.model(probe, point)
+        model, gap = samples.model(probe, point, Penalties(w1, w2))
     seconds, passes = time.perf_counter() - begun, samples.passes
     reason = f"closed form of {samples.n} samples × {samples.outputs} outputs, a squared loss"
-    solution = Solution("dual", True, reason, [point.objective], 0.0, passes, seconds)
+    solution = Solution("dual", gap <= GAP, reason, [point.objective], 0.0, passes, seconds, gap=gap)
+    notes += samples.raised(w2, point) or samples.rounded(gap, (w1, w2))
     return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)
 
 
@@ -182,21 +182,56 @@ class Samples:
             f"taken{more}"
         ]
 
-    def model(self, probe: Probe, point: DualPoint) -> GradientFeatureModel:
-        """Return the model of a solution.
+    def rounded(self, gap: float, penalties: tuple[float, float]) -> list[str]:
+        """Return a note where a solution is not known to be the optimum; without a penalty a limit was asked for."""
+        if gap <= GAP or 0 in penalties:
+            return []
+        more = ": give heavier penalties" + (", or precision='float64'" if self.single else "")
+        return [f"{self.mode}: not converged: {bound(gap)}, by rounding at penalties this light{more}"]
+
+    def model(self, probe: Probe, point: DualPoint, penalties: Penalties) -> tuple[GradientFeatureModel, float]:
+        """Return the model of a solution, and its gap (see `gradfeat.solvers.subspace.Solution`).
+
+        The gap is that of the weights as they are: where residuals a cancel, ``Φᵀ a / λ₂`` is rounded in single
+        precision, and its objective is above the one that the solver reached.
+
+        Args:
+            probe: ω̄.
+            point: The solution.
+            penalties: Those that were asked for, which the gap is of; where it is zero, the one in force.
 
         Raises:
             ConvergenceError: Its weights are not finite.
         """
         features = self.features(probe)
         pulled = features.transpose(point.a / point.w2_penalty, torch.arange(len(self.rows)))
-        self.passes += features.passes
         model = new_model(self.problem, self.mode, self.parametrization, probe)
         # without activations w₁ is the probe, which mode `gradient` does not use
         model.set_weights(w1=probe.omega if point.w1 is None else point.w1, b=point.bias, w2=features.natural(pulled))
+        gap = self._gap(features, pulled, point, penalties)
+        self.passes += features.passes
         if not all(bool(torch.isfinite(value).all()) for value in model.trained()):
             raise ConvergenceError(f"the weights of {self.mode} are not finite")
-        return model
+        return model, gap
+
+    def _gap(self, features: GradientFeatures, w2: Weights, point: DualPoint, asked: Penalties) -> float:
+        """Return the gap of weights, w₂ in the variables that it is penalized in.
+
+        With λ in force for λ₀ the dual objective at a is less by ``½ ‖w‖² λ (λ - λ₀) / λ₀``, the primal one by
+        ``½ ‖w‖² (λ - λ₀)``.
+        """
+        logits = features.forward(w2, torch.arange(len(self.rows))).double().cpu() + point.bias
+        parts = [(point.w2_penalty, asked.w2, inner(w2, w2))]
+        if point.w1 is not None:
+            logits = logits + self.store.features.double().cpu() @ point.w1
+            parts.append((point.w1_penalty, asked.w1, float(point.w1.square().sum())))
+        objective = float(self.problem.loss.value(logits, self.y.cpu(), self.weight))
+        lowest = point.objective / (1 + point.gap)
+        for taken, wanted, squared in parts:
+            wanted = wanted if 0 < wanted < taken else taken
+            objective += 0.5 * wanted * squared
+            lowest -= 0.5 * squared * taken * (taken - wanted) / wanted
+        return relative_gap(objective - lowest, objective)
 
 
 class _Squares(Samples):

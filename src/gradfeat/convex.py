@@ -37,10 +37,7 @@ from gradfeat.selection import (
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import folds
-from gradfeat.solvers.subspace import Penalties, Solution
-
-TOLERANCE = 1e-4
-"""Decrement, relative to the objective, at which a fit with given penalties ends."""
+from gradfeat.solvers.subspace import GAP, Penalties, Solution
 
 GIVEN_ITERATIONS = 200
 """Most iterations with given penalties, which are solved to convergence."""
@@ -143,13 +140,13 @@ def fit_convex(
     with progress.step("fit") as done:
         if choice is None:  # how many iterations it takes is not known
             combination, solution = subspace.solve(
-                penalties, tolerance=TOLERANCE, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None)
+                penalties, gap=GAP, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None)
             )
         else:  # no longer than what was judged: under light penalties the optimum has learnt noise by heart
             most = choice.iterations
             combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
             if not (solution.converged or solution.interrupted):
-                solution.reason = f"{choice.iterations} iterations, as chosen on held-out data"
+                solution.reason = f"{len(solution.objective)} iterations, as chosen on held-out data"
     solution.passes = spent + subspace.features.passes + (0.0 if choice is None else choice.passes)
     solution.seconds = time.perf_counter() - begun
     w1, b, w2 = subspace.weights(combination)
@@ -157,7 +154,7 @@ def fit_convex(
     model = point.model(problem, parametrization, mode)
     _check(model, mode)
     if not solution.converged and (choice is None or solution.interrupted):
-        notes.append(f"{mode}: {solution}")
+        notes.append(f"{mode}: not converged: {solution}")
     return Fit(model, _history(solution), None, solution.seconds, notes, choice, solution)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.base import GradientFeatureEstimator
 from gradfeat.contexts import plain
-from gradfeat.errors import ConfigurationError, DataError
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.validation import (
+    centred,
     check_lengths,
     class_weights,
     indicator,
@@ -263,7 +266,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
                 raise ConfigurationError("the mean average precision of multi-label targets takes no sample_weight")
             from gradfeat.metrics import mean_average_precision
 
-            values = np.asarray(y, dtype=float)
+            values = indicator(y)
             return float(
                 mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
             )
@@ -298,6 +301,8 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
         X = self._read_X(X, reset=True)
         targets = labels_of(X, y, self)
+        if targets.dtype.kind in "mM":
+            warnings.warn(f"y holds dates, read as numbers of {targets.dtype}", GradfeatWarning, stacklevel=4)
         if targets.dtype.kind not in "fiub":
             try:
                 targets = targets.astype(float)
@@ -312,7 +317,9 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
         if self.loss not in ("auto", "squared"):
             raise ConfigurationError(f"loss={self.loss!r} does not fit regression: it is 'squared' (or 'auto')")
         check_lengths(X, targets)
-        return X, targets, Squared(), read_weight(sample_weight, len(targets))
+        weight = read_weight(sample_weight, len(targets))
+        mean, distances = centred(targets, weight)
+        return X, distances, Squared(mean=torch.from_numpy(mean)), weight
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return predictions, (n,) or (n, k) as y was.
@@ -321,7 +328,7 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             X: Samples, in any form that `fit` takes.
             crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
         """
-        values = self._logits(X, crops).double().numpy()
+        values = self.loss_.predict_proba(self._logits(X, crops).double()).numpy()
         return values[:, 0] if self._one_output else values
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

@@ -22,7 +22,8 @@ def metrics_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str, f
         truth: From `read_truth`.
     """
     if loss.task == "regression":
-        return {"r2": r2(truth, logits), "rmse": rmse(truth, logits)}
+        values = loss.predict_proba(torch.from_numpy(logits)).numpy()
+        return {"r2": r2(truth, values), "rmse": rmse(truth, values)}
     probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
     if loss.task == "multilabel":
         return {**precisions_of(logits, truth), "log_loss": log_loss(truth, probability)}

@@ -209,21 +209,32 @@ class Quadratic(Loss):
 class Squared(Quadratic):
     """Squared error, ``½ Σ_k (logit_k - y_k)²``; y is (n, k).
 
+    Values may be far from zero beside their spread, which single precision would round away. So a regression's targets
+    are taken as distances from their mean, and its logits are such distances; `predict_proba` adds the mean.
+
+    Args:
+        mean: The mean that was subtracted from the targets, (k,), in double precision; None where none was.
+
     Example:
         >>> Squared().value(torch.zeros(2, 1), torch.tensor([[2.0], [0.0]]))
         tensor(1.)
+        >>> Squared(mean=torch.tensor([1e8], dtype=torch.float64)).predict_proba(torch.tensor([[0.5]])).item()
+        100000000.5
     """
 
     name = "squared"
     task = "regression"
+
+    def __init__(self, mean: Tensor | None = None) -> None:
+        self.mean = mean
 
     def targets(self, y: Tensor, outputs: int) -> Tensor:
         """Return y."""
         return y
 
     def predict_proba(self, logits: Tensor) -> Tensor:
-        """Return the values themselves."""
-        return logits
+        """Return the values themselves: with a mean in double precision."""
+        return logits if self.mean is None else logits.double() + self.mean.to(logits.device)
 
     def n_outputs(self, y: Tensor) -> int:
         """One output for each target."""
@@ -266,6 +277,11 @@ def _like(value: Tensor, directions: Tensor) -> Tensor:
 
 LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, MultiLabelLogistic, Squared, OneHotSquared)}
 _OF_TASK: dict[str, type[Loss]] = {loss.task: loss for loss in (CrossEntropy, MultiLabelLogistic, Squared)}
+
+
+def target_mean(loss: Loss) -> Tensor | None:
+    """Return what was subtracted from a regression's targets, (k,), in double precision; None where nothing was."""
+    return loss.mean if isinstance(loss, Squared) else None
 
 
 def loss_for(name: str, task: str) -> Loss:

@@ -7,6 +7,7 @@ regression of the linear model's logits on the moved network's features, of the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from gradfeat.contexts import computing, plain
 from gradfeat.data import Inputs
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConvergenceError, GradfeatWarning
 from gradfeat.evaluation import agreement, metrics_of
 from gradfeat.fitting import store_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
 from gradfeat.linearization.copies import copied
-from gradfeat.losses import Loss, Squared
+from gradfeat.losses import Loss, Squared, target_mean
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.probe import fit_probe
 
@@ -43,6 +44,9 @@ MOST_SAMPLES = 10_000
 
 ONE_PART_FROM = 500
 """From this number of samples on, the ridge penalty is chosen on one held-out fifth of them, else on five."""
+
+COARSE = 0.1
+"""Distance of neighbouring values of a regression, as a share of their spread, from which a warning says so."""
 
 _BATCH = 128
 
@@ -200,7 +204,9 @@ class MergedNetwork(nn.Module):
 
 
 @plain()
-def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -> MergedNetwork:
+def merge(
+    backbone: Backbone, model: GradientFeatureModel, merged: MergedHead, *, mean: Tensor | None = None
+) -> MergedNetwork:
     """Return a copy of the network with θ̄₂ + r w₂ in place of θ̄₂, and a head.
 
     A change of a folded weight is written back into the layer and its batch norm, so that the architecture stays as
@@ -210,6 +216,8 @@ def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -
         backbone: The network that the model linearizes.
         model: The fitted model.
         merged: Its r and head, from `fit_head`.
+        mean: What was subtracted from a regression's targets, (c,): it goes into the head's bias. A warning says where
+            the network's own precision cannot hold the values.
     """
     network = copied(backbone.network)
     state = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
@@ -222,8 +230,25 @@ def merge(backbone: Backbone, model: GradientFeatureModel, merged: MergedHead) -
     head = torch.nn.utils.skip_init(nn.Linear, d, c, device=some.device, dtype=some.dtype)
     with torch.no_grad():
         head.weight.copy_(merged.weight.T)
-        head.bias.copy_(merged.bias)
+        head.bias.copy_(merged.bias if mean is None else merged.bias.double() + mean)
+    if mean is not None:
+        _say_coarse(merged, mean, head.bias.dtype)
     return MergedNetwork(network, backbone.features, head).eval()
+
+
+def _say_coarse(merged: MergedHead, mean: Tensor, dtype: torch.dtype) -> None:
+    """Warn where the values of a regression are so far from zero that the network's precision rounds them coarsely."""
+    spacing = float(mean.abs().max()) * torch.finfo(dtype).eps
+    # what the head adds to the mean, at features of length one: all that is known here of how far values spread
+    spread = float(torch.cat([merged.weight, merged.bias[None]]).double().norm(dim=0).max())
+    if spacing > COARSE * spread:
+        warnings.warn(
+            f"the merged network computes in {str(dtype).removeprefix('torch.')}, where values near "
+            f"{float(mean.abs().max()):.3g} are {spacing:.2g} apart: fit to y less its mean, and add the mean to what "
+            "the network returns, in double precision, as the linear model itself does",
+            GradfeatWarning,
+            stacklevel=4,
+        )
 
 
 def original_values(linearization: Linearization, moved: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -276,6 +301,9 @@ def report_on(
     merged = torch.cat(rows)
     if not bool(torch.isfinite(merged).all()):
         raise ConvergenceError("the merged network's outputs are not finite: use the linear model")
+    mean = target_mean(loss)
+    if mean is not None:  # the head's bias has it, and the linear model's logits have not
+        merged = merged.double() - mean
     both: list[dict[str, float]] = [{}, {}]
     if truth is not None:
         both = [metrics_of(loss, logits.double().numpy(), truth) for logits in (linear, merged)]

@@ -19,7 +19,7 @@ from gradfeat.progress import Progress
 from gradfeat.selection import Choice, as_pair, lightest
 from gradfeat.solvers.dual_newton import curvature_unit, newton_dual
 from gradfeat.solvers.first_order import History
-from gradfeat.solvers.subspace import Solution
+from gradfeat.solvers.subspace import GAP, Penalties, Solution, bound
 
 MOST = 4000
 """Most samples × outputs: each of Newton's steps, some ten, decomposes a matrix of this size."""
@@ -99,15 +99,13 @@ def fit_representer(
             w2,
             outputs=samples.outputs,
         )
-        notes += samples.raised(w2, point)
-        model = samples.model(probe, point)
+        model, gap = samples.model(probe, point, Penalties(w1, w2))
+        notes += samples.raised(w2, point) or samples.rounded(gap, (w1, w2))
     seconds, passes = time.perf_counter() - begun, samples.passes + (0.0 if choice is None else choice.passes)
     reason = (
         f"{point.iterations} Newton steps for {samples.n} samples × {samples.outputs} outputs, "
-        f"gradient {point.gradient:.0e}"
+        f"gradient {point.gradient:.0e}, {bound(gap)}"
     )
-    solution = Solution("dual", point.converged, reason, [point.objective], passes=passes, seconds=seconds)
+    solution = Solution("dual", gap <= GAP, reason, [point.objective], passes=passes, seconds=seconds, gap=gap)
     solution.gradient = point.gradient
-    if not point.converged:
-        notes.append(f"{mode}: not converged: {solution}")
     return Fit(model, History(solution.objective, passes, seconds, "finished"), None, seconds, notes, choice, solution)

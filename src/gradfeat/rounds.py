@@ -280,7 +280,7 @@ def repeat_rounds(
     else:
         point, first = Point.unpack(kept.tensors, problem.linearization.theta2), len(kept.values["objective"])
     shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric, "generator": generator}
-    solution = Solution("rounds", True, f"{len(rounds.steps)} steps")
+    solution = Solution("rounds", False, f"{len(rounds.steps)} steps")
     if kept is not None:
         solution.objective, solution.passes = kept.values["objective"], kept.values["passes"]
     with progress.step("rounds on all samples") as done:

@@ -35,6 +35,9 @@ HEADS = (0.3, 1.0, 10.0, 100.0)
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 """Penalties of w₂, from heavy to light, in units of the gradient features' mean squared length over n."""
 
+HEAVIEST = 1e30
+"""A heavier penalty is taken as this one, which single precision holds: its weights are zero to rounding."""
+
 Growths = Sequence[tuple[int, int]]
 """Places of the grid where a subspace grows, and how many iterations."""
 
@@ -158,9 +161,9 @@ def place_of_omega(choice: Choice, probe: Probe) -> int:
 
 
 def as_pair(penalty: float | Sequence[float]) -> tuple[float, float]:
-    """Return λ of w₁ and of w₂ from one number for both, or a pair."""
+    """Return λ of w₁ and of w₂ from one number for both, or a pair; none heavier than leaves no weight at all."""
     w1, w2 = penalty if isinstance(penalty, Sequence) else (penalty, penalty)
-    return float(w1), float(w2)
+    return min(float(w1), HEAVIEST), min(float(w2), HEAVIEST)
 
 
 def make_subspace(

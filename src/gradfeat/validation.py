@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 
 from gradfeat.cache import LEVELS
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatError, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
 from gradfeat.fitting import PRECISIONS, check_device
+from gradfeat.labels import as_labels, as_weights, refuse_missing
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES, OTHER_NAMES
 from gradfeat.solvers.schedule import SOLVERS
+
+LEAST_SPREAD = 1e-14
+"""Targets that are nearer to their mean than this, or further than its inverse, call for a warning."""
 
 
 class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
@@ -114,7 +119,12 @@ def _is_auto(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -206,13 +216,7 @@ def labels_of(X: Any, y: Any, estimator: BaseEstimator) -> np.ndarray:
             f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None (only a "
             "Dataset of pairs brings its own)"
         )
-    try:
-        labels = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-    except ValueError as error:
-        raise DataError(f"y must be a vector (n,) or a matrix (n, c), one row for each sample: {error}") from error
-    if labels.ndim not in (1, 2):
-        raise DataError(f"y must be a vector (n,) or a matrix (n, c), not of shape {labels.shape}")
-    return labels
+    return as_labels(y)
 
 
 def is_indicator(y: np.ndarray) -> bool:
@@ -244,13 +248,61 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if isinstance(sample_weight, torch.Tensor):
         sample_weight = sample_weight.detach().cpu().numpy()
     try:
-        weight = _check_sample_weight(sample_weight, np.empty((n, 1)), dtype=np.float64)
-    except ValueError as error:
+        weight = _check_sample_weight(as_weights(sample_weight), np.empty((n, 1)), dtype=np.float64)
+    except DataError:
+        raise
+    except (TypeError, ValueError) as error:
         raise DataError(f"sample_weight: {error}") from error
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
     most = weight.max(initial=0.0)
     return weight / most if most > 0 else weight  # shares count alone; sums of huge weights would not be finite
+
+
+def centred(y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of targets (n, k) by the samples' weights, (k,), and the targets less it.
+
+    The mean is a value of y itself where all are the same. Targets of weight zero do not count, in the range either.
+
+    Raises:
+        DataError: Targets further apart than double precision holds.
+    """
+    present = slice(None) if weight is None or not weight.any() else weight > 0
+    some = y[present]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = some[0] + np.average(some - some[0], axis=0, weights=None if weight is None else weight[present])
+        distances = y - mean
+    if not np.isfinite(distances[present]).all():
+        raise DataError("y has values further apart than double precision holds: divide y by a large number")
+    return mean, distances
+
+
+def as_targets(y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Return targets as the solvers take them: numbers in single precision, or in double where the network is.
+
+    Raises:
+        DataError: Numbers that single precision does not hold.
+    """
+    targets = torch.as_tensor(y)
+    if not targets.is_floating_point():
+        return targets
+    known = ~torch.isnan(targets)  # NaN is a label to ignore
+    converted = targets.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if not bool(torch.isfinite(converted[known]).all()):
+        raise DataError(
+            f"y is up to {float(targets[known].abs().max()):.3g} from its mean, which single precision does not hold: "
+            "divide y by a number of that size"
+        )
+    spread = float(targets[known].abs().max()) if bool(known.any()) else 0.0
+    least, most = (LEAST_SPREAD, 1 / LEAST_SPREAD) if converted.dtype == torch.float32 else (1e-100, 1e100)
+    if spread > most or 0 < spread < least:
+        warnings.warn(
+            f"y is {spread:.3g} from its mean at most: in this precision its squares are not told from zero, or too "
+            "large, and parts of a model may be lost; divide y by a number of that size",
+            GradfeatWarning,
+            stacklevel=2,
+        )
+    return converted
 
 
 def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
@@ -275,6 +327,9 @@ def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -
 
 def read_classes(y: np.ndarray) -> np.ndarray:
     """Check labels of a classification; return them as a vector (n,)."""
+    y = np.asarray(y)
+    if y.dtype.kind == "S" or (y.dtype.kind == "O" and any(isinstance(label, bytes) for label in y.ravel())):
+        raise DataError("y holds bytes: decode them into texts, np.char.decode(y), or give numbers")
     try:
         y = column_or_1d(y, warn=True)
         refuse_missing(y)
@@ -287,19 +342,6 @@ def read_classes(y: np.ndarray) -> np.ndarray:
     except TypeError as error:
         raise DataError(f"y mixes labels of different kinds, which cannot be put in order: {error}") from error
     return y
-
-
-def refuse_missing(y: np.ndarray) -> None:
-    """Refuse labels that are NaN, infinite or None; the message says how many, and the first."""
-    if y.dtype.kind == "f":
-        missing = ~np.isfinite(y)
-    elif y.dtype.kind == "O":
-        missing = np.array([label is None or label != label for label in y], dtype=bool)
-    else:
-        return
-    if missing.any():
-        count, first = int(missing.sum()), int(missing.argmax())
-        raise DataError(f"y contains NaN, infinite or missing labels: {count} of {len(y)}, first in sample {first}")
 
 
 def read_truth(truth: np.ndarray, task: str, classes: np.ndarray | None) -> np.ndarray:

@@ -376,3 +376,23 @@ def test_another_architecture_is_named(saved: Path) -> None:
 def test_a_module_must_be_given_again(saved: Path) -> None:
     with pytest.raises(AdapterError, match=r"a module.*gradfeat\.load\(path, backbone=\.\.\.\)"):
         gradfeat.load(saved)
+
+
+def test_the_mean_of_targets_keeps_its_digits(X: np.ndarray, tmp_path: Path) -> None:
+    targets = 1e8 + 1 / 3 + X[:, 0].astype(float)
+    before = fitted(X, targets, cls=GradientFeatureRegressor)
+    path = before.save(tmp_path / "m.safetensors")
+    _, tensors = adapter.read(path)
+    assert tensors["target_mean"].dtype == tensors["b"].dtype == torch.float64
+    after = gradfeat.load(path, backbone=network())
+    np.testing.assert_array_equal(after.predict(X), before.predict(X))
+    assert np.abs(after.predict(X) - targets).mean() < np.abs(targets - targets.mean()).mean()
+    assert after.merged_head_ is not None
+    about, tensors = adapter.read(path)
+    older = {**tensors, "b": tensors["b"] - tensors["target_mean"]}  # what version 2 had, of targets of mean zero
+    del older["target_mean"]
+    save_file(
+        older, tmp_path / "older.safetensors", metadata={"gradfeat_model": json.dumps({**about, "format_version": 2})}
+    )
+    again = gradfeat.load(tmp_path / "older.safetensors", backbone=network())
+    np.testing.assert_allclose(again.predict(X), before.predict(X) - tensors["target_mean"].numpy()[0], atol=1e-6)

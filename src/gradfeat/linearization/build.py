@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gradfeat.contexts import alone, callers_device, plain
-from gradfeat.errors import BatchDependenceError, ConfigurationError, LinearizationError, Theta2Error
+from gradfeat.contexts import alone, plain
+from gradfeat.errors import BatchDependenceError, ConfigurationError, Theta2Error
 from gradfeat.linearization.capture import (
     Captured,
-    FeatureExtractor,
     Features,
-    as_inputs,
     capture,
-    evaluation_mode,
     flatten_inputs,
 )
+from gradfeat.linearization.check import check_programs, in_double
 from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.linearization.fold import Folding, fold_batchnorms
-from gradfeat.linearization.layout import agree, find_layout
+from gradfeat.linearization.layout import Layout, doubtful, find_layout, refuse_doubtful
 from gradfeat.linearization.linearization import Blueprint, Linearization, Residuals
 from gradfeat.linearization.programs import Parts, build_module, emit_program, emit_tangent
 from gradfeat.linearization.rules import RULES
 from gradfeat.linearization.theta2 import Candidate, candidates, select
 from gradfeat.linearization.trace import Trace
-
-_DRAWN = 65_521  # a prime, so that rows of a matrix differ; drawing a hundred million numbers takes a second
 
 
 def linearize(
@@ -142,7 +139,7 @@ def _linearize(
         node.meta.clear()  # shapes and stack traces have served
     linearization = Linearization(blueprint, start)
     if check:
-        _check(network, features, linearization, two, z0)
+        blueprint.checks[:] = check_programs(network, features, linearization, two, z0)
     return linearization
 
 
@@ -201,9 +198,7 @@ def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any, t
     bottom, primal = (
         build_module(blueprint.graphs[name], blueprint.attributes[name], values) for name in ("bottom", "primal")
     )
-    with torch.no_grad():
-        z0 = [bottom(n, *_tensors(batch)) for n, batch in ((3, three), (2, two))]
-        out = [primal(n, *z) for n, z in zip((3, 2), z0, strict=True)]
+    z0, out = _outputs(bottom, primal, three, two)
     if out[0][0].ndim != 2 or (out[0][0].shape[0], out[1][0].shape[0]) != (3, 2):
         raise BatchDependenceError(f"f(x) has the shape {tuple(out[0][0].shape)} for 3 samples; (3, d) is needed")
     find_layout(out[0][0], out[1][0], "f(x)")
@@ -211,9 +206,34 @@ def _find_layouts(blueprint: Blueprint, theta2: dict[str, Tensor], three: Any, t
     blueprint.residual_layouts[:] = [
         find_layout(a, b, "an activation") for a, b in zip(out[0][1:], out[1][1:], strict=True)
     ]
+    layouts = [Layout(0), *blueprint.z0_layouts, *blueprint.residual_layouts]
+    names = ["f(x)", *("an activation below θ₂" for _ in z0[0]), *("an activation" for _ in out[0][1:])]
+    found = _paired(z0, out)
+    if any(doubtful(layout, *pair) for layout, pair in zip(layouts, found, strict=True)):
+        # entries that differ: rounding at a jump, which double precision moves elsewhere, or a wrong value, which stays
+        exact: list[tuple[Tensor, Tensor]] = []
+        with suppress(RuntimeError, TypeError, NotImplementedError):  # not every network runs in double precision
+            again, of_double = _outputs(*(in_double(part) for part in (bottom, primal, three, two)))
+            exact = _paired(again, of_double)
+        for layout, pair, name in zip(layouts, exact, names, strict=bool(exact)):
+            refuse_doubtful(layout, *pair, name)
     blueprint.sizes = {"z0": _size(z0[0], 3), "residuals": _size(out[0][1:], 3)}
     packed = tuple(layout.pack(value, 2) for layout, value in zip(blueprint.z0_layouts, z0[1], strict=True))
     return packed[0] if len(packed) == 1 else packed
+
+
+def _outputs(
+    bottom: nn.Module, primal: nn.Module, three: Any, two: Any
+) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """Return z₀, and f(x) with the residuals, of three samples and of two."""
+    with torch.no_grad():
+        z0 = [bottom(n, *_tensors(batch)) for n, batch in ((3, three), (2, two))]
+        return z0, [primal(n, *z) for n, z in zip((3, 2), z0, strict=True)]
+
+
+def _paired(z0: list[tuple[Tensor, ...]], out: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, Tensor]]:
+    """Return f(x), z₀ and the residuals, each of three samples and of two."""
+    return [(out[0][0], out[1][0]), *zip(*z0, strict=True), *zip(out[0][1:], out[1][1:], strict=True)]
 
 
 def _size(values: Iterable[Tensor], n: int) -> tuple[int, int]:
@@ -242,44 +262,3 @@ def _layer_kinds(captured: Captured) -> dict[str, str]:
                 if value is node:
                     kinds[name] = f"{schema.name.split('::')[-1]}.{argument.name}"
     return kinds
-
-
-def _check(
-    network: nn.Module, features: Features, linearization: Linearization, example: Any, z0: Tensor | Residuals
-) -> None:
-    """Compare the programs with the network, and the tangent with torch's derivative, on two samples and their z₀."""
-    extractor = FeatureExtractor(network, features)
-    extractor.training = network.training
-    f, residuals = linearization.primal(z0)
-    with torch.no_grad(), evaluation_mode(extractor), callers_device():
-        expected = extractor(*as_inputs(example))
-        differs = not agree(expected, f)
-        if differs and not agree(expected, extractor(*as_inputs(example))):
-            raise BatchDependenceError(
-                "the network gives different features for the same batch: it draws random numbers in evaluation mode"
-            )
-    if differs:
-        raise LinearizationError(
-            "the captured graph does not compute the network's features: they differ by "
-            f"{(expected - f).abs().max().item():.3g}. The network takes a path that depends on the data"
-        )
-    theta2 = linearization.theta2
-    w2 = {name: _noise_like(value) for name, value in theta2.items()}
-    try:
-        oracle = torch.func.jvp(lambda point: linearization.network(point, z0), (theta2,), (w2,))[1]
-    except (NotImplementedError, RuntimeError):
-        return  # torch has no forward derivative of this network as a whole; the rules' own tests stand for it
-    moved = linearization.tangent(w2, residuals)
-    if not agree(oracle, moved):
-        error = (oracle - moved).abs().max().item()
-        raise LinearizationError(
-            f"the tangent disagrees with torch.func.jvp by {error:.3g} (largest {oracle.abs().max().item():.3g}). "
-            "Please report this network; check=False skips this test"
-        )
-
-
-def _noise_like(value: Tensor) -> Tensor:
-    """Return random numbers, as spread as a parameter's own; a long parameter gets some of them again and again."""
-    drawn = torch.randn(min(value.numel(), _DRAWN), generator=torch.Generator().manual_seed(0)).to(value)
-    repeated = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()]
-    return repeated.view(value.shape) * (value.std(correction=0).item() or 1.0)

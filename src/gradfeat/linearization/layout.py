@@ -9,6 +9,9 @@ from torch import Tensor
 
 from gradfeat.errors import BatchDependenceError
 
+TOLERANCE = 1e-3
+"""Rounding of a value computed in two ways, in units of its largest entry: low precision and its kernels included."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -60,26 +63,62 @@ def find_layout(three: Tensor, two: Tensor, what: str) -> Layout:
         if agree(first[:2], second.flip(0)):
             return layout
     first, second = layouts[0].pack(three, 3), layouts[0].pack(two, 2)
-    raise BatchDependenceError(
+    raise _depends(first[:2], second.flip(0), what)
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of a value agree up to rounding, all entries but few, which may have crossed a jump."""
+    difference = _difference(a, b)
+    if difference is None:
+        return False
+    if not a.dtype.is_floating_point:  # masks and places
+        return bool(difference.mean() <= 0.01) if a.numel() else True
+    if not difference.numel():
+        return True
+    usual = difference.quantile(0.95) if difference.numel() < 10**7 else difference.mean()
+    return bool(usual <= TOLERANCE)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of a value agree up to rounding in every entry (for masks and places: in most)."""
+    difference = _difference(a, b)
+    if difference is None:
+        return False
+    if not a.dtype.is_floating_point:
+        return agree(a, b)
+    return not difference.numel() or bool(difference.max() <= TOLERANCE)
+
+
+def doubtful(layout: Layout, three: Tensor, two: Tensor) -> bool:
+    """Whether entries of the two samples that both batches hold differ by more than rounding."""
+    return not equal(layout.pack(three, 3)[:2], layout.pack(two, 2).flip(0))
+
+
+def refuse_doubtful(layout: Layout, three: Tensor, two: Tensor, what: str) -> None:
+    """Refuse such entries.
+
+    Raises:
+        BatchDependenceError: A sample's values differ with the others of its batch.
+    """
+    if doubtful(layout, three, two):
+        raise _depends(layout.pack(three, 3)[:2], layout.pack(two, 2).flip(0), what)
+
+
+def _depends(first: Tensor, second: Tensor, what: str) -> BatchDependenceError:
+    return BatchDependenceError(
         f"{what} of one sample depends on the other samples of its batch (or on chance): it differs by "
-        f"{(first[:2].double() - second.flip(0).double()).abs().max().item():.2g} between two batches that both hold "
+        f"{(first.double() - second.double()).abs().max().item():.2g} between two batches that both hold "
         "the sample. Gradient features need a network that treats each sample by itself."
     )
 
 
-def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two computations of a value agree up to rounding (for masks and places: in all but 1 of 100 entries)."""
+def _difference(a: Tensor, b: Tensor) -> Tensor | None:
+    """Return how far entries are apart, in units of the largest; None where they are finite in different places."""
     if not a.dtype.is_floating_point:
-        return bool((a != b).double().mean() <= 0.01) if a.numel() else True
+        return (a != b).double()
     a, b = a.double(), b.double()
     if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
-        return False
+        return None
     a, b = torch.nan_to_num(a, 0.0, 0.0, 0.0), torch.nan_to_num(b, 0.0, 0.0, 0.0)
     scale = max(a.abs().max().item(), b.abs().max().item()) if a.numel() else 0.0
-    # the median of differences: single entries may jump where rounding crosses a kink
-    difference = (a - b).abs()
-    return (
-        scale == 0.0
-        or (difference.quantile(0.95).item() if difference.numel() < 10**7 else difference.mean().item())
-        <= 1e-3 * scale
-    )
+    return (a - b).abs() / scale if scale else torch.zeros_like(a)

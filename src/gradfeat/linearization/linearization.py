@@ -35,6 +35,7 @@ class Report:
         z0_bytes: Memory of z₀, bytes per sample.
         residual_bytes: Memory of the residuals, bytes per sample.
         notes: What else the user should know.
+        checks: What the programs were compared with on the example, and how; empty with ``check=False``.
     """
 
     theta2: dict[str, tuple[int, ...]]
@@ -45,6 +46,7 @@ class Report:
     z0_bytes: int
     residual_bytes: int
     notes: list[str]
+    checks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parameters = sum(int(torch.Size(shape).numel()) for shape in self.theta2.values())
@@ -58,6 +60,7 @@ class Report:
         lines.append(f"kept per sample: z₀ {self.z0_bytes:,} bytes, residuals {self.residual_bytes:,} bytes")
         if self.folded:
             lines.append(f"folded batch norms: {len(self.folded)}")
+        lines.append("checked: " + ("; ".join(self.checks) if self.checks else "nothing"))
         return "\n".join([*lines, *self.notes])
 
 
@@ -77,6 +80,7 @@ class Blueprint:
     layer_kinds: dict[str, str]
     notes: list[str]
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of a sample: floating-point numbers, other bytes
+    checks: list[str] = field(default_factory=list)  # that the programs have passed
     transposer: Transposer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -321,6 +325,7 @@ class Linearization(nn.Module):
             z0_bytes=self.bytes_per_sample["z0"],
             residual_bytes=self.bytes_per_sample["residuals"],
             notes=list(blueprint.notes),
+            checks=list(blueprint.checks),
         )
 
     def _unpack_z0(self, z0: Tensor | Residuals) -> tuple[int, list[Tensor]]:

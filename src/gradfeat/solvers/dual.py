@@ -38,15 +38,36 @@ class DualPoint:
         a: Weighted residuals, (n, c): ``w₁ = Fᵀ a / λ₁`` and ``w₂ = Φᵀ a / λ₂``, with the penalties that were in force.
         w1: (d, c), or None without activations.
         bias: (c,).
+        w1_penalty: The λ₁ in force, above zero.
         w2_penalty: The λ₂ in force, above zero; infinite without the gradient term.
         objective: Penalized mean loss.
+        gap: The objective is at most so far above its minimum, relative to it: the primal less the dual objective of a
+            and of the loss's slopes at its logits, ``½ Σ ‖gradient‖² / λ``.
     """
 
     a: Tensor
     w1: Tensor | None
     bias: Tensor
+    w1_penalty: float
     w2_penalty: float
     objective: float
+    gap: float
+
+
+def relative_gap(above: float, objective: float) -> float:
+    """Return by how much an objective, not negative, exceeds its minimum at most, relative to it.
+
+    Args:
+        above: The objective less a lower bound of its minimum.
+        objective: The objective.
+
+    Example:
+        >>> relative_gap(0.1, 1.1), relative_gap(0.0, 0.0), relative_gap(2.0, 1.0)
+        (0.1, 0.0, inf)
+    """
+    if above <= 0:
+        return 0.0
+    return above / (objective - above) if above < objective else math.inf
 
 
 class Dual:
@@ -156,7 +177,18 @@ class DualPath:
         objective = 0.5 * float((alpha * dual._right).sum())
         if not (math.isfinite(objective) and bool(torch.isfinite(bias).all())):
             raise ConvergenceError(f"the closed form is not finite with penalties {self._w1:.3g} and {w2:.3g}")
-        return DualPoint(a, head, bias, w2, objective)
+        return DualPoint(a, head, bias, self._w1, w2, objective, relative_gap(self._above(alpha, w2), objective))
+
+    def _above(self, alpha: Tensor, w2: float) -> float:
+        """Return ``½ ρᵀ (M - 1) ρ`` of what is left of ``M α = P D y``: the duality gap."""
+        dual = self._dual
+
+        def gram(value: Tensor) -> Tensor:
+            product = (dual._kernel @ value.flatten()).view_as(value) / w2
+            return product if dual._f_mean is None else product + dual._f @ (dual._f.T @ value) / self._w1
+
+        rho = dual._right - alpha - gram(alpha)
+        return 0.5 * float((rho * gram(rho)).sum())
 
     def leave_one_out(self, w2: float) -> Tensor:
         """Return the residuals ``y - prediction`` of each sample by the fit without it, (n, c), for a penalty λ₂.

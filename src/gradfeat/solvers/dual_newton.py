@@ -25,9 +25,10 @@ from torch import Tensor
 
 from gradfeat.errors import ConvergenceError, DataError
 from gradfeat.losses import Loss
-from gradfeat.solvers.dual import LEAST, DualPoint
+from gradfeat.solvers.dual import LEAST, DualPoint, relative_gap
 
 _ITERATIONS, _HALVINGS = 100, 40
+_FREE = 1e-7  # norm of the gradient in b that counts as none
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,14 @@ def newton_dual(
     a, b = torch.zeros(n, c, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
     z, pulled = a.clone(), a.clone()  # logits, and G a
     best = float(share @ loss.per_sample(z, y))
-    gradient, done, converged = math.inf, 0, False
+    gradient, above, done, converged = math.inf, math.inf, 0, False
     for done in range(iterations + 1):
         slope = share[:, None] * loss.slope(z, y)
         rho = -slope - a
         squared = float((rho * times(phi, rho)).sum()) + float((rho * (squares @ rho)).sum())
-        gradient = math.sqrt(max(squared, 0.0) + float(slope.sum(0).square().sum())) / scale
+        free = float(slope.sum(0).square().sum())  # of b, which has no penalty and must be at its minimum for a bound
+        gradient = math.sqrt(max(squared, 0.0) + free) / scale
+        above = 0.5 * float((rho * times(gram, rho)).sum()) if free <= _FREE**2 else math.inf
         converged = gradient <= tolerance
         if converged or done == iterations or not math.isfinite(best):
             break
@@ -142,7 +145,7 @@ def newton_dual(
     if f is not None and centre is not None:
         head = f.T @ a / w1
         bias = bias - centre @ head
-    return NewtonPoint(a, head, bias, w2, best, gradient, done, converged)
+    return NewtonPoint(a, head, bias, w1, w2, best, relative_gap(above, best), gradient, done, converged)
 
 
 def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss, weight: Tensor) -> float:

@@ -22,10 +22,16 @@ from torch import Tensor
 from gradfeat.cache import available_memory
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
+from gradfeat.solvers.dual import relative_gap
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled, inner
 from gradfeat.solvers.kronecker import KroneckerFactors, estimate_factors
 from gradfeat.solvers.newton import Combination, Span
 
+GAP = 1e-4
+"""A fit has converged where its objective is at most this share above its minimum."""
+
+_PLAIN_FROM = 12  # iterations after which every other direction of w₂ is the gradient itself: see `Subspace.grow`
+_STALLED, _PROGRESS = 12, 1e-8  # iterations that lower the objective by a smaller share in all: the precision's end
 _KEPT = 5  # directions that stay then
 _REFRESH = 6  # iterations after which the preconditioner is taken anew, at the curvature of the present solution
 _LEAST_DIRECTIONS, _MOST_DIRECTIONS = 8, 200  # of w₂, by memory; beyond, the older ones become one, the solution
@@ -45,14 +51,14 @@ class Solution:
 
     Attributes:
         solver: Its name.
-        converged: Whether the decrement fell below the tolerance.
+        converged: Whether `gap` is known to be at most `GAP`, or, for Adam and SGD, which know of none, False.
         reason: Why it stopped.
         objective: Penalized mean loss after each iteration.
         decrement: What a further preconditioned step would gain at first order, relative to the objective; infinite
             where a solver does not compute it.
         gap: The objective is at most so far above its minimum, relative to it: ``½ Σ ‖gradient‖² / λ`` over w₁ and w₂,
-            since the objective bends by λ at least; infinite where a solver does not compute it. Light penalties make
-            it a loose bound.
+            since the objective bends by λ at least, which is the duality gap too; infinite where a solver does not
+            compute it. Light penalties make it a loose bound, and without one there is none.
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
         interrupted: Whether Ctrl-C ended it.
@@ -245,8 +251,15 @@ class Subspace:
 
     # ---- growing it -------------------------------------------------------------------------------------------------
 
-    def grow(self, point: Combination, penalties: Penalties) -> tuple[float, float]:
+    def grow(self, point: Combination, penalties: Penalties, plain: bool = False) -> tuple[float, float]:
         """Add the preconditioned gradients at the minimum over the span.
+
+        Args:
+            point: The minimum over the span.
+            penalties: Those it is of.
+            plain: Add the gradient in w₂ as it is. It lies in the span of the gradient features and w₂, which has as
+                many dimensions as there are logits; the factors lead out of it, and lose their way where light
+                penalties make the least of it count.
 
         Returns:
             What they promise at first order (the decrement), and how far the objective is above its minimum there, at
@@ -269,7 +282,7 @@ class Subspace:
             promised += float((gradient * step).sum())
             above += 0.5 * float(gradient.square().sum()) / penalties.w1 if penalties.w1 > 0 else math.inf
             self.add_w1(step)
-        self.add_w2(step2)
+        self.add_w2(gradient2 if plain else step2)
         if not math.isfinite(promised):
             raise ConvergenceError("the gradient is not finite: the features J(x) are too large for their precision")
         return promised, above
@@ -280,12 +293,21 @@ class Subspace:
         *,
         start: Combination | None = None,
         tolerance: float = 1e-2,
+        gap: float | None = None,
         iterations: int = 40,
         report: Callable[[int], None] | None = None,
     ) -> tuple[Combination, Solution]:
         """Grow the span until the decrement is below `tolerance` times the objective, or for some iterations.
 
-        After Ctrl-C the solution is the one of the last finished iteration. `report` is told how many are finished.
+        After Ctrl-C the solution is the one of the last finished iteration.
+
+        Args:
+            penalties: λ₁ and λ₂.
+            start: Where the minimum over the present span is looked for.
+            tolerance: Of the decrement.
+            gap: Instead of that, grow until the objective is at most this share above its minimum.
+            iterations: At most.
+            report: Told how many iterations are finished.
         """
         begun, passes = time.perf_counter(), self.features.passes
         solution = Solution("subspace", False, f"{iterations} iterations")
@@ -298,19 +320,28 @@ class Subspace:
                     self._join(point)
                     point = self.minimum(penalties)
                 before = len(self._w1), len(self._w2)
-                promised, above = self.grow(point, penalties)
+                promised, above = self.grow(point, penalties, iteration >= _PLAIN_FROM and iteration % 2 == 1)
                 solution.decrement = promised / max(abs(point.objective), 1e-30)
                 there = point.objective
                 point = self.minimum(penalties, self._padded(point, before))
-                left = max(above - (there - point.objective), 0.0)
-                solution.gap = left / max(point.objective - left, 1e-30) if left < point.objective else math.inf
+                solution.gap = relative_gap(above - (there - point.objective), point.objective)
                 solution.objective.append(point.objective)
                 if report is not None:
                     report(len(solution.objective))
-                if solution.decrement <= tolerance:
-                    solution.converged = True
-                    solution.reason = f"converged (decrement {solution.decrement:.1e}{_bound(solution.gap)})"
+                solution.converged = solution.gap <= GAP
+                if gap is None and solution.decrement <= tolerance:
+                    verb = "converged" if solution.converged else "ended"
+                    solution.reason = f"{verb} (decrement {solution.decrement:.1e}{_told(solution.gap)})"
                     break
+                if gap is not None and solution.gap <= gap:
+                    solution.reason = f"converged ({bound(solution.gap)})"
+                    break
+                if gap is not None and _stalled(solution.objective):
+                    solution.reason = f"no further progress in this precision ({bound(solution.gap)})"
+                    break
+            else:
+                if gap is not None:
+                    solution.reason += f" ({bound(solution.gap)})"
         except KeyboardInterrupt:
             solution.interrupted = True
             solution.reason = f"interrupted after {len(solution.objective)} iterations"
@@ -360,9 +391,19 @@ class Subspace:
         self._span, self._w2, self._logits2 = None, directions, logits2
 
 
-def _bound(gap: float) -> str:
-    """Say how far the optimum may be, where that says something."""
-    return f", at most {100 * gap:.2g} % above the optimum" if gap < 1 else ""
+def bound(gap: float) -> str:
+    """Say how far the optimum may be."""
+    return f"at most {100 * gap:.2g} % above the optimum" if gap < 1 else "how far from the optimum is not known"
+
+
+def _told(gap: float) -> str:
+    """Say the same where it says something."""
+    return f", {bound(gap)}" if gap < 1 else ""
+
+
+def _stalled(objective: list[float]) -> bool:
+    """Whether the last iterations have led nowhere."""
+    return len(objective) > _STALLED and objective[-_STALLED - 1] - objective[-1] <= _PROGRESS * abs(objective[-1])
 
 
 def _shares(seen: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:

@@ -83,7 +83,7 @@ class _NodeJVP(torch.autograd.Function):
             try:
                 return tuple(torch.func.jvp(real, tuple(primals), directions)[1])
             except (NotImplementedError, RuntimeError):
-                return _jvp_by_two_vjps(real, primals, directions)
+                return jvp_by_two_vjps(real, primals, directions)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
@@ -101,7 +101,7 @@ def _real_outputs(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, .
     return real
 
 
-def _jvp_by_two_vjps(
+def jvp_by_two_vjps(
     function: Callable[..., Any], primals: list[Tensor], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """J·ẋ as the derivative of u ↦ Jᵀu along ẋ, for operations without a forward-mode formula."""
