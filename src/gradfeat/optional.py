@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,38 @@ def require(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+_OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+@contextlib.contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Let no builder of networks, nor of tokenizers, ask another machine in one block; what is on this one is used.
+
+    Args:
+        wanted: False leaves it as it is around the block.
+    """
+    token = _OFFLINE.set(wanted or _OFFLINE.get())
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
+
+
+def is_offline() -> bool:
+    """Whether no other machine may be asked: see `offline`."""
+    return _OFFLINE.get()
+
+
+def cached_on_hub(source: str, files: Sequence[str], revision: str | None = None) -> Path | None:
+    """Return the first of some files of a published model that is on this machine; None where none is."""
+    hub = require("huggingface_hub", extra="text")
+    for file in files:
+        found = hub.try_to_load_from_cache(source, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
 def from_pretrained(kind: str, source: str, **options: Any) -> Any:
     """Load a part of a published transformer: its files are read, no code of its own is run.
 
@@ -49,9 +82,11 @@ def from_pretrained(kind: str, source: str, **options: Any) -> Any:
         MissingDependencyError: transformers is not installed.
     """
     transformers = require("transformers", extra="text")
+    if is_offline():
+        options["local_files_only"] = True
     try:
         with _quiet(transformers):
-            return getattr(transformers, kind).from_pretrained(source, **options)
+            return getattr(transformers, kind).from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # missing files, a missing network and damaged files come as errors of several libraries
         raise BackboneError(_not_had(kind, source, error)) from error
 
@@ -67,9 +102,10 @@ def _not_had(kind: str, source: str, error: Exception) -> str:
     if Path(source).is_dir():
         there = ", ".join(sorted(os.listdir(source))[:12]) or "nothing"
         return f"{failed} The folder has {there}; it needs what the model's save_pretrained and its tokenizer's wrote."
+    allowed = "It may not be fetched unless allow_download=True (--allow-download) says so. " if is_offline() else ""
     return (
-        f"{failed} Without a network: download config.json, model.safetensors and the tokenizer's files (for images "
-        f"preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one folder, "
+        f"{failed} {allowed}Without a network: download config.json, model.safetensors and the tokenizer's files (for "
+        f"images preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one folder, "
         "and give the folder in place of the id."
     )
 

@@ -9,6 +9,7 @@ import typer
 
 from gradfeat._version import __version__
 from gradfeat.cli.options import (
+    AllowDownload,
     Augment,
     BackboneName,
     BatchSize,
@@ -251,6 +252,7 @@ def predict(
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of CSV.")] = False,
@@ -260,7 +262,7 @@ def predict(
     from gradfeat.cli.saved import predict_command
 
     source = Source(data_format, skip_unreadable, text_column, encoding=encoding, seconds=seconds)
-    predict_command(model, data, out, split, source, backbone, weights, json, crops, device)
+    predict_command(model, data, out, split, source, backbone, weights, json, crops, device, allow_download)
 
 
 @app.command()
@@ -278,6 +280,7 @@ def evaluate(
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Json = False,
@@ -287,7 +290,7 @@ def evaluate(
     from gradfeat.cli.saved import evaluate_command
 
     source = Source(data_format, skip_unreadable, text_column, label_column, encoding, seconds)
-    evaluate_command(model, data, split, source, backbone, weights, json, crops, device)
+    evaluate_command(model, data, split, source, backbone, weights, json, crops, device, allow_download)
 
 
 @app.command()

@@ -40,10 +40,11 @@ def predict_command(
     json: bool,
     crops: int = 1,
     device: str = "auto",
+    allow_download: bool = False,
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     check_file(out)
-    estimator = _load(model, backbone, weights, json, device)
+    estimator = _load(model, backbone, weights, json, device, allow_download)
     X, names = _samples(estimator, data, split, source)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
     header, rows = table_of(estimator, X, crops)
@@ -82,9 +83,10 @@ def evaluate_command(
     json: bool,
     crops: int = 1,
     device: str = "auto",
+    allow_download: bool = False,
 ) -> None:
     """Show the metrics of a saved model."""
-    estimator = _load(model, backbone, weights, json, device)
+    estimator = _load(model, backbone, weights, json, device, allow_download)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source))
     check_part(data, split, "test", dataset)
     if dataset.split == WHOLE:
@@ -104,8 +106,8 @@ def evaluate_command(
     table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
 
 
-def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str) -> Any:
-    estimator = load(model, backbone=backbone, weights=weights, device=device)
+def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str, allow_download: bool) -> Any:
+    estimator = load(model, backbone=backbone, weights=weights, device=device, allow_download=allow_download)
     estimator.verbose = not json
     return estimator
 
