@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -59,6 +60,27 @@ def is_offline() -> bool:
     return _OFFLINE.get()
 
 
+_hub_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Keep the hub's library from all requests in an offline block: it makes some of its own beside those for files.
+
+    Its switch is one for the whole process, so it is turned for the time of a call alone.
+    """
+    if not is_offline():
+        yield
+        return
+    constants: Any = require("huggingface_hub.constants", extra="text")
+    with _hub_lock:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
 def cached_on_hub(source: str, files: Sequence[str], revision: str | None = None) -> Path | None:
     """Return the first of some files of a published model that is on this machine; None where none is."""
     hub = require("huggingface_hub", extra="text")
@@ -85,7 +107,7 @@ def from_pretrained(kind: str, source: str, **options: Any) -> Any:
     if is_offline():
         options["local_files_only"] = True
     try:
-        with _quiet(transformers):
+        with _quiet(transformers), _hub_offline():
             return getattr(transformers, kind).from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # missing files, a missing network and damaged files come as errors of several libraries
         raise BackboneError(_not_had(kind, source, error)) from error
@@ -105,8 +127,8 @@ def _not_had(kind: str, source: str, error: Exception) -> str:
     allowed = "It may not be fetched unless allow_download=True (--allow-download) says so. " if is_offline() else ""
     return (
         f"{failed} {allowed}Without a network: download config.json, model.safetensors and the tokenizer's files (for "
-        f"images preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one folder, "
-        "and give the folder in place of the id."
+        f"images preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one "
+        "folder, and give the folder in place of the id."
     )
 
 

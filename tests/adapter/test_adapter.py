@@ -7,23 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rewriting import network, rewritten
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 import gradfeat
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, adapter
-from gradfeat.adapter_file import sealed
 from gradfeat.errors import AdapterError, ConfigurationError
 from gradfeat.model import MODES
 from gradfeat.optional import require
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
-
-
-def network(seed: int = 0, width: int = 8) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, width), nn.ReLU())
 
 
 def build(shape: tuple[int, ...]) -> nn.Module:
@@ -272,22 +267,6 @@ def test_classes_that_are_other_objects_are_not_saved(X: np.ndarray, y: np.ndarr
 
 
 # ---- files that cannot be used ------------------------------------------------------------------
-
-
-def rewritten(saved: Path, path: Path, change: Any = None, tensors: Any = None, raw: str | None = None) -> Path:
-    with safe_open(str(saved), framework="pt") as file:
-        about = json.loads(file.metadata()["gradfeat_model"])
-    if change is not None:
-        change(about)
-    values = load_file(saved)
-    if tensors is not None:
-        tensors(values)
-    about.pop("sha256", None)
-    description = raw if raw is not None else json.dumps(about)
-    if raw is None and about.get("format_version") == adapter.FORMAT_VERSION:
-        description = sealed(description, values)  # as one writes it who knows the format
-    save_file(values, path, metadata={"gradfeat_model": description})
-    return path
 
 
 def test_missing_file(tmp_path: Path) -> None:

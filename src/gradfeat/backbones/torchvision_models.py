@@ -58,7 +58,7 @@ def build_torchvision(name: Name, *, pretrained: bool, random: bool) -> tuple[nn
         raise ConfigurationError(
             f"torchvision cannot build {model} with the options {name.options}: {error}"
         ) from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # fetching fails in many ways, and so does reading what was cut off on the way
         raise BackboneError(
             f"torchvision could not load the pre-trained weights of {model} ({type(error).__name__}: {error}). Without "
             f"a network: download {getattr(entry, 'url', 'them')} on another machine, and pass it as weights=FILE "

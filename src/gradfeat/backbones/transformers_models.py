@@ -92,7 +92,7 @@ def _load(source: str, random: bool) -> tuple[Any, set[str]]:
     missing: set[str] = set()
     if random:
         config = from_pretrained("AutoConfig", source)
-        model: Any = require("transformers", extra="text").AutoModel.from_config(config)
+        model: Any = require("transformers", extra="text").AutoModel.from_config(config, trust_remote_code=False)
     else:
         model, info = from_pretrained("AutoModel", source, output_loading_info=True)
         missing = set(info["missing_keys"])
