@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradfeat._version import __version__
-from gradfeat.adapter_file import DTYPES, FORMAT_VERSION, KEY, check_outside, classes_from_json, read, sealed
+from gradfeat.adapter_file import DTYPES, FORMAT_VERSION, KEY, check_outside, classes_from_json, read
 from gradfeat.backbones import Backbone, difference, resolve, summary
 from gradfeat.bounded import number_from_json, number_to_json
 from gradfeat.data import TextPreprocessing
+from gradfeat.digests import sealed
 from gradfeat.errors import AdapterError, BackboneError, ConfigurationError
 from gradfeat.fit_record import UNKNOWN, probe_from_json, probe_to_json, record_of, restore
 from gradfeat.fitting import check_device, linearize_backbone, model_from_weights

@@ -7,10 +7,9 @@ what is said twice must be the same. So nothing is built, asked for or waited fo
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -37,7 +36,7 @@ from gradfeat.bounded import (
     whole,
 )
 from gradfeat.data import Preprocessing, TextPreprocessing
-from gradfeat.digests import digest_tensors
+from gradfeat.digests import check_sealed
 from gradfeat.errors import AdapterError, ConfigurationError
 from gradfeat.fit_record import CHECK as RECORD
 from gradfeat.fit_record import CHECK_PROBE
@@ -172,11 +171,6 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{path} is no safetensors file, or is damaged or cut off: {error}") from error
     _check_values(path, about, tensors, metadata[KEY])
     return about, tensors
-
-
-def sealed(description: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return a description, a JSON object, with a checksum of it and of the tensors as its first entry."""
-    return f'{{"sha256": "{_checksum(description, tensors)}", {description[1:]}'
 
 
 def on_this_machine(name: str | None) -> bool:
@@ -377,12 +371,11 @@ def _check_values(path: Path, about: dict[str, Any], tensors: dict[str, Tensor],
     for name, value in tensors.items():
         if not is_finite(value):
             raise AdapterError(f"{path}: values that are not finite in {shown(name)}: the file is damaged")
-    if "sha256" in about or about["format_version"] >= 3:
-        head = f'{{"sha256": "{about.get("sha256")}", '
-        if not content.startswith(head) or _checksum("{" + content[len(head) :], tensors) != about["sha256"]:
-            raise AdapterError(
-                f"{path} is damaged: its content is not what its checksum is of. Copy it again, or fit again"
-            )
+    try:
+        if not check_sealed(content, tensors) and about["format_version"] >= 3:
+            raise ValueError("it has no checksum")
+    except ValueError as error:
+        raise AdapterError(f"{path} is damaged: {error}. Copy it again, or fit again") from error
     mode, w2 = about["settings"]["mode"], [value for name, value in tensors.items() if name.startswith("w2/")]
     if mode == "activation" and any(bool(value.any()) for value in w2):
         raise _damaged(path, "mode 'activation' has no w₂")
@@ -417,10 +410,6 @@ def classes_from_json(classes: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"classes that dtype {name} does not hold")
     distinct(found.tolist(), "classes")
     return found
-
-
-def _checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{digest_tensors(tensors)} {description}".encode()).hexdigest()
 
 
 def _damaged(path: str | Path, why: str) -> AdapterError:

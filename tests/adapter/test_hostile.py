@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -146,12 +147,10 @@ def test_no_value_of_the_description_does_harm(saved: Path, tmp_path: Path, data
     try:
         model = gradfeat.load(path, backbone=network())
     except AdapterError as error:
-        assert len(str(error)) < 3000
+        assert len(str(error)) < 3000  # noqa: PT017  (some of them are refused, and others do no harm)
         return
-    try:
+    with contextlib.suppress(GradfeatError):  # e.g. of columns with other names
         assert np.isfinite(model.predict_proba(X)).all()
-    except GradfeatError:
-        pass  # e.g. the names of the columns are others
     str(model.how_), str(model.choice_), str(model.solution_)
 
 
