@@ -57,7 +57,7 @@ def load_coco(path: Path, split: str) -> Dataset:
     there = {entry.name for entry in folder.iterdir()}
     missing = [name for name in names if name not in there]
     if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(names)} images are missing: {', '.join(missing[:10])}")
+        raise DataError(f"{folder}: {len(missing)} of {len(names)} images are missing: {_listed(missing)}")
     notes = [] if len(names) == OFFICIAL[part] else [f"{OFFICIAL[part]:,} images"]
     notes += [] if len(classes) == CATEGORIES else [f"{CATEGORIES} categories"]
     return Dataset(
@@ -69,6 +69,10 @@ def load_coco(path: Path, split: str) -> Dataset:
         split=part,
         note=f"officially {' and '.join(notes)}" if notes else "",
     )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name if name.isprintable() and len(name) < 200 else shown(name) for name in names[:10])
 
 
 def _annotations(path: Path, part: str) -> Path:
