@@ -278,10 +278,10 @@ def _backbone(
             f"{path} was made for the backbone {stored['name'] or backbone!r}, which cannot be had: {error}\n"
             "Say where it is now: gradfeat.load(path, backbone=..., weights=...), or --backbone and --weights"
         ) from error
-    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if not named:
             raise
-        raise AdapterError(f"{path} was made for a backbone that cannot be built: {error}") from error
+        raise AdapterError(f"{path} was made for a backbone that cannot be built: {str(error)[:1000]}") from error
     if found.fingerprint == stored["fingerprint"]:
         return found
     lines = difference(stored["summary"], summary(found.network)) or [

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradfeat.backbones.names import parse_name
 from gradfeat.bounded import (
+    IMAGE_FIELDS,
     Check,
     distinct,
     either,
@@ -65,13 +66,6 @@ _BLOCK = 1 << 22  # values whose finiteness is looked at together
 
 _NAME = text(4096)
 _COUNT = whole(0, 2**63)
-_IMAGES: dict[str, Check] = {
-    "size": listing(whole(1, 1 << 16), 2, 2),
-    "crop_pct": real(0.01, 1),
-    "mean": listing(real(-1e8, 1e8), 1, 1 << 16),
-    "std": listing(real(1e-8, 1e8), 1, 1 << 16),
-    "channels": whole(1, 1 << 16),
-}
 _TEXTS: dict[str, Check] = {
     "tokenizer": text(4096, empty=False),
     "max_length": whole(1, 1 << 17),
@@ -138,7 +132,7 @@ _DESCRIPTION = fields(
 
 
 def _preprocessing(value: Any, where: str) -> None:
-    known = _TEXTS if isinstance(value, dict) and "tokenizer" in value else _IMAGES
+    known = _TEXTS if isinstance(value, dict) and "tokenizer" in value else IMAGE_FIELDS
     fields({}, known)(value, where)
 
 

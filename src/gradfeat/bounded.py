@@ -196,6 +196,16 @@ def distinct(values: Sequence[Any], where: str) -> None:
     _expect(len(set(values)) == len(values), where, "no value twice", list(values))
 
 
+IMAGE_FIELDS: dict[str, Check] = {
+    "size": listing(real(1, 1 << 16), 2, 2),
+    "crop_pct": real(0.01, 1),
+    "mean": listing(real(-1e8, 1e8), 1, 1 << 16),
+    "std": listing(real(1e-8, 1e8), 1, 1 << 16),
+    "channels": whole(1, 1 << 16),
+}
+"""Bounds of the preprocessing of images: a picture of more pixels, or a smaller part of one, fills the memory."""
+
+
 def _is_float(number: float) -> bool:
     return isinstance(number, float) or abs(number) <= _LARGEST
 

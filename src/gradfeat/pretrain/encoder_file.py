@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat._version import __version__
-from gradfeat.bounded import parse_json, shown, whole
+from gradfeat.bounded import IMAGE_FIELDS, fields, parse_json, shown, text, whole
 from gradfeat.errors import BackboneError
 from gradfeat.files import write_whole
 from gradfeat.pretrain.cifar_resnet import CifarResNet
@@ -25,6 +25,7 @@ FILE = "encoder.safetensors"
 FORMAT = "gradfeat.encoder"
 FORMAT_VERSION = 1
 _ARCHITECTURES: dict[str, Any] = {"ConvEncoder": ConvEncoder, "CifarResNet": CifarResNet}
+_FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _LIBRARIES = ("timm/", "torchvision/")  # built by name, by `gradfeat.backbones`
 
 
@@ -135,7 +136,11 @@ def _check_fit(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
     ]
     if differing:
         raise ValueError(f"Of another shape, missing or unknown: {', '.join(differing[:8])}")
-    strange = [name for name, value in state.items() if value.is_floating_point() != expected[name].is_floating_point()]
+    strange = [
+        name
+        for name, value in state.items()
+        if value.dtype != expected[name].dtype and not {value.dtype, expected[name].dtype} <= _FLOATING
+    ]
     if strange:
         raise ValueError(f"Of another type: {', '.join(strange[:8])}")
 
@@ -186,6 +191,8 @@ def _read_metadata(raw: Mapping[str, str], path: Path) -> dict[str, Any]:
         for name in ("arguments", "preprocessing"):
             if not isinstance(metadata[name], dict):
                 raise ValueError(f"{name}: expected an object, found {shown(metadata[name])}")
+        fields({}, IMAGE_FIELDS)(metadata["preprocessing"], "preprocessing")
+        text(500)(metadata["architecture"], "architecture")
     except (KeyError, ValueError) as error:
         raise BackboneError(f"{path} is damaged: its metadata cannot be read ({error}).") from error
     known = metadata["architecture"] in _ARCHITECTURES or metadata["architecture"].startswith(_LIBRARIES)
