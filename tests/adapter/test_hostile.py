@@ -373,3 +373,32 @@ def test_a_loaded_regressor_knows_how_it_was_fitted(tmp_path: Path) -> None:
     before = GradientFeatureRegressor(network(), random_state=0).fit(X, X[:, :2] ** 2)
     after = gradfeat.load(before.save(tmp_path / "m.safetensors"), backbone=network())
     assert all(getattr(after, name) == getattr(before, name) for name in SAID)
+
+
+# ---- names that a file gives -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/" + "x" * 4000,
+        "/" + "x" * 3000,
+        "gradfeat/" + "x" * 3000,
+        "gradfeat//dev/zero",
+        "gradfeat/resnet7",
+        "gradfeat/resnet20?in_channels=-1",
+        "gradfeat/resnet20?in_channels=wide",
+        "hf//proc/self",
+        "~nobody/encoder",
+        "unknown/resnet18",
+        "timm/resnet18?num_classes=5",
+    ],
+    ids=lambda name: name[:30],
+)
+@pytest.mark.parametrize("weights", [None, "random", "/dev/zero", "x" * 4000])
+def test_names_that_are_no_networks(saved: Path, tmp_path: Path, name: str, weights: str | None) -> None:
+    path = rewritten(
+        saved, tmp_path / "m.safetensors", lambda about: about["backbone"].update(name=name, weights=weights)
+    )
+    with pytest.raises(AdapterError):
+        gradfeat.load(path)

@@ -337,13 +337,16 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value), default=0) if type(value) is tuple else 0
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc]
+class _Unpickler(pickle._Unpickler):
     """Reads containers, text, and arrays of plain numbers; nothing else can be looked up, so nothing can be run.
 
     It is Python's own unpickler in Python: that in C makes room for as many memorized values as a file says, and hashes
     nested tuples for as long as it takes. Here steps are counted, and tuples are short and flat.
     """
 
+    stack: list[Any]
+    append: Any
+    read: Any
     _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,
