@@ -7,7 +7,6 @@ with kept residuals a pass costs only the tangent and its backward. Memory decid
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.lengths import LengthGroups, Split
+from gradfeat.memory import free_memory
 
 LEVELS = ("residuals", "z0", "none")
 
@@ -44,16 +44,7 @@ def available_memory(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/meminfo") as lines:  # Linux: with what caches of files would give back
-            kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        return int(kibibytes) << 10
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
+    return free_memory()
 
 
 def choose_level(

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from gradfeat._version import __version__
+from gradfeat.bounded import parse_json
+from gradfeat.digests import check_sealed, sealed
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
 from gradfeat.tensor_file import tensor_file
@@ -78,7 +80,9 @@ class Checkpoint:
         try:
             if not path.exists():
                 write_whole(path, json.dumps(about, indent=1).encode())
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = parse_json(path.read_bytes())
+            if not isinstance(there, dict):
+                raise ValueError("it is no list of what the fit depends on")
         except OSError as error:
             raise ConfigurationError(f"checkpoint: {folder} cannot be used as a folder: {error}") from error
         except ValueError as error:
@@ -105,14 +109,20 @@ class Checkpoint:
             return None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                values = json.loads(dict(file.metadata() or {})["values"])
-                return Part(values, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+                metadata = dict(file.metadata() or {})
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            check_sealed(metadata["values"], tensors)
+            values = parse_json(metadata["values"])
+            if not isinstance(values, dict):
+                raise ValueError("its values have no names")
+            values.pop("sha256", None)
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}. Remove it, and this part is computed again") from error
+            raise DataError(_damaged(path, error)) from error
+        return Part(values, tensors)
 
     def put(self, name: str, part: Part) -> None:
         """Write a finished part, whole or not at all."""
-        content = tensor_file(part.tensors, {"values": json.dumps(part.values)})
+        content = tensor_file(part.tensors, {"values": sealed(json.dumps(part.values), part.tensors)})
         write_whole(self.folder / f"{name}.safetensors", content)
 
     def drop(self, name: str) -> None:
@@ -141,8 +151,11 @@ def w2_of(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor], prefix: s
 def load_part(checkpoint: Checkpoint | None, name: str, generator: torch.Generator | None = None) -> Part | None:
     """Return a finished part, and bring the random numbers to where they were after it; None where there is none."""
     part = None if checkpoint is None else checkpoint.get(name)
-    if part is not None and generator is not None:
-        generator.set_state(part.tensors["generator"])
+    if checkpoint is not None and part is not None and generator is not None:
+        try:
+            generator.set_state(part.tensors["generator"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise DataError(_damaged(checkpoint.folder / f"{name}.safetensors", error)) from error
     return part
 
 
@@ -164,8 +177,11 @@ def resumed(
 ) -> T:
     """Return a part that is finished, or compute and keep it."""
     part = load_part(checkpoint, name, generator)
-    if part is not None:
-        return unpack(part)
+    if checkpoint is not None and part is not None:
+        try:
+            return unpack(part)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # written without a checksum, and damaged
+            raise DataError(_damaged(checkpoint.folder / f"{name}.safetensors", error)) from error
     found = compute()
     if checkpoint is not None:
         keep_part(checkpoint, name, pack(found), generator)
@@ -186,6 +202,10 @@ def digest(value: Any) -> str:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged: {error}. Remove it, and this part is computed again"
 
 
 def _short(value: str | None) -> str:

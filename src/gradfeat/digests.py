@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+_HEAD = '{"sha256": "'
+
 
 def tensor_lines(state: Mapping[str, Tensor]) -> list[str]:
     """Return name, dtype and shape of every tensor, sorted by name."""
@@ -28,3 +30,33 @@ def digest_tensors(state: Mapping[str, Tensor]) -> str:
         values = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().data)
     return digest.hexdigest()
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over a text and the tensors beside it."""
+    return hashlib.sha256(f"{digest_tensors(tensors)} {text}".encode()).hexdigest()
+
+
+def sealed(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a JSON object with, as its first entry, a checksum of the rest of it and of the tensors beside it.
+
+    Example:
+        >>> text = sealed('{"a": 1}', {})
+        >>> text[:12], text[-8:], check_sealed(text, {})
+        ('{"sha256": "', '"a": 1}', True)
+    """
+    return f'{_HEAD}{checksum(text, tensors)}"{"" if text == "{}" else ", "}{text[1:]}'
+
+
+def check_sealed(text: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a JSON object has a checksum; older files have none.
+
+    Raises:
+        ValueError: The object or the tensors are not what it is of.
+    """
+    if not text.startswith(_HEAD):
+        return False
+    found, rest = text[len(_HEAD) :].partition('"')[::2]
+    if checksum("{" + rest.removeprefix(", "), tensors) != found:
+        raise ValueError("its content is not what its checksum is of")
+    return True

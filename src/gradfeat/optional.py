@@ -7,7 +7,9 @@ import importlib
 import importlib.abc
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +49,59 @@ def require(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+_OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+@contextlib.contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Let no builder of networks, nor of tokenizers, ask another machine in one block; what is on this one is used.
+
+    Args:
+        wanted: False leaves it as it is around the block.
+    """
+    token = _OFFLINE.set(wanted or _OFFLINE.get())
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
+
+
+def is_offline() -> bool:
+    """Whether no other machine may be asked: see `offline`."""
+    return _OFFLINE.get()
+
+
+_hub_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Keep the hub's library from all requests in an offline block: it makes some of its own beside those for files.
+
+    Its switch is one for the whole process, so it is turned for the time of a call alone.
+    """
+    if not is_offline():
+        yield
+        return
+    constants: Any = require("huggingface_hub.constants", extra="text")
+    with _hub_lock:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+def cached_on_hub(source: str, files: Sequence[str], revision: str | None = None) -> Path | None:
+    """Return the first of some files of a published model that is on this machine; None where none is."""
+    hub = require("huggingface_hub", extra="text")
+    for file in files:
+        found = hub.try_to_load_from_cache(source, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
 def from_pretrained(kind: str, source: str, **options: Any) -> Any:
     """Load a part of a published transformer: its files are read, no code of its own is run.
 
@@ -60,9 +115,11 @@ def from_pretrained(kind: str, source: str, **options: Any) -> Any:
         MissingDependencyError: transformers is not installed.
     """
     transformers = require("transformers", extra="text")
+    if is_offline():
+        options["local_files_only"] = True
     try:
-        with _quiet(transformers):
-            return getattr(transformers, kind).from_pretrained(source, **options)
+        with _quiet(transformers), _hub_offline():
+            return getattr(transformers, kind).from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # missing files, a missing network and damaged files come as errors of several libraries
         raise BackboneError(_not_had(kind, source, error)) from error
 
@@ -78,10 +135,11 @@ def _not_had(kind: str, source: str, error: Exception) -> str:
     if Path(source).is_dir():
         there = ", ".join(sorted(os.listdir(source))[:12]) or "nothing"
         return f"{failed} The folder has {there}; it needs what the model's save_pretrained and its tokenizer's wrote."
+    allowed = "It may not be fetched unless allow_download=True (--allow-download) says so. " if is_offline() else ""
     return (
-        f"{failed} Without a network: download config.json, model.safetensors and the tokenizer's files (for images "
-        f"preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one folder, "
-        "and give the folder in place of the id."
+        f"{failed} {allowed}Without a network: download config.json, model.safetensors and the tokenizer's files (for "
+        f"images preprocessor_config.json) from https://huggingface.co/{source} on another machine, put them into one "
+        "folder, and give the folder in place of the id."
     )
 
 

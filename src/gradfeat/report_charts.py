@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradfeat.files import write_whole
-from gradfeat.plots import INK
+from gradfeat.plots import INK, save_figure
 from gradfeat.report import ClassReport, LabelReport, Report, ValueReport
 
 COUNTED, NAMED = 24, 60
@@ -42,9 +40,7 @@ def report_chart(path: str | Path, report: Report, title: str = "") -> Path:
     if title:
         width = int(13 * figure.get_size_inches()[0])
         figure.suptitle(textwrap.fill(title, max(width, 20)), fontsize=9, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, format="png")
-    return write_whole(Path(path), content.getvalue())
+    return save_figure(figure, path)
 
 
 def _confusion(report: ClassReport) -> Any:

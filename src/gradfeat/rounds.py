@@ -154,12 +154,13 @@ class Rounds:
         stages: How many stages its subspace grew for.
         reason: Why the rounds ended.
         passes: Work.
-        point: Where they ended, and the last linear model there.
+        point: Where they ended, and the last linear model there; of a model that was loaded from a file the model's
+            own. It is not compared.
         interrupted: Whether Ctrl-C ended them.
     """
 
     start: float
-    point: Point
+    point: Point = field(compare=False)
     steps: list[Step] = field(default_factory=list)
     last: tuple[float, float] = (0.0, float("inf"))
     last_loss: float = float("inf")

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rewriting import network, rewritten
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 import gradfeat
@@ -18,11 +19,6 @@ from gradfeat.model import MODES
 from gradfeat.optional import require
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
-
-
-def network(seed: int = 0, width: int = 8) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, width), nn.ReLU())
 
 
 def build(shape: tuple[int, ...]) -> nn.Module:
@@ -272,18 +268,6 @@ def test_classes_that_are_other_objects_are_not_saved(X: np.ndarray, y: np.ndarr
 # ---- files that cannot be used ------------------------------------------------------------------
 
 
-def rewritten(saved: Path, path: Path, change: Any = None, tensors: Any = None, raw: str | None = None) -> Path:
-    with safe_open(str(saved), framework="pt") as file:
-        about = json.loads(file.metadata()["gradfeat_model"])
-    if change is not None:
-        change(about)
-    values = load_file(saved)
-    if tensors is not None:
-        tensors(values)
-    save_file(values, path, metadata={"gradfeat_model": raw if raw is not None else json.dumps(about)})
-    return path
-
-
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no file"):
         gradfeat.load(tmp_path / "none.safetensors")
@@ -335,7 +319,7 @@ def test_damaged_description(saved: Path, tmp_path: Path, raw: str) -> None:
 )
 def test_damaged_entries_are_adapter_errors(saved: Path, tmp_path: Path, change: Any) -> None:
     path = rewritten(saved, tmp_path / "m.safetensors", change)
-    with pytest.raises((AdapterError, ConfigurationError)):
+    with pytest.raises(AdapterError):
         gradfeat.load(path, backbone=network())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
@@ -171,6 +174,47 @@ def test_splitters_are_told_apart_by_their_folds(tmp_path: Path) -> None:
     classifier(tmp_path, mode="activation", cv=PredefinedSplit(folds)).fit(X, y)
     with pytest.raises(ConfigurationError, match=r"checkpoint of another fit: .*cv "):
         classifier(tmp_path, mode="activation", cv=PredefinedSplit(other)).fit(X, y)
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    X, y = data(40)
+    whole = classifier(tmp_path, mode="activation").fit(X, y)
+    (path,) = tmp_path.glob("*/probe.safetensors")
+    good = path.read_bytes()
+    noticed = 0
+    for place in np.random.default_rng(0).integers(0, len(good), 15):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << int(place) % 8
+        path.write_bytes(flipped)
+        try:
+            again = classifier(tmp_path, mode="activation").fit(X, y)
+        except DataError as error:
+            assert f"{path} is damaged" in str(error)  # noqa: PT017  (a bit of a name may change nothing)
+            assert "Remove it" in str(error)  # noqa: PT017
+            noticed += 1
+        else:
+            assert torch.equal(again.omega_, whole.omega_)
+    assert noticed > 10
+
+
+def test_a_part_without_a_checksum_is_read(tmp_path: Path) -> None:
+    X, y = data(40)
+    whole = classifier(tmp_path, mode="activation").fit(X, y)
+    (path,) = tmp_path.glob("*/probe.safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        values = json.loads(file.metadata()["values"])
+    assert len(values.pop("sha256")) == 64
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {"values": json.dumps(values)})
+    assert torch.equal(classifier(tmp_path, mode="activation").fit(X, y).omega_, whole.omega_)
+    del values["penalty"]
+    safetensors.torch.save_file(tensors, path, {"values": json.dumps(values)})
+    with pytest.raises(DataError, match=r"probe\.safetensors is damaged"):
+        classifier(tmp_path, mode="activation").fit(X, y)
+    for name in ("[]", "[" * 100_000):
+        (tmp_path / "configuration.json").write_text(name)
+        with pytest.raises(DataError, match="is damaged"):
+            classifier(tmp_path, mode="activation").fit(X, y)
 
 
 def test_damaged_and_impossible(tmp_path: Path) -> None:

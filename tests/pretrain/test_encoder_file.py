@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
+from gradfeat.backbones import resolve
 from gradfeat.errors import BackboneError, ConfigurationError
 from gradfeat.pretrain import ConvEncoder, load_encoder, save_encoder
 
@@ -102,3 +105,66 @@ def test_only_own_encoders_are_written(tmp_path, encoder):
 def test_encoder_checks_its_arguments(arguments):
     with pytest.raises(ConfigurationError):
         ConvEncoder(1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("arguments", {"in_channels": 1, "channels": [10**6, 10**6], "strides": [2, 2]}),
+        ("arguments", {"in_channels": 1, "channels": [1] * 100_000, "strides": [1] * 100_000}),
+        ("arguments", {"in_channels": -1}),
+        ("arguments", {"in_channels": {"a": 1}}),
+        ("arguments", [1]),
+        ("preprocessing", [1]),
+        ("preprocessing", {"size": [1e308, 8], "mean": [0.5], "std": [0.5], "channels": 1}),
+        ("preprocessing", {"size": [8, 8], "mean": [math.nan], "std": [0.5], "channels": 1}),
+    ],
+    ids=["wide", "deep", "negative", "no number", "list", "no object", "large", "nan"],
+)
+def test_metadata_that_do_not_fit_are_refused_before_room_is_made(tmp_path, field, value):
+    path, state, about = _encoder(tmp_path)
+    safetensors.torch.save_file(state, path, about | {field: json.dumps(value)})
+    with pytest.raises(BackboneError, match="is damaged"):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"depth": 60000002}'])
+def test_architectures_that_are_none(tmp_path, text):
+    path, state, about = _encoder(tmp_path)
+    safetensors.torch.save_file(state, path, about | {"arguments": text, "architecture": "CifarResNet"})
+    with pytest.raises(BackboneError, match="is damaged"):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight * math.nan,
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: weight.to(torch.int32),
+        lambda weight: torch.zeros(10**9, 0),
+    ],
+    ids=["nan", "complex", "fp8", "int", "empty"],
+)
+def test_weights_that_are_no_weights(tmp_path, change):
+    path, state, about = _encoder(tmp_path)
+    safetensors.torch.save_file({**state, NAME: change(state[NAME]).contiguous()}, path, about)
+    with pytest.raises(BackboneError, match="is damaged"):
+        resolve(str(path))
+
+
+NAME = "blocks.0.0.weight"
+
+
+def _encoder(folder):
+    path = save_encoder(
+        ConvEncoder(1, channels=(4, 6), strides=(2, 2)).eval(),
+        folder / "encoder.safetensors",
+        task="vae",
+        preprocessing={"size": [8, 8], "mean": [0.5], "std": [0.5], "channels": 1},
+    )
+    with safetensors.safe_open(path, "pt") as file:
+        about = dict(file.metadata())
+    state = {name: value.clone() for name, value in safetensors.torch.load_file(path).items()}
+    return path, state, about

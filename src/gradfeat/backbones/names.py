@@ -47,7 +47,7 @@ def parse_name(name: str) -> Name:
         >>> parse_name("timm/mobilenetv2_100?pad_type=same&in_chans=1").options
         {'pad_type': 'same', 'in_chans': 1}
     """
-    if Path(name).expanduser().is_file() or name.startswith(("/", "./", "../", "~")):
+    if _is_file(name) or name.startswith(("/", "./", "../", "~")):
         return Name("gradfeat", name)
     library, slash, rest = name.partition("/")
     if not slash:
@@ -69,7 +69,14 @@ def parse_name(name: str) -> Name:
 
 
 def _is_architecture(model: str) -> bool:
-    return re.fullmatch(r"resnet\d+", model) is not None and not Path(model).is_file()
+    return re.fullmatch(r"resnet\d+", model) is not None and not _is_file(model)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a zero byte, or the home of nobody
+        return False
 
 
 def _known() -> str:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import torch
 from torch import nn
 
 from gradfeat.backbones.names import Name
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
-from gradfeat.optional import require
+from gradfeat.optional import cached_on_hub, is_offline, require
 
-_OURS = ("num_classes", "pretrained", "pretrained_cfg", "checkpoint_path", "features_only")
+_OURS = (
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "cache_dir",
+    "checkpoint_path",
+    "features_only",
+)
+_PUBLISHED = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm looks for them
 
 
 def build_timm(name: Name, *, pretrained: bool) -> tuple[nn.Module, set[str]]:
@@ -30,11 +43,14 @@ def build_timm(name: Name, *, pretrained: bool) -> tuple[nn.Module, set[str]]:
     """
     timm = require("timm", extra="vision")
     _check(timm, name)
+    overlay: dict[str, Any] = {}
     if pretrained:
         _check_pretrained(timm, name)
+        if is_offline():
+            overlay = {"pretrained_cfg_overlay": _on_this_machine(timm, name)}
     try:
         # A classifier of one class, only to learn the names of its parameters: it is removed at once.
-        network = timm.create_model(name.model, pretrained=pretrained, num_classes=1, **name.options)
+        network = timm.create_model(name.model, pretrained=pretrained, num_classes=1, **overlay, **name.options)
     except (TypeError, AttributeError) as error:
         raise ConfigurationError(f"timm cannot build {name.model} with the options {name.options}: {error}") from error
     except Exception as error:  # downloading fails in many ways, by the errors of several libraries
@@ -72,6 +88,35 @@ def _check_pretrained(timm: Any, name: Name) -> None:
             f"timm has no pre-trained weights for {name.model}: give a file (weights=..., --weights FILE), or "
             'weights="random" for random ones.'
         )
+
+
+def _on_this_machine(timm: Any, name: Name) -> dict[str, Any]:
+    """Return where the pre-trained weights are among what has been downloaded, as timm's configuration says it.
+
+    Raises:
+        BackboneError: They are not there.
+    """
+    config = timm.get_pretrained_cfg(name.model)
+    if config.source == "local-dir" or config.file or config.state_dict:
+        return {}
+    found: Path | None = None
+    if config.hf_hub_id:
+        source, _, revision = config.hf_hub_id.partition("@")
+        stated = config.hf_hub_filename
+        names = [stated.replace("pytorch_", "").rpartition(".")[0] + ".safetensors", stated] if stated else _PUBLISHED
+        found = cached_on_hub(source, names, revision or None)
+        overlay: dict[str, Any] = {"custom_load": config.custom_load == "hf"}
+    if found is None and config.url:
+        url, name_there = (config.url, "") if isinstance(config.url, str) else config.url
+        file = Path(torch.hub.get_dir()) / "checkpoints" / (name_there or Path(urlparse(url).path).name)
+        found = file if file.is_file() else None
+        overlay = {}
+    if found is None:
+        raise BackboneError(
+            f"the pre-trained weights of {name.model} are not on this machine, and may not be fetched unless "
+            "allow_download=True (on the command line: --allow-download) says so"
+        )
+    return {**overlay, "file": str(found), "source": ""}
 
 
 def _offline(timm: Any, name: Name, error: Exception) -> str:

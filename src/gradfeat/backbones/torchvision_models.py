@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import torch
 from torch import nn
 
 from gradfeat.backbones.head import last_linear
 from gradfeat.backbones.names import Name
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
-from gradfeat.optional import require
+from gradfeat.optional import is_offline, require
 
 _OURS = ("num_classes", "weights", "weights_backbone", "progress")
 
@@ -39,6 +42,11 @@ def build_torchvision(name: Name, *, pretrained: bool, random: bool) -> tuple[nn
             f"torchvision has no pre-trained weights for {model}: give a file (weights=..., --weights FILE), or "
             'weights="random" for random ones.'
         )
+    if pretrained and is_offline() and not (_downloads() / Path(urlparse(entry.url).path).name).is_file():
+        raise BackboneError(
+            f"the pre-trained weights of {model} are not on this machine, and may not be fetched unless "
+            "allow_download=True (on the command line: --allow-download) says so"
+        )
     if model in ("googlenet", "inception_v3"):
         options.setdefault("init_weights", random)
         if not random and not pretrained:
@@ -50,7 +58,7 @@ def build_torchvision(name: Name, *, pretrained: bool, random: bool) -> tuple[nn
         raise ConfigurationError(
             f"torchvision cannot build {model} with the options {name.options}: {error}"
         ) from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # fetching fails in many ways, and so does reading what was cut off on the way
         raise BackboneError(
             f"torchvision could not load the pre-trained weights of {model} ({type(error).__name__}: {error}). Without "
             f"a network: download {getattr(entry, 'url', 'them')} on another machine, and pass it as weights=FILE "
@@ -68,6 +76,11 @@ def build_torchvision(name: Name, *, pretrained: bool, random: bool) -> tuple[nn
     else:
         network.set_submodule(head, nn.Identity())
     return network, complete - set(network.state_dict()), None if entry is None else entry.transforms()
+
+
+def _downloads() -> Path:
+    """Return where torchvision keeps what it has fetched."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _weights_entry(models: Any, name: Name) -> Any:

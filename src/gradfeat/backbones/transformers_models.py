@@ -19,7 +19,7 @@ from gradfeat.backbones.encoders import (
 from gradfeat.backbones.names import Name
 from gradfeat.data.text import LONGEST, load_tokenizer
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
-from gradfeat.optional import from_pretrained, require
+from gradfeat.optional import from_pretrained, is_offline, require
 
 _SENTENCE = "sentence-transformers"
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -92,7 +92,7 @@ def _load(source: str, random: bool) -> tuple[Any, set[str]]:
     missing: set[str] = set()
     if random:
         config = from_pretrained("AutoConfig", source)
-        model: Any = require("transformers", extra="text").AutoModel.from_config(config)
+        model: Any = require("transformers", extra="text").AutoModel.from_config(config, trust_remote_code=False)
     else:
         model, info = from_pretrained("AutoModel", source, output_loading_info=True)
         missing = set(info["missing_keys"])
@@ -216,6 +216,8 @@ def _read_json(source: str, file: str) -> Any:
 
 def _fetched(source: str, file: str) -> Path | None:
     require("transformers", extra="text")
+    if is_offline():
+        return _fetched_before(source, file)
     hub, errors = require("huggingface_hub", extra="text"), require("huggingface_hub.errors", extra="text")
     try:
         return Path(hub.hf_hub_download(source, file))
@@ -229,6 +231,18 @@ def _fetched(source: str, file: str) -> Path | None:
         f"{file} of {source} could not be fetched ({type(reason).__name__}). Without a network: download all files of "
         f"https://huggingface.co/{source} on another machine, and give the folder: {_SENTENCE}/<folder>."
     ) from reason
+
+
+def _fetched_before(source: str, file: str) -> Path | None:
+    """Return a file that has been downloaded; None where it is known that the model has no such file."""
+    hub = require("huggingface_hub", extra="text")
+    found = hub.try_to_load_from_cache(source, file)
+    if found is None:
+        raise BackboneError(
+            f"{file} of {source} is not on this machine, and may not be fetched unless allow_download=True (on the "
+            "command line: --allow-download) says so."
+        )
+    return Path(found) if isinstance(found, str) else None
 
 
 # ---- sound ----------------------------------------------------------------------------------------------------------

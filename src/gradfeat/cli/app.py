@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from gradfeat._version import __version__
 from gradfeat.cli.options import (
+    AllowDownload,
     Augment,
     BackboneName,
     BatchSize,
@@ -306,6 +307,7 @@ def predict(
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object instead of CSV.")] = False,
@@ -324,7 +326,9 @@ def predict(
         image_column=image_column,
         image_root=image_root,
     )
-    predict_command(model, data, out, split, source, backbone, weights, json, crops, device, Given.of(context))
+    predict_command(
+        model, data, out, split, source, backbone, weights, json, crops, device, allow_download, Given.of(context)
+    )
 
 
 @app.command()
@@ -350,6 +354,7 @@ def evaluate(
         str | None, typer.Option("--backbone", "-b", help="The backbone, if not as in the file.")
     ] = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     device: Device = "auto",
     skip_unreadable: SkipBad = False,
     json: Json = False,
@@ -370,7 +375,9 @@ def evaluate(
         image_root=image_root,
         label_separator=label_separator,
     )
-    evaluate_command(model, data, split, source, backbone, weights, json, crops, device, picture, Given.of(context))
+    evaluate_command(
+        model, data, split, source, backbone, weights, json, crops, device, allow_download, picture, Given.of(context)
+    )
 
 
 @app.command()

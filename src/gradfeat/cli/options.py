@@ -119,6 +119,10 @@ CheckpointFolder = Annotated[
         help="Folder for finished parts of the fit: after an interruption the same command goes on from there.",
     ),
 ]
+AllowDownload = Annotated[
+    bool,
+    typer.Option("--allow-download", help="Fetch weights and a tokenizer that are not on this machine, if need be."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 SkipBad = Annotated[

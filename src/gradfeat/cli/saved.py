@@ -46,11 +46,12 @@ def predict_command(
     json: bool,
     crops: int,
     device: str,
+    allow_download: bool,
     given: Given,
 ) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     check_file(out, model, data)
-    estimator = _load(model, backbone, weights, json, device)
+    estimator = _load(model, backbone, weights, json, device, allow_download)
     _refuse_idle(given, estimator, data.expanduser(), source, None)
     X, names = _samples(estimator, data, split, source, "split" in given)
     table_of = _values if estimator.loss_.task == "regression" else _probabilities
@@ -83,6 +84,7 @@ def evaluate_command(
     json: bool,
     crops: int,
     device: str,
+    allow_download: bool,
     picture: Path | None,
     given: Given,
 ) -> None:
@@ -90,7 +92,7 @@ def evaluate_command(
     check_file(picture)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
-    estimator = _load(model, backbone, weights, json, device)
+    estimator = _load(model, backbone, weights, json, device, allow_download)
     _refuse_idle(given, estimator, data.expanduser(), source, estimator.loss_.task)
     dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source), _fitted_to(estimator))
     check_part(data, split, "test", dataset)
@@ -128,8 +130,8 @@ def _fitted_to(estimator: Any) -> Dataset:
     return Dataset([], y, names, task, "training data", WHOLE)
 
 
-def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str) -> Any:
-    estimator = load(model, backbone=backbone, weights=weights, device=device)
+def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str, allow_download: bool) -> Any:
+    estimator = load(model, backbone=backbone, weights=weights, device=device, allow_download=allow_download)
     estimator.verbose = not json
     return estimator
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,11 @@ from torch import Tensor
 
 from gradfeat.data.dataset import WHOLE, Dataset
 from gradfeat.errors import DataError, did_you_mean
+from gradfeat.memory import free_memory
 
 _NAMES = (("X", "y"), ("x", "y"), ("data", "labels"), ("images", "labels"))
+_NPY = b"\x93NUMPY"
+_LARGE, _DENSEST = 2 << 30, 200  # bytes, and how often smaller packed: beyond both it is made to fill the memory
 _BLOCK = 1 << 22  # values looked at together, so that a check needs no copy of X
 
 
@@ -36,7 +41,7 @@ def load_npz(path: Path, split: str = "train") -> Dataset:
     """
     arrays = _read(path)
     where, part, X, y = _find(arrays, path, split)
-    if not X.ndim or not len(X):
+    if not X.size or not X.ndim:
         raise DataError(f"{where[0]} in {path} has no samples: its shape is {X.shape}")
     if X.dtype.kind not in "fiub":
         raise DataError(f"{where[0]} in {path} must hold numbers, not {X.dtype}")
@@ -84,19 +89,66 @@ def check_finite(X: np.ndarray | Tensor, what: str = "X") -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of a file, after a look at what their headers declare."""
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError(f"{path} holds a single array: save X and y together with np.savez(path, X=X, y=y)")
-        with file:
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+        with path.open("rb") as start:
+            if start.read(len(_NPY)) == _NPY:
+                raise DataError(f"{path} holds a single array: save X and y together with np.savez(path, X=X, y=y)")
+        with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+            return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path} holds more than there is memory for") from error
+    except Exception as error:  # a damaged archive makes its readers fail in many ways
         why = (
-            "an array holds Python objects; save plain numbers or strings" if "pickle" in str(error).lower() else error
+            "an array holds Python objects; save plain numbers or strings"
+            if "pickle" in str(error).lower()
+            else str(error)[:300]
         )
         raise DataError(f"{path} cannot be read as an .npz file: {why}") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse arrays that are not as large as they say, or whose unpacking would fill the memory.
+
+    Raises:
+        DataError: The message names the array.
+    """
+    total = packed = 0
+    for entry in archive.infolist():
+        total, packed = total + entry.file_size, packed + entry.compress_size
+        if not entry.filename.endswith(".npy"):
+            continue
+        with archive.open(entry) as stream:
+            shape, _, dtype = _header(stream)
+            declared = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject:
+                continue  # numpy refuses it, and says why
+            if declared != entry.file_size - stream.tell():
+                raise DataError(
+                    f"{path} is damaged: its {entry.filename.removesuffix('.npy')} declares {declared:,} bytes "
+                    f"({dtype}, {shape}) and has {max(0, entry.file_size - stream.tell()):,}"
+                )
+    free = free_memory()
+    if total > free or (total > _LARGE and total > _DENSEST * packed):
+        unpacked = f" out of {packed:,}" if packed < total else ""
+        raise DataError(
+            f"{path} would be {total:,} bytes in memory{unpacked}, and {free:,} are free: store it in parts or "
+            "in a smaller dtype; without compression (np.savez) where its values are nearly all the same"
+        )
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version in ((2, 0), (3, 0)):  # of which the last may have names that are not Latin, of fields alone
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"an array of the unknown version {version}")
 
 
 def _find(
@@ -141,7 +193,8 @@ def _targets(y: np.ndarray, classes: list[str] | None, what: str) -> tuple[np.nd
                     f"{what} has fractions, as in regression, but the file names classes: store whole numbers from 0"
                 )
             return y, [], "regression"
-        y = y.astype(np.int64)
+        if (abs(y) < 2**53).all():  # larger ones are no counts, and would become one class
+            y = y.astype(np.int64)
     return _vector(y, classes, what)
 
 

@@ -17,11 +17,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from gradfeat.bounded import shown
 from gradfeat.data.checksum import differences_from_official
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError
+from gradfeat.memory import free_memory
 
 PIXELS = 3 * 32 * 32
+_LARGEST = 1 << 30  # bytes; the largest official file has 155 million
+_LONGEST = 1 << 20  # bytes of the classes' names
+_STEPS = 2_000_000  # of an unpickler; the longest official file needs a sixth of them
+_WIDEST, _DEEPEST = 16, 4  # tuples: the state of an array holds its shape, that of a dtype holds none
 OFFICIAL = {"train": 50_000, "test": 10_000}  # images, of both data sets
 CHECKSUMS = {  # folder -> file -> checksum
     # MD5, as in torchvision/datasets/cifar.py (torchvision 0.28)
@@ -112,6 +118,8 @@ def load_cifar(path: Path, split: str) -> Dataset:
         raise DataError(f"{folder} has no file {layout.meta}, which names the classes")
     official = OFFICIAL[split] // (layout.batches if split == "train" else 1)  # images of a file
     if layout in _BINARY:
+        if meta.stat().st_size > _LONGEST:
+            raise DataError(f"{meta} has {meta.stat().st_size:,} bytes, and names classes alone")
         classes = meta.read_text(encoding="utf-8", errors="replace").split()
         batches = [_read_binary(file, layout.labels, official) for file in files]
     else:
@@ -180,6 +188,8 @@ def _read_binary(file: Path, label_bytes: int, official: int) -> tuple[np.ndarra
             f"{file} is cut off or damaged: it has {size:,} bytes, expected a multiple of {record:,}, the size of a "
             f"record; the official file has {official * record:,} bytes"
         )
+    if size > free_memory():
+        raise DataError(f"{file} has {size:,} bytes, more than there is memory for")
     rows = np.fromfile(file, dtype=np.uint8).reshape(-1, record)
     return rows[:, label_bytes - 1].astype(np.int64), rows[:, label_bytes:]
 
@@ -204,10 +214,9 @@ def _numbers(content: dict[Any, Any], key: bytes, file: Path) -> np.ndarray:
     value = _entry(content, key, file)
     if not len(value):
         raise DataError(f"{file} has no samples: its {key.decode()} is empty")
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{file}: {key.decode()} is no array: {error}") from error
+    if isinstance(value, list) and not all(type(number) is int and abs(number) < 2**31 for number in value):
+        raise DataError(f"{file}: expected {key.decode()} to be a list of whole numbers, found {shown(value)}")
+    return np.asarray(value)
 
 
 def _names(found: list[Any] | np.ndarray, meta: Path) -> list[str]:
@@ -217,12 +226,14 @@ def _names(found: list[Any] | np.ndarray, meta: Path) -> list[str]:
 
 
 def _content(file: Path) -> dict[Any, Any]:
+    if file.stat().st_size > _LARGEST:
+        raise DataError(f"{file} has {file.stat().st_size:,} bytes, many times as many as a CIFAR file")
     try:
         content = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"{file} is cut off or damaged: {error}") from error
+        raise DataError(f"{file} is cut off or damaged: {str(error)[:200] or 'it ends early'}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, not the dict of a CIFAR batch")
     return content
@@ -231,11 +242,16 @@ def _content(file: Path) -> dict[Any, Any]:
 def _entry(content: dict[Any, Any], key: bytes, file: Path) -> list[Any] | np.ndarray:
     value = content.get(key, content.get(key.decode()))
     if value is None:
-        raise DataError(f"{file} has no entry {key.decode()!r}; found {', '.join(map(_text, content))}")
+        raise DataError(f"{file} has no entry {key.decode()!r}; found {_keys(content)}")
     value = value.values if isinstance(value, _Array) else value
     if not isinstance(value, (list, np.ndarray)):
         raise DataError(f"{file}: expected {key.decode()} to be a list or an array, found {type(value).__name__}")
     return value
+
+
+def _keys(content: dict[Any, Any]) -> str:
+    names = [_text(key)[:60] for key in content if isinstance(key, (bytes, str))]
+    return ", ".join(names[:10]) or "none"
 
 
 class _Dtype:
@@ -249,7 +265,7 @@ class _Dtype:
 
     def plain(self) -> np.dtype:
         if not re.fullmatch("[buif][1248]", self.code) or self.order not in set("<>|="):
-            raise DataError(f"refused: the pickle has an array of the type {self.code!r}, not of plain numbers")
+            raise DataError(f"refused: the pickle has an array of the type {shown(self.code)}, not of plain numbers")
         return np.dtype(self.order + self.code)
 
 
@@ -278,7 +294,7 @@ def _frombuffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -
 def _encode(text: str, encoding: str) -> bytes:
     """Stand in for the function by which Python 3 writes bytes for Python 2: latin1, and no other codec."""
     if _text(encoding) != "latin1":
-        raise DataError(f"refused: the pickle asks for the codec {encoding!r}")
+        raise DataError(f"refused: the pickle asks for the codec {shown(encoding)}")
     return text.encode("latin1")
 
 
@@ -291,9 +307,46 @@ def _text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads containers, text, and arrays of plain numbers; nothing else can be looked up, so nothing can be run."""
+_UNUSED = {  # codes of persistent ids, extensions, classes, sets and buffers, which no CIFAR file has
+    code[0]
+    for code in (
+        *(pickle.PERSID, pickle.BINPERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ),
+        *(pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BUILD),
+        *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    )
+}
 
+
+def _counted(step: Any) -> Any:
+    """Return a step of the unpickler that counts, and looks at the tuple that it may have made."""
+
+    def count(self: Any) -> None:
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps > _STEPS:
+            raise DataError(f"refused: the pickle has more than {_STEPS:,} steps")
+        step(self)
+        made = self.stack[-1] if self.stack else None
+        if type(made) is tuple and (len(made) > _WIDEST or _depth(made) > _DEEPEST):
+            raise DataError("refused: the pickle has a tuple as no array has it")
+
+    return count
+
+
+def _depth(value: Any) -> int:
+    """Return how deep tuples are nested in one another."""
+    return 1 + max(map(_depth, value), default=0) if type(value) is tuple else 0
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads containers, text, and arrays of plain numbers; nothing else can be looked up, so nothing can be run.
+
+    It is Python's own unpickler in Python: that in C makes room for as many memorized values as a file says, and hashes
+    nested tuples for as long as it takes. Here steps are counted, and tuples are short and flat.
+    """
+
+    stack: list[Any]
+    append: Any
+    read: Any
     _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,
@@ -304,9 +357,25 @@ class _Unpickler(pickle.Unpickler):
         ("_codecs", "encode"): _encode,
         ("__builtin__", "bytes"): _no_bytes,
     }
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: _counted(step) for code, step in pickle._Unpickler.dispatch.items() if code not in _UNUSED
+    }
+
+    def build(self) -> None:
+        """Let a stand-in for an array or dtype take its state; nothing else has one."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], (_Array, _Dtype)):
+            raise DataError(f"refused: the pickle changes a {type(self.stack[-1]).__name__}")
+        self.stack[-1].__setstate__(state)
+
+    def bytes_to_change(self) -> None:
+        """Read bytes as numpy writes them since protocol 5: no room is made for more than there are."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch |= {pickle.BUILD[0]: build, pickle.BYTEARRAY8[0]: bytes_to_change}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a known name; refuse all others."""
         if (module, name) not in self._KNOWN:
-            raise DataError(f"refused: the pickle asks for {module}.{name}, which no CIFAR file needs")
+            raise DataError(f"refused: the pickle asks for {module[:60]}.{name[:60]}, which no CIFAR file needs")
         return self._KNOWN[module, name]

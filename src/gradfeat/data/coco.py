@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradfeat.bounded import parse_json, shown
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
+from gradfeat.memory import free_memory
 
 OFFICIAL = {"train": 82_783, "val": 40_504}  # images
 CATEGORIES = 80
@@ -56,7 +57,7 @@ def load_coco(path: Path, split: str) -> Dataset:
     there = {entry.name for entry in folder.iterdir()}
     missing = [name for name in names if name not in there]
     if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(names)} images are missing: {', '.join(missing[:10])}")
+        raise DataError(f"{folder}: {len(missing)} of {len(names)} images are missing: {_listed(missing)}")
     notes = [] if len(names) == OFFICIAL[part] else [f"{OFFICIAL[part]:,} images"]
     notes += [] if len(classes) == CATEGORIES else [f"{CATEGORIES} categories"]
     return Dataset(
@@ -70,6 +71,10 @@ def load_coco(path: Path, split: str) -> Dataset:
     )
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(name if name.isprintable() and len(name) < 200 else shown(name) for name in names[:10])
+
+
 def _annotations(path: Path, part: str) -> Path:
     return path / "annotations" / f"instances_{part}2014.json"
 
@@ -81,8 +86,8 @@ def _images(path: Path, part: str) -> Path:
 def _read(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Return the images' names, the categories, and the indicator."""
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:  # no JSON, or no UTF-8
+        content = parse_json(file.read_bytes())
+    except ValueError as error:  # no JSON, no UTF-8, or nested too deep
         raise DataError(f"{file} is cut off or damaged: {error}") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
@@ -90,6 +95,10 @@ def _read(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     names = _by_id(content["images"], "file_name", file, "images")
     categories = _by_id(content["categories"], "name", file, "categories")
     row, column = ({key: i for i, key in enumerate(found)} for found in (names, categories))
+    if 8 * len(names) * len(categories) > free_memory():
+        raise DataError(
+            f"{file} lists {len(names):,} images and {len(categories):,} categories, too many for the memory"
+        )
     y = np.zeros((len(names), len(categories)), dtype=np.int64)
     for i, annotation in enumerate(content["annotations"]):
         try:
@@ -97,7 +106,7 @@ def _read(file: Path) -> tuple[list[str], list[str], np.ndarray]:
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{file}, annotations[{i}]: expected image_id and category_id of a listed image and category, found "
-                f"{str(annotation)[:80]}"
+                f"{shown(annotation)}"
             ) from error
     return list(names.values()), list(categories.values()), y
 
@@ -110,9 +119,11 @@ def _by_id(entries: list[Any], field: str, file: Path, what: str) -> dict[Any, s
             key, name = entry["id"], entry[field]
             repeated = key in found
         except (KeyError, TypeError) as error:
-            raise DataError(f"{file}, {what}[{i}]: expected an id and a {field}, found {str(entry)[:80]}") from error
+            raise DataError(f"{file}, {what}[{i}]: expected an id and a {field}, found {shown(entry)}") from error
         if repeated or not isinstance(name, str):
-            reason = f"the id {key!r} is there a second time" if repeated else f"the {field} is no text: {name!r}"
+            reason = (
+                f"the id {shown(key)} is there a second time" if repeated else f"the {field} is no text: {shown(name)}"
+            )
             raise DataError(f"{file}, {what}[{i}]: {reason}")
         found[key] = name
     if not found:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from gradfeat.data.checksum import differences_from_official
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.matlab import read_matrices
 from gradfeat.errors import DataError, did_you_mean
 
 OFFICIAL = {"train": 73_257, "test": 26_032, "extra": 531_131}  # images
@@ -83,14 +84,15 @@ def _name(split: str) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = loadmat(file)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make the reader fail in many ways
+        content = read_matrices(file, ("X", "y"))
+    except (OSError, ValueError, zlib.error, OverflowError) as error:
         raise DataError(
             f"{file} is cut off or damaged, or no MATLAB file: {error}. Download it again from {SOURCE}"
         ) from error
-    return {name: value for name, value in content.items() if not name.startswith("__")}
+    for name in ("X", "y"):
+        if isinstance(content.get(name), str) and {"X", "y"} <= content.keys():
+            raise DataError(f"{file}: expected {name} as numbers, found {content[name]}")
+    return content
 
 
 def _others(content: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from gradfeat.contexts import tokenizing
 from gradfeat.data.lines import readable
 from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning, refuse_unknown_fields
-from gradfeat.optional import from_pretrained
+from gradfeat.optional import from_pretrained, offline
 
 LONGEST = 256  # tokens; memory and time grow with the longest text
 _MOST_LENGTHS = 4  # each has programs of its own
@@ -37,6 +37,8 @@ class TextPreprocessing:
             alone. A fit that fixes `length` chooses them.
         limit: Most tokens that the network can take; None where there is no limit.
         lowercase: Whether texts are lowercased before the tokenizer sees them.
+        download: Whether a tokenizer that is not on this machine may be fetched; no part of what texts become, and not
+            kept in a file.
 
     Raises:
         ConfigurationError: A value that cannot be meant.
@@ -48,6 +50,7 @@ class TextPreprocessing:
     lengths: tuple[int, ...] | None = None
     limit: int | None = None
     lowercase: bool = False
+    download: bool = dataclasses.field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         wrong = []
@@ -131,11 +134,12 @@ class TextPreprocessing:
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer)
+        with offline(not self.download):
+            return load_tokenizer(self.tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain numbers and strings, for JSON."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "download"}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TextPreprocessing:
@@ -147,7 +151,7 @@ class TextPreprocessing:
         Raises:
             ConfigurationError: Unknown or missing fields, or values that cannot be meant.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "download"]
         refuse_unknown_fields(fields, known, "the preprocessing of texts")
         if "tokenizer" not in fields:
             raise ConfigurationError("The preprocessing of texts lacks the tokenizer: a folder or an id")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gradfeat.bounded import shown
 from gradfeat.data.dataset import Dataset
 from gradfeat.errors import DataError, did_you_mean
 
+_LONGEST = 1 << 28  # bytes
 SPLITS = ("train", "val", "trainval", "test")
 OFFICIAL = {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952}  # images, of VOC2007
 
@@ -103,12 +105,18 @@ def years_of(path: Path) -> list[Path]:
 
 def _read_list(file: Path) -> dict[str, int]:
     found: dict[str, int] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    if file.stat().st_size > _LONGEST:
+        raise DataError(f"{file} has {file.stat().st_size:,} bytes, and is a list of images' names")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # read_text knows \r\n and \r
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is damaged, or no list of names: {error}") from error
+    for number, line in enumerate(lines, 1):
         parts = line.split()
         if not parts:
             continue
         if len(parts) != 2 or parts[1] not in ("1", "-1", "0"):
-            raise DataError(f"{file}, line {number}: expected an image's name and 1, -1 or 0, found {line!r}")
+            raise DataError(f"{file}, line {number}: expected an image's name and 1, -1 or 0, found {shown(line)}")
         if parts[0] in found:
             raise DataError(f"{file}, line {number}: {parts[0]} is listed a second time")
         found[parts[0]] = int(parts[1])

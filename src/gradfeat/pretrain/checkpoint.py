@@ -18,6 +18,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from gradfeat.bounded import parse_json
+from gradfeat.digests import checksum
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.files import write_whole
 from gradfeat.tensor_file import tensor_file
@@ -27,6 +29,8 @@ FORMAT_VERSION = 1
 FILE, LOG = "checkpoint.safetensors", "losses.csv"
 WEIGHTS = "initial_weights"
 """Name in a configuration: the digest of a module's weights before the run. Older checkpoints are without it."""
+CHECKSUM = "sha256"
+"""Name of the checksum, in the metadata of the file."""
 ASIDE = "checkpoint.before.safetensors"
 """An earlier run's state, until the one that was started instead of it is finished."""
 
@@ -87,6 +91,7 @@ class Checkpoint:
             "optimizers": json.dumps(groups),
             "schedules": json.dumps([None if s is None else s.state_dict() for s in state.schedules]),
         }
+        metadata[CHECKSUM] = _checksum(metadata, tensors)
         # The table first: if the second file fails, the epoch comes again, and its row with it.
         write_whole(self.folder / LOG, _table(history))
         write_whole(self.folder / FILE, tensor_file(tensors, metadata))
@@ -110,16 +115,21 @@ class Checkpoint:
             with safetensors.safe_open(path, framework="pt") as file:
                 raw = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if CHECKSUM in raw and raw[CHECKSUM] != _checksum(raw, tensors):  # older checkpoints have none
+                raise ValueError("its content is not what its checksum is of")
             if raw.get("format") != FORMAT or int(raw["format_version"]) > FORMAT_VERSION:
                 raise ValueError("not written by this version of gradfeat")
-            configuration = json.loads(raw["configuration"])
-            history, groups, schedules = (json.loads(raw[name]) for name in ("history", "optimizers", "schedules"))
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            configuration, history, groups, schedules = (
+                parse_json(raw[name]) for name in ("configuration", "history", "optimizers", "schedules")
+            )
+            if not isinstance(configuration, dict) or not all(isinstance(row, dict) for row in history):
+                raise ValueError("its configuration or its losses cannot be read")
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{path} is damaged or no checkpoint: {error}. {self._way_out()}") from error
         self._compare(configuration)
         try:
             _load(state, tensors, groups, schedules)
-        except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"{path} does not fit its own configuration: {error}. {self._way_out()}") from error
         self._restore_log(history)
         return history
@@ -184,6 +194,11 @@ def _random_state() -> dict[str, Tensor]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    rest = {name: metadata[name] for name in metadata if name != CHECKSUM}
+    return checksum(json.dumps(rest, sort_keys=True), tensors)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

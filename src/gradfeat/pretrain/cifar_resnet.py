@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from gradfeat.errors import ConfigurationError
 
+_DEEPEST = 2000  # the deepest that was published has 1,202
+
 
 class BasicBlock(nn.Module):
     """Two 3 × 3 convolutions beside a shortcut without parameters (option A: every second pixel, zeros as channels)."""
@@ -52,8 +54,10 @@ class CifarResNet(nn.Module):
     def __init__(self, in_channels: int = 3, depth: int = 20) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ConfigurationError(f"A ResNet for small images has 6 n + 2 layers (8, 14, 20, 32 ...), not {depth}.")
+        if rest or blocks < 1 or depth > _DEEPEST:
+            raise ConfigurationError(
+                f"A ResNet for small images has 6 n + 2 layers (8, 14, 20, 32 ...), {_DEEPEST} at most, not {depth}."
+            )
         self.arguments: dict[str, Any] = {"in_channels": in_channels, "depth": depth}
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat._version import __version__
+from gradfeat.bounded import IMAGE_FIELDS, fields, parse_json, shown, text, whole
 from gradfeat.errors import BackboneError
 from gradfeat.files import write_whole
 from gradfeat.pretrain.cifar_resnet import CifarResNet
@@ -24,6 +25,7 @@ FILE = "encoder.safetensors"
 FORMAT = "gradfeat.encoder"
 FORMAT_VERSION = 1
 _ARCHITECTURES: dict[str, Any] = {"ConvEncoder": ConvEncoder, "CifarResNet": CifarResNet}
+_FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _LIBRARIES = ("timm/", "torchvision/")  # built by name, by `gradfeat.backbones`
 
 
@@ -99,11 +101,48 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             f"{path} holds {metadata['architecture']}: gradfeat.backbones.resolve({str(path)!r}) loads it."
         )
     try:
+        _check_fit(metadata, state)
         network = _ARCHITECTURES[metadata["architecture"]](**metadata["arguments"])
         network.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{path} is damaged: its weights do not fit its own architecture. {error}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error)[:1000]
+        raise BackboneError(f"{path} is damaged: its weights do not fit its own architecture. {reason}") from error
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise BackboneError(f"{path} is damaged: its weights are not finite: {', '.join(broken[:8])}")
     return network.eval(), metadata
+
+
+def _check_fit(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse an architecture that is not that of the weights, before room is made for it.
+
+    Raises:
+        ValueError: They differ.
+    """
+    arguments = metadata["arguments"]
+    for name, value in arguments.items():
+        for number in value if isinstance(value, list) else [value]:
+            whole(0, 1 << 20)(number if not isinstance(number, bool) else int(number), name)
+        if isinstance(value, list) and len(value) > len(state):
+            raise ValueError(f"{name} has {len(value)} layers, and there are {len(state)} tensors")
+    if arguments.get("depth", 0) > len(state) + 2:
+        raise ValueError(f"{arguments['depth']} layers, and there are {len(state)} tensors")
+    with torch.device("meta"):
+        expected = _ARCHITECTURES[metadata["architecture"]](**arguments).state_dict()
+    differing = [
+        name
+        for name in (*expected, *(name for name in state if name not in expected))
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    ]
+    if differing:
+        raise ValueError(f"Of another shape, missing or unknown: {', '.join(differing[:8])}")
+    strange = [
+        name
+        for name, value in state.items()
+        if value.dtype != expected[name].dtype and not {value.dtype, expected[name].dtype} <= _FLOATING
+    ]
+    if strange:
+        raise ValueError(f"Of another type: {', '.join(strange[:8])}")
 
 
 def read_architecture(path: str | Path) -> tuple[str | None, dict[str, Any]]:
@@ -144,11 +183,16 @@ def _read_metadata(raw: Mapping[str, str], path: Path) -> dict[str, Any]:
         version = int(raw["format_version"])
         metadata = {
             "architecture": raw["architecture"],
-            "arguments": json.loads(raw["arguments"]),
-            "preprocessing": json.loads(raw["preprocessing"]),
+            "arguments": parse_json(raw["arguments"], finite=True),
+            "preprocessing": parse_json(raw["preprocessing"], finite=True),
             "task": raw["task"],
             "gradfeat": raw["gradfeat"],
         }
+        for name in ("arguments", "preprocessing"):
+            if not isinstance(metadata[name], dict):
+                raise ValueError(f"{name}: expected an object, found {shown(metadata[name])}")
+        fields({}, IMAGE_FIELDS)(metadata["preprocessing"], "preprocessing")
+        text(500)(metadata["architecture"], "architecture")
     except (KeyError, ValueError) as error:
         raise BackboneError(f"{path} is damaged: its metadata cannot be read ({error}).") from error
     known = metadata["architecture"] in _ARCHITECTURES or metadata["architecture"].startswith(_LIBRARIES)
