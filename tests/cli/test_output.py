@@ -275,7 +275,7 @@ def test_a_reader_who_goes_does_not_end_a_fit(
     nobody()
     path = tmp_path / "m.safetensors"
     found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "--mode", "activation", "-o", path)
-    assert found.err == ""
+    assert all(line.startswith("[") for line in found.err.splitlines())  # how far the fit was
     assert path.is_file()
 
 
