@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.abc
 import os
 import sys
 from collections.abc import Iterator
@@ -105,10 +104,10 @@ _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: Any = None
+_library: Any = globals().get("_library")  # a module that is loaded again keeps it
 
 
-class _TorchvisionOperators(importlib.abc.MetaPathFinder):
+class _TorchvisionOperators:
     """Declares torchvision's operators in the middle of its import, where its compiled part has just failed to load.
 
     A torchvision that was built for another torch (for CUDA, beside a CPU build; or for another version) fails there

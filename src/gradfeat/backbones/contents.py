@@ -13,7 +13,8 @@ from gradfeat.backbones.torch_file import StandIn, printable
 from gradfeat.errors import BackboneError
 
 _DEEPEST = 100  # things inside each other
-_MOST = 1_000_000  # tensors
+_MOST = 200_000  # tensors
+_LONGEST = 2000  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ def _walk(
         return
     found = False
     for name, value, nested in _inside(content):
-        if isinstance(value, Tensor):
+        if len(path) + len(name) > _LONGEST:
+            continue  # no network's: a text, or made to fill the memory
+        if isinstance(value, Tensor) and not value.is_nested:  # nested ones have no shape, and no layer has them
             found = True
-            yield f"{path}{name}", Entry(value, container)
-        elif isinstance(value, StandIn | Mapping | list | tuple):
+            yield f"{path}{name}", Entry(Tensor.detach(value), container)  # without attributes that a file gave it
+        elif isinstance(value, StandIn | dict | list | tuple):
             below = f"{path}{name}." if name else path
             for pair in _walk(value, below, below if nested else container, (*above, id(content)), barren):
                 found = True
@@ -95,8 +98,8 @@ def _walk(
 
 def _inside(content: object) -> Iterator[tuple[str, Any, bool]]:
     """Yield name and value of what an object holds, and whether that has names of its own (not so in a module)."""
-    if isinstance(content, Mapping):
-        yield from ((str(name), value, True) for name, value in content.items())
+    if isinstance(content, dict):  # not its own items(), which a file may have given it
+        yield from ((_text(name), value, True) for name, value in dict.items(content))
     elif isinstance(content, list | tuple):
         yield from ((str(place), value, True) for place, value in enumerate(content))
     state = getattr(content, "state", None) if isinstance(content, StandIn) else None
@@ -112,6 +115,10 @@ def _inside(content: object) -> Iterator[tuple[str, Any, bool]]:
         for name, value in entries.items() if isinstance(entries, Mapping) else ():
             if kind == "_modules" or (isinstance(value, Tensor) and name not in passing):
                 yield str(name), value, False
+
+
+def _text(name: object) -> str:
+    return name.decode("latin-1") if isinstance(name, bytes) else str(name)  # bytes: names of Python 2
 
 
 def some(names: Sequence[str], most: int = 8) -> str:
