@@ -74,6 +74,11 @@ def _not_had(kind: str, source: str, error: Exception) -> str:
         "AutoConfig": "config.json",
     }.get(kind, "config.json and model.safetensors")
     failed = f"transformers could not load {files} from {source} ({type(error).__name__}: {reason})."
+    if Path(source, "adapter_config.json").is_file():
+        return (
+            f"{source} holds an adapter (PEFT, LoRA) without its network: merge it into the network "
+            f"(model.merge_and_unload().save_pretrained(folder)), and give that folder. {failed}"
+        )
     if Path(source).is_dir():
         there = ", ".join(sorted(os.listdir(source))[:12]) or "nothing"
         return f"{failed} The folder has {there}; it needs what the model's save_pretrained and its tokenizer's wrote."
