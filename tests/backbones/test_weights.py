@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import json
 import operator
 import os
@@ -9,12 +10,16 @@ import pickle
 import random
 import runpy
 import subprocess
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from gradfeat.backbones.weights import load_file, load_weights, read_weights
@@ -445,6 +450,25 @@ def test_bytes_and_arrays_beside_the_weights_are_no_matter(tmp_path, state, zipp
     assert torch.equal(network.weight, state["weight"])
 
 
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["latin1", "hex"])
+    | st.binary() | st.binary().map(bytearray) | st.complex_numbers() | st.frozensets(st.binary()),
+    lambda inside: st.lists(inside) | st.dictionaries(st.text() | st.binary(), inside) | st.tuples(inside, inside),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(content=PLAIN, zipped=st.booleans())
+def test_plain_data_beside_the_weights_never_matter(content, zipped):
+    state, network, file = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, nn.Linear(3, 2), io.BytesIO()
+    torch.save({"x": [content, content], "model": state}, file, _use_new_zipfile_serialization=zipped)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "w").write_bytes(file.getvalue())
+        load_file(network, Path(folder) / "w")
+    assert torch.equal(network.weight, state["weight"])
+
+
 @pytest.mark.parametrize(
     ("hostile", "message"),
     [
@@ -468,9 +492,13 @@ def test_attributes_from_a_file_are_not_used(tmp_path, state):
     mapping = b"ccollections\nOrderedDict\n)R}(" + b"".join(
         b"X" + len(name).to_bytes(4, "little") + name + b"K\x05" for name in (b"items", b"keys", b"values")
     )
-    network = nn.Linear(3, 2)
-    load_file(network, by_hand(tmp_path / "w.pth", mapping + b"ub", state))
-    assert torch.equal(network.weight, state["weight"])
+    module = (
+        b"cm\nM\n)R}(X\x0b\x00\x00\x00_parameters" + mapping + b"ubX\x1b\x00\x00\x00_non_persistent_buffers_setK\x05ub"
+    )
+    for extra in (mapping + b"ub", module):
+        network = nn.Linear(3, 2)
+        load_file(network, by_hand(tmp_path / "w.pth", extra, state))
+        assert torch.equal(network.weight, state["weight"])
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

@@ -232,7 +232,7 @@ def _read_json(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         if (path.parent / name).read_bytes()[:1] in (b"{", b"["):
             raise BackboneError(f"{path} names {name}, which is an index itself.")
         shard, about = read_weights(path.parent / name)
-        content.update(shard if isinstance(shard, Mapping) else {})
+        content.update(dict.items(shard) if isinstance(shard, dict) else {})
         metadata.update(about)
     return content, metadata
 
