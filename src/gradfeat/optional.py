@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.abc
 import os
 import sys
 import threading
@@ -132,6 +131,11 @@ def _not_had(kind: str, source: str, error: Exception) -> str:
         "AutoConfig": "config.json",
     }.get(kind, "config.json and model.safetensors")
     failed = f"transformers could not load {files} from {source} ({type(error).__name__}: {reason})."
+    if Path(source, "adapter_config.json").is_file():
+        return (
+            f"{source} holds an adapter (PEFT, LoRA) without its network: merge it into the network "
+            f"(model.merge_and_unload().save_pretrained(folder)), and give that folder. {failed}"
+        )
     if Path(source).is_dir():
         there = ", ".join(sorted(os.listdir(source))[:12]) or "nothing"
         return f"{failed} The folder has {there}; it needs what the model's save_pretrained and its tokenizer's wrote."
@@ -163,10 +167,10 @@ _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: Any = None
+_library: Any = globals().get("_library")  # a module that is loaded again keeps it
 
 
-class _TorchvisionOperators(importlib.abc.MetaPathFinder):
+class _TorchvisionOperators:
     """Declares torchvision's operators in the middle of its import, where its compiled part has just failed to load.
 
     A torchvision that was built for another torch (for CUDA, beside a CPU build; or for another version) fails there

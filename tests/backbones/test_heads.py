@@ -138,8 +138,10 @@ def test_what_is_not_found_is_said(models: Any) -> None:
         def __init__(self) -> None:
             super().__init__(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=4)
 
-    (note,) = resolve(Mine()).notes
-    assert "'fc' (Linear, 4 outputs)" in note
+    for network in (Mine(), nn.DataParallel(Mine())):
+        with pytest.warns(GradfeatWarning, match=r"fc' \(Linear, 4 outputs\)"):
+            (note,) = resolve(network).notes
+        assert "fc' (Linear, 4 outputs)" in note
     published = models.video.s3d(weights=None, num_classes=4)
     with pytest.warns(GradfeatWarning, match=r"'classifier.1' \(Conv3d, 4 outputs\)"):
         assert resolve(published).features is None

@@ -71,6 +71,9 @@ def test_nothing_is_declared_where_torchvision_is_whole(tmp_path: Path) -> None:
     first = _run(TRY.format("torchvision") + f"import gradfeat, torchvision; {HAS_OPERATORS}", broken)
     assert first.startswith("failed")
     assert first.endswith("True\n")
+    reload = "import importlib, gc, gradfeat.optional; importlib.reload(gradfeat.optional); gc.collect()"
+    found = "print(bool(torch._C._jit_get_schemas_for_operator('torchvision::nms')))"
+    assert _run(f"import gradfeat, torchvision; {reload}; import torch; {found}", broken) == "True\n"
 
 
 def test_gradfeat_itself_imports_nothing_large() -> None:

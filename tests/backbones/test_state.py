@@ -79,6 +79,10 @@ def test_wrappings_in_any_order(names: list[str], nests: list[str], beside: bool
         ({"state_dict": OTHER, "state_dict_ema": WEIGHTS}, "'state_dict', which fits as well"),
         ({"model": OTHER, "model_ema": prefixed("module", WEIGHTS)}, "'model_ema.module'"),
         ({"params": OTHER, "params_ema": WEIGHTS}, "'params_ema'"),
+        (
+            {"model": OTHER, "ema": {**prefixed("online_model", OTHER), **prefixed("ema_model", WEIGHTS)}},
+            "'ema.online_model', which fits as well",
+        ),
         ({"model": OTHER, "modelEMA": WEIGHTS}, "'modelEMA'"),
         ({"state_dict": OTHER, "callbacks": {"EMACallback": {"avg_model": WEIGHTS}}}, "EMACallback"),
         ({"student": prefixed("module", OTHER), "teacher": prefixed("backbone", WEIGHTS)}, "'teacher.backbone'"),
@@ -121,7 +125,18 @@ def test_heads_and_counters_may_be_there(extra: str) -> None:
     assert same(taken({**WEIGHTS, extra: torch.ones(7)})[0], WEIGHTS)
 
 
-@pytest.mark.parametrize("extra", ["layer1.2.weight", "cls_token", "fc_norm.weight", "stem.weight"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "layer1.2.weight",
+        "cls_token",
+        "fc_norm.weight",
+        "stem.weight",
+        "conv_head.weight",
+        "norm_head.weight",
+        "proj_in.x",
+    ],
+)
 def test_parts_that_the_network_would_miss_are_refused(extra: str) -> None:
     for content in ({**WEIGHTS, extra: torch.ones(7)}, {"model": prefixed("net", {**WEIGHTS, extra: torch.ones(7)})}):
         with pytest.raises(BackboneError, match=rf"unexpected \(1\): {extra}"):

@@ -278,6 +278,38 @@ def test_checkpoint_that_lacks_weights(tiny_bert, tmp_path):
         resolve(f"hf/{tmp_path}/cut")
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.bert."])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_checkpoint_of_a_wrapped_network(tiny_bert, tmp_path, prefix, file):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_bert, tmp_path / "wrapped")
+    state = {f"{prefix}{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    if file == "model.safetensors":
+        save_file(state, folder / file, metadata={"format": "pt"})
+    else:
+        torch.save(state, folder / file)
+    plain, wrapped = resolve(f"hf/{tiny_bert}"), resolve(f"hf/{folder}")
+    assert wrapped.fingerprint == plain.fingerprint
+    assert any(f"under {prefix[:-1]!r}" in note for note in wrapped.notes)
+
+
+def test_layers_beyond_the_configuration_are_said(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "cut")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    (note,) = [note for note in resolve(f"hf/{folder}").notes if "smaller than the checkpoint" in note]
+    assert "encoder.layer.1.attention.output.LayerNorm.weight" in note
+    assert not any("smaller" in note for note in resolve(f"hf/{tiny_bert}").notes)
+
+
+def test_an_adapter_alone_is_said(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}')
+    with pytest.raises(BackboneError, match=r"adapter.*without its network.*merge_and_unload"):
+        resolve(f"hf/{tmp_path}")
+
+
 def test_folder_without_tokenizer(tiny_bert, tmp_path, offline):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_bert / name, tmp_path)

@@ -14,7 +14,7 @@ from torch import nn
 
 from gradfeat.backbones import preprocessing as scaling
 from gradfeat.backbones.fingerprint import difference, fingerprint, fingerprint_of, summary
-from gradfeat.backbones.head import classifier_left, features_of, head_of, without_heads
+from gradfeat.backbones.head import classifier_left, features_of, head_of, is_published, without_heads
 from gradfeat.backbones.names import Name, parse_name
 from gradfeat.backbones.own_models import build_own
 from gradfeat.backbones.timm_models import build_timm
@@ -217,7 +217,7 @@ def _from_module(network: nn.Module, weights: str | Path | None) -> _Draft:
             f"f(x) is the network's output, which {left} ends. If that is a classifier, put nn.Identity() in its place."
         )
         draft.notes.append(note)
-        if type(network).__module__.startswith(("timm.", "torchvision.")):
+        if is_published(network):
             warnings.warn(note, GradfeatWarning, stacklevel=4)
     return draft
 

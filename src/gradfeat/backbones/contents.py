@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from gradfeat.backbones.torch_file import StandIn, printable
 from gradfeat.errors import BackboneError
 
 _DEEPEST = 100  # things inside each other
-_MOST = 1_000_000  # tensors
+_MOST = 200_000  # tensors
+_LONGEST = 2000  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def tensors_of(content: object) -> dict[str, Entry]:
 def _described(content: object) -> str:
     if any(type(part).__name__.endswith("multiarray._reconstruct") for part in _parts(content)):
         return "holds NumPy arrays: make tensors of them (torch.from_numpy), and save these with torch.save"
-    inside = content.values() if isinstance(content, Mapping) else ()
+    inside = dict.values(content) if isinstance(content, dict) else ()
     if any(isinstance(value, StandIn) and "Uninitialized" in type(value).__name__ for value in inside):
         return "holds a network of lazy layers that has not run yet, and so has no values"
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         names = [printable(str(name)) for name in content]
         return f"has keys of other kinds ({len(names)}): {some(names)}" if names else "is empty"
     if isinstance(content, StandIn):
@@ -81,10 +82,12 @@ def _walk(
         return
     found = False
     for name, value, nested in _inside(content):
-        if isinstance(value, Tensor):
+        if len(path) + len(name) > _LONGEST:
+            continue  # no network's: a text, or made to fill the memory
+        if isinstance(value, Tensor) and not value.is_nested:  # nested ones have no shape, and no layer has them
             found = True
-            yield f"{path}{name}", Entry(value, container)
-        elif isinstance(value, StandIn | Mapping | list | tuple):
+            yield f"{path}{name}", Entry(Tensor.detach(value), container)  # without attributes that a file gave it
+        elif isinstance(value, StandIn | dict | list | tuple):
             below = f"{path}{name}." if name else path
             for pair in _walk(value, below, below if nested else container, (*above, id(content)), barren):
                 found = True
@@ -95,23 +98,29 @@ def _walk(
 
 def _inside(content: object) -> Iterator[tuple[str, Any, bool]]:
     """Yield name and value of what an object holds, and whether that has names of its own (not so in a module)."""
-    if isinstance(content, Mapping):
-        yield from ((str(name), value, True) for name, value in content.items())
+    # dict.items(content): a file can give an OrderedDict attributes, as one that is called items
+    if isinstance(content, dict):
+        yield from ((_text(name), value, True) for name, value in dict.items(content))
     elif isinstance(content, list | tuple):
         yield from ((str(place), value, True) for place, value in enumerate(content))
     state = getattr(content, "state", None) if isinstance(content, StandIn) else None
     state = state[0] if isinstance(state, tuple) and len(state) == 2 else state
-    if not isinstance(state, Mapping):
+    if not isinstance(state, dict):
         return
     if "_parameters" not in state:
-        yield from ((str(name), value, True) for name, value in state.items())
+        yield from ((_text(name), value, True) for name, value in dict.items(state))
         return
-    passing = state.get("_non_persistent_buffers_set") or ()  # not in a state dict
+    stated = dict.get(state, "_non_persistent_buffers_set")  # not in a state dict
+    passing = stated if isinstance(stated, set) else set()
     for kind in ("_parameters", "_buffers", "_modules"):
-        entries = state.get(kind)
-        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+        entries = dict.get(state, kind)
+        for name, value in dict.items(entries) if isinstance(entries, dict) else ():
             if kind == "_modules" or (isinstance(value, Tensor) and name not in passing):
                 yield str(name), value, False
+
+
+def _text(name: object) -> str:
+    return name.decode("latin-1") if isinstance(name, bytes) else str(name)  # bytes: names of Python 2
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

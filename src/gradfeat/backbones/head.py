@@ -87,14 +87,19 @@ def classifier_left(network: nn.Module) -> str | None:
     prefix, inner = unwrapped(network)
     name, layer = _last(inner)
     outputs = getattr(layer, "out_features", None) or getattr(layer, "out_channels", None)
-    published = any(base.__module__.startswith(("timm.", "torchvision.models")) for base in type(inner).__mro__)
     if (
         layer is None
         or outputs is None
-        or not (_CALLED_SO.search(name) or (published and isinstance(layer, nn.Linear)))
+        or not (_CALLED_SO.search(name) or (is_published(inner) and isinstance(layer, nn.Linear)))
     ):
         return None
     return f"{prefix + name!r} ({type(layer).__name__}, {outputs} outputs)"
+
+
+def is_published(network: nn.Module) -> bool:
+    """Return whether a network is of timm or torchvision, or of a class that a user derived from one of theirs."""
+    kinds = type(unwrapped(network)[1]).__mro__
+    return any(kind.__module__.startswith(("timm.", "torchvision.models")) for kind in kinds)
 
 
 def unwrapped(network: nn.Module) -> tuple[str, nn.Module]:

@@ -17,8 +17,9 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 _NESTS = ("state_dict", "model", "model_state_dict", "network", "net")
 # Parts of a network in training that its features do not need.
 _HEADS = re.compile(
-    r"fcs?|heads?(_\w+)?|\w+_heads?|classifiers?|classif|logits|last_linear|linear|proj(ection|ector)?s?(_\w+)?|predictor"
-    r"|prototypes?|decoder\w*|mask_token|aux\w*|queue\w*|logit_scale|logit_bias|criterion|loss\w*",
+    r"(?!conv_|norm_|.*_(norm|conv|stem|in)$)"  # layers before a head, which f(x) has passed
+    r"(fcs?|heads?(_\w+)?|\w+_heads?|classifiers?|classif|logits|last_linear|linear|proj(ection|ector)?s?(_\w+)?"
+    r"|predictor|prototypes?|decoder\w*|mask_token|aux\w*|queue\w*|logit_scale|logit_bias|criterion|loss\w*)",
     re.IGNORECASE,
 )
 # Counters, and tables that newer versions of the libraries compute when they build a network.
@@ -231,11 +232,17 @@ def _preferred(fitting: Mapping[str, Found], own: Mapping[str, Tensor]) -> list[
     Raises:
         BackboneError: The first two are of equal rank, and their values differ.
     """
-    ranked = sorted(fitting, key=_preference)
+    best = min(map(_preference, fitting))
+    shared = len(_common_prefix([f"{prefix}." for prefix in fitting if _preference(prefix) == best]))
+
+    def rank(prefix: str) -> tuple[tuple[int, int], int]:
+        return _preference(prefix), _preference(prefix[shared:])[0]  # ema.ema_model before ema.online_model
+
+    ranked = sorted(fitting, key=rank)
     rivals = [
         prefix
         for prefix in ranked[1:]
-        if _preference(prefix) == _preference(ranked[0])
+        if rank(prefix) == rank(ranked[0])
         and any(
             not torch.equal(value, fitting[prefix].state[name])
             for name, value in fitting[ranked[0]].state.items()

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import pickle
-import pickletools
 import re
-import sys
 import threading
 import warnings
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2, which protocol 2 writes
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from gradfeat.backbones.pickle_scan import UnboundedPickle, globals_in, is_data
 from gradfeat.errors import BackboneError
 
 _LOADING = threading.Lock()  # torch's list of allowed names is one for the whole process
+_MOST_CONTAINERS = 50  # classes of dicts and lists; the file is read again for each
 
 
 class StandIn:
@@ -46,16 +44,23 @@ def read_torch(path: Path) -> object:
     Raises:
         BackboneError: The file is damaged, or its pickle asks for what no weights need.
     """
+    names: set[str] = set()
+    failure = None
     try:
-        names = set(_globals_in(path))
-    except Exception:  # arbitrary bytes: torch.load says below what is wrong
-        names = set()
-    if hostile := sorted(name for name in names if not _is_data(name)):
+        names.update(globals_in(path))
+    except UnboundedPickle as error:
+        raise BackboneError(f"{path} {error}, which no weights need, and gradfeat does not read it.") from None
+    except Exception as error:  # arbitrary bytes; torch.load must not see what could not be looked through
+        failure = _damaged(path, error)
+    if hostile := sorted(name for name in names if not is_data(name)):
         raise BackboneError(
             f"{path} asks for {printable(', '.join(hostile[:4]))[:200]}, which no weights need, and gradfeat executes "
             "nothing from a file. Do not load it in another way either, unless you know where it comes from."
         )
+    if failure is not None:
+        raise failure
     kinds: dict[str, type] = dict.fromkeys(names, StandIn)
+    replaced = 0
     while True:
         try:
             return _load_torch(path, kinds)
@@ -63,18 +68,20 @@ def read_torch(path: Path) -> object:
             # the pickle puts entries into a dict or list of a class of its own: a plain one serves as well
             wanted = re.search(r"Can only (SETITEM|append|extend).*got <class '(.+?)'>", str(error))
             name = wanted[2].removeprefix(f"{__name__}.") if wanted else ""
-            if wanted and kinds.get(name) is StandIn:
+            if wanted and kinds.get(name) is StandIn and replaced < _MOST_CONTAINERS:
+                replaced += 1
                 kinds[name] = _Mapping if wanted[1] == "SETITEM" else _List
                 continue
             raise BackboneError(f"{path} {_why(error)}") from error
         except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, EOFError, RuntimeError ...
-            reason = printable(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
-            what = (
-                "a pickle that torch.save did not write, or damaged"
-                if "magic number" in reason
-                else "damaged or no PyTorch file"
-            )
-            raise BackboneError(f"{path} is {what}: {reason}") from error
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BackboneError:
+    reason = printable(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
+    if "magic number" in reason:
+        return BackboneError(f"{path} is a pickle that torch.save did not write, or damaged: {reason}")
+    return BackboneError(f"{path} is damaged or no PyTorch file: {reason}")
 
 
 class _Mapping:
@@ -119,42 +126,3 @@ def _why(error: Exception) -> str:
 def printable(text: str) -> str:
     """Return a name out of a file with its control characters written out."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def _globals_in(path: Path) -> Iterator[str]:
-    """Yield what the pickles of a file of torch.save name, "module.name", without running them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") == 1)
-            with archive.open(name) as file:
-                yield from _globals_of(file)
-        return
-    with path.open("rb") as file:  # the older format: number, version, system, content, keys of the storages
-        for _ in range(5):
-            yield from _globals_of(file)
-
-
-def _globals_of(pickled: IO[bytes]) -> Iterator[str]:
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-            yield f"{module}.{name}"
-
-
-# Of the standard library a checkpoint's settings have these; all else of it there is no data.
-_DATA = frozenset(
-    {"argparse", "collections", "copyreg", "datetime", "dataclasses", "decimal", "enum", "fractions", "functools"}
-    | {"logging", "pathlib", "random", "re", "types", "typing", "uuid", "_codecs", "__main__"}
-)
-_BUILTINS = frozenset(
-    {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object", "range"}
-    | {"set", "slice", "str", "tuple", "type"}
-)
-
-
-def _is_data(name: str) -> bool:
-    module, _, what = name.partition(".")
-    if module == "builtins":
-        return what in _BUILTINS
-    return module in _DATA or module not in sys.stdlib_module_names

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from gradfeat.backbones.contents import some
 from gradfeat.backbones.encoders import (
     IMAGE_POOLINGS,
     SOUND_POOLINGS,
@@ -17,6 +20,7 @@ from gradfeat.backbones.encoders import (
     TextEncoder,
 )
 from gradfeat.backbones.names import Name
+from gradfeat.backbones.weights import load_file
 from gradfeat.data.text import LONGEST, load_tokenizer
 from gradfeat.errors import BackboneError, ConfigurationError, did_you_mean
 from gradfeat.optional import from_pretrained, is_offline, require
@@ -51,7 +55,7 @@ def build_transformers(name: Name, *, random: bool) -> tuple[nn.Module, dict[str
     stated: dict[str, Any] = {}
     if name.library == _SENTENCE:
         source, stated = _sentence_modules(source, notes)
-    transformer, missing = _load(source, random)
+    transformer, missing = _load(source, random, notes)
     pooling = name.options.get("pooling", stated.pop("pooling", None))
     kind = getattr(transformer, "main_input_name", "input_ids")
     known = {"pixel_values": IMAGE_POOLINGS, "input_values": SOUND_POOLINGS}.get(kind, TEXT_POOLINGS)
@@ -87,7 +91,7 @@ def _source(name: Name) -> tuple[str, str]:
     return source, stored
 
 
-def _load(source: str, random: bool) -> tuple[Any, set[str]]:
+def _load(source: str, random: bool, notes: list[str]) -> tuple[Any, set[str]]:
     """Return a model without heads, in float32, and the names of parameters that its checkpoint lacks."""
     missing: set[str] = set()
     if random:
@@ -96,12 +100,26 @@ def _load(source: str, random: bool) -> tuple[Any, set[str]]:
     else:
         model, info = from_pretrained("AutoModel", source, output_loading_info=True)
         missing = set(info["missing_keys"])
+        if len(missing) == len(model.state_dict()) and Path(source).is_dir():
+            # saved inside of torch.compile or DataParallel, whose names transformers does not know
+            with contextlib.suppress(BackboneError):  # what is missing is said by the caller
+                notes.extend(load_file(model, source)[0])
+                missing = set()
+        elif beyond := _beyond(model, info["unexpected_keys"]):
+            notes.append(f"The network of config.json is smaller than the checkpoint; not used of it: {some(beyond)}.")
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
         missing = {key.removeprefix("encoder.") for key in missing if not key.startswith("decoder.")}
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # the memory of a text generator, which plays no part here
     return model.float(), missing
+
+
+def _beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Return the names in a checkpoint that lie inside of the network's own parts, as those of a layer too many."""
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    names = sorted(name.removeprefix(f"{model.base_model_prefix}.") for name in unexpected)
+    return [name for name in names if name.partition(".")[0] in parts and name.endswith(".weight")]
 
 
 def _without_pooler(transformer: Any, missing: set[str], source: str) -> None:

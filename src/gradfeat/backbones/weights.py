@@ -110,7 +110,8 @@ def load_weights(
             + "; ".join(problems)
             + f". {_kind_of(state) or _hint(len(missing), len(unexpected), len(own))}"
         )
-    taken = {name: _dense(state[name]) for name in own if name in state}
+    # in the network's own numbers, of which the largest may be smaller than the file's
+    taken = {name: _dense(state[name]).to(own[name].dtype) for name in own if name in state}
     broken = [name for name, value in taken.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise BackboneError(f"The weights of {where} are not finite. Keys {_listing('with NaN or infinity', broken)}.")

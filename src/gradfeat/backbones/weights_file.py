@@ -138,7 +138,7 @@ def _check_zip(path: Path) -> None:
             f"{path} is damaged: it begins as a file of torch.save and has no proper end ({error}). Was its "
             "download or copy interrupted?"
         ) from error
-    if declared > 1000 * path.stat().st_size:
+    if declared > 100 * path.stat().st_size:
         raise BackboneError(f"{path} is no file of torch.save: it declares {declared:,} bytes, packed into far fewer.")
     if any(name.endswith(("/constants.pkl", "/data.pkl.debug_pkl")) or "/code/" in name for name in names):
         _refuse_program(path, "a TorchScript archive (torch.jit.save)", "torch.jit.load")
@@ -232,7 +232,7 @@ def _read_json(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         if (path.parent / name).read_bytes()[:1] in (b"{", b"["):
             raise BackboneError(f"{path} names {name}, which is an index itself.")
         shard, about = read_weights(path.parent / name)
-        content.update(shard if isinstance(shard, Mapping) else {})
+        content.update(dict.items(shard) if isinstance(shard, dict) else {})
         metadata.update(about)
     return content, metadata
 
