@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from gradfeat.data import load_dataset, load_images
+from gradfeat.data.folder import part_folder
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 
@@ -58,7 +59,48 @@ def test_parts(tmp_path):
 def test_classes_may_be_called_like_parts(tmp_path):
     for name in ("test", "training"):
         save(tmp_path / name / "a.png")
-    assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
+    (tmp_path / "train.csv").write_text("id,label\na,x\n")
+    with pytest.warns(GradfeatWarning, match=r"test, training .* are taken as the classes. If .*train\.csv names"):
+        assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
+
+
+@pytest.mark.parametrize("images", ["{}.png", "train/{}.png", "images/{}.png"])
+def test_a_table_beside_images_without_class_folders_is_named(tmp_path, images):
+    for i in range(2):
+        save(tmp_path / images.format(i))
+    (tmp_path / "labels.csv").write_text("id,label\n0,x\n1,y\n")
+    with pytest.raises(
+        DataError, match=r"If .*labels\.csv names the files and their labels, give its path.*image_root"
+    ):
+        load_dataset(tmp_path)
+
+
+def test_a_folder_round_parts_may_have_any_name(tmp_path):
+    for part in ("train", "test", "val"):
+        for name in ("normal", "pneumonia"):
+            save(tmp_path / "chest_xray" / part / name / "a.png")
+    data = load_dataset(tmp_path, split="test")
+    assert (data.classes, data.split) == (["normal", "pneumonia"], "test")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "expected"),
+    [
+        (["train/cat", "test/cat"], "test", "test"),
+        (["training_set/cat", "test_set"], "test", "test_set"),
+        (["train", "test1"], "test", "test1"),
+        (["Training/cat", "Validation/cat"], "val", "Validation"),
+        (["Training/cat", "Validation/cat"], "test", "."),
+        (["seg_train/seg_train/cat", "seg_test/seg_test/cat", "seg_pred/seg_pred"], "test", "seg_test"),
+        (["dataset/Train/cat", "dataset/Test/cat"], "test", "dataset/Test"),
+        (["control", "Test"], "test", "."),
+        (["cat", "dog"], "test", "."),
+    ],
+)
+def test_the_part_of_files_without_labels(tmp_path, folders, split, expected):
+    for folder in folders:
+        save(tmp_path / folder / "a.png")
+    assert part_folder(tmp_path, split, (".png",)) == tmp_path / expected
 
 
 def test_a_class_may_have_the_name_of_the_part(tmp_path):

@@ -21,6 +21,8 @@ from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
 from gradfeat.data.audio import SUFFIXES as SOUND
 from gradfeat.data.dataset import WHOLE
+from gradfeat.data.folder import part_folder
+from gradfeat.data.images import SUFFIXES as IMAGES
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, Columns, load_table_images, load_texts
@@ -133,7 +135,7 @@ def _samples(estimator: Any, data: Path, split: str, source: Source) -> tuple[An
         images = load_table_images(existing(data), split, source.format, columns=about, on_error=on_error)
         if images is not None:
             return images
-    part = data / split if (data / split).is_dir() else data
+    part = part_folder(data, split, (*IMAGES, *SOUND))
     if _is_sound(part, source):
         found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
         return found, [str(file) for file in files]

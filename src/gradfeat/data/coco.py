@@ -82,7 +82,7 @@ def _read(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Return the images' names, the categories, and the indicator."""
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, nested too deeply, or no UTF-8
         raise DataError(f"{file} is cut off or damaged: {error}") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from gradfeat.data.finding import is_hidden, is_regular
+from gradfeat.data.finding import is_folder, is_hidden, is_regular, visible
 
 SPLITS = ("train", "training", "trainval", "validation", "valid", "val", "dev", "test", "testing")
 _PART = {
@@ -102,7 +103,8 @@ def masks_among(files: Sequence[Path]) -> list[Path]:
 
 def folders_of(path: Path) -> list[Path]:
     """Return the folders in a folder, sorted; nothing that is hidden."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    with os.scandir(path) as entries:
+        return sorted(path / entry.name for entry in visible(entries) if is_folder(entry))
 
 
 def loose(folder: Path, counts: Callable[[Path], bool]) -> bool:

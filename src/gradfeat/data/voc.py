@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.lines import decoded, split_lines
 from gradfeat.errors import DataError, did_you_mean
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -103,7 +104,7 @@ def years_of(path: Path) -> list[Path]:
 
 def _read_list(file: Path) -> dict[str, int]:
     found: dict[str, int] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(split_lines(decoded(file)), 1):
         parts = line.split()
         if not parts:
             continue
