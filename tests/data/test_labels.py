@@ -134,6 +134,7 @@ def test_numbers_of_json_are_numbers():
         (["pos", "pos\u200b"], "differ little"),
         (of_json("0.5", "1.5"), "strings that look like numbers"),
         (of_json(*(str(i + 0.5) for i in range(12))), "read as numbers, for regression"),
+        ([str(25 + i * 3 // 2) for i in range(214)] * 3, "642 labels in 'label', which are whole numbers, 214 are"),
         (["x;y", "x", "y"], "look like several labels"),
         (["x|y", "z"], "hold a bar"),
         ([Quoted("[0, 18]"), Quoted("[19, 65]")], "like intervals"),

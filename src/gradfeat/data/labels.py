@@ -20,6 +20,7 @@ from gradfeat.errors import DataError
 
 _FEW = 10  # rows; below, a class for nearly each of them is no sign of anything
 _MANY = 30  # different whole numbers; fewer are classes, or a scale
+_GAPS = 1.3  # times the number of classes; equally frequent ones leave fewer numbers out, or are nearly all different
 _MOSTLY = 0.9  # of a column: the rest are odd ones out
 
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -180,7 +181,7 @@ def _look_measured(values: np.ndarray) -> bool:
     """Whether whole numbers are many, few of each, and far apart: prices, not the numbers of classes."""
     different = len(np.unique(values))
     low, high = int(values.min()), int(values.max())
-    return different >= _MANY and 10 * different > len(values) and high - low >= 2 * different
+    return different >= _MANY and 10 * different > len(values) and high - low >= _GAPS * different
 
 
 def _warn_of_many(cells: _Cells, kind: str, many: bool) -> None:
