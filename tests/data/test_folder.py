@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -223,3 +228,13 @@ def test_clothing10(shared_data, split, count):
     assert (len(data), len(data.classes), data.split) == (count, 10, split)
     assert sorted(set(data.y)) == data.classes
     assert all(path.parent.name == label for path, label in zip(data.X, data.y, strict=True))
+
+
+def test_names_of_classes_are_utf8_whatever_the_locale(tmp_path):
+    for name in ("caf\u00e9", "tea"):
+        save(tmp_path / name / "a.png")
+    code = f"from gradfeat.data import load_dataset; print(ascii(load_dataset({str(tmp_path)!r}).y.tolist()))"
+    source = Path(__file__).resolve().parents[2] / "src"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(source)}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **plain}, capture_output=True, text=True)
+    assert done.stdout == "['caf\\xe9', 'tea']\n", done.stderr

@@ -198,6 +198,8 @@ def test_lists_are_the_same_in_all_formats(rows):
     ways = [of_json(*lists)]
     if any(len(row) != 1 for row in rows):  # text in brackets is a name where there is never more in them
         ways += [[Quoted(json.dumps(row)) for row in lists], [str(row) for row in lists]]
+        if all(rows):
+            ways += [[str(tuple(row)) for row in lists], [str(row) for row in rows]]
     if all(rows) and len(ways) > 1:
         ways.append([" ".join(str(row).split(",")) for row in lists])  # as numpy writes it
     for cells in ways:
@@ -207,6 +209,15 @@ def test_lists_are_the_same_in_all_formats(rows):
         for mark in "|;/":
             found = decide([mark.join(row) for row in lists], separator=mark)
             assert (found.classes, found.y.tolist()) == (names, expected)
+
+
+@pytest.mark.parametrize(
+    "labels", [["(0, 1)", "(1, 0)"], ["('cat')", "('dog')"], ['{"a": 1}', '{"b": 2}'], ["{}", "()"]]
+)
+def test_brackets_round_names(labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradfeatWarning)
+        assert decide(labels).y.tolist() == labels
 
 
 def test_numbers_in_lists():

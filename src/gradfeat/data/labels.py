@@ -150,7 +150,8 @@ def _named(texts: Sequence[str]) -> Labels:
 def _numbers(cells: _Cells) -> Labels:
     values = np.array([float(text) for text in cells.texts])
     if not np.isfinite(values).all():
-        raise DataError(f"{cells.file}: {cells.column!r} has a number that is too large")
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(f"{cells.said(first)}: the number {short(cells.texts[first])} in {cells.column!r} is too large")
     return Labels(values, [], "regression", f"the labels in {cells.column!r} have fractions: regression")
 
 

@@ -120,6 +120,10 @@ def _listed(value: Any, *, text: bool) -> list[Any] | None:
     if not text or not isinstance(value, str) or isinstance(value, Number) or len(value) > LONGEST:
         return None
     inner = value.strip()
+    if inner[:1] + inner[-1:] in ("()", "{}"):  # a tuple or a set of Python's, if of strings; else a name
+        inner = f"[{inner[1:-1].rstrip().removesuffix(',')}]"
+        if not _STRING_LIST.fullmatch(inner):
+            return None
     if not (inner.startswith("[") and inner.endswith("]")):
         return None
     try:
