@@ -238,3 +238,10 @@ def test_names_of_classes_are_utf8_whatever_the_locale(tmp_path):
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(source)}
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **plain}, capture_output=True, text=True)
     assert done.stdout == "['caf\\xe9', 'tea']\n", done.stderr
+
+
+def test_classes_that_hold_folders_are_named(tmp_path):
+    for name in ("animal/cat", "animal/dog", "plant/tree"):
+        save(tmp_path / name / "a.png")
+    data = load_dataset(tmp_path)
+    assert data.describe().endswith("3 images, 2 classes (the folders in 'animal' are read together)")

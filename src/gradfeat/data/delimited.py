@@ -62,14 +62,14 @@ def read_delimited(file: Path, content: str, format: str) -> list[_Row]:
     first, delimiter = _dialect(content, _DELIMITERS[format])
     rows = _rows(file, content, format, first, delimiter)
     head = list(rows[0][1]) if rows else []
-    again = [where for where, values in rows if len(head) > 1 and _repeats(head, values)]
+    again = {where: None for where, values in rows if len(head) > 1 and _repeats(head, values)}
     if again:
         warnings.warn(
             f"{file}: the names of the columns stand there again, and no row: {some(again)}",
             GradfeatWarning,
             stacklevel=4,
         )
-        rows = [row for row in rows if row[0] not in set(again)]
+        rows = [row for row in rows if row[0] not in again]
     return rows
 
 
@@ -87,9 +87,7 @@ def _rows(file: Path, content: str, format: str, first: int, delimiter: str) -> 
             return rows
         raise DataError(f"{file}, from line {error.line}: not {name} ({error}); is a quote left open?") from error
     merged, certain = _merged(records, delimiter)
-    wide = (
-        len(records[0].fields) > 1 if records else False
-    )  # of one column, several lines may be several rows or a text
+    wide = bool(records) and len(records[0].fields) > 1  # of one column several lines may be rows, or a text
     if merged is not None and tabs and wide and (rows := _unquoted(file, content, first)) is not None:
         return rows
     if merged is not None:

@@ -39,7 +39,7 @@ class Classes:
     Args:
         files: By the folder's name.
         part: What part of the data they are.
-        note: What was left out.
+        note: What was read together or left out.
     """
 
     files: dict[str, list[Path]]
@@ -101,13 +101,12 @@ def class_folders(
     root, part = _part(path, split, counts)
     folders = folders_of(root)
     beside = sum(counts(file) for file in root.iterdir())
+    tables = _tables(path, root)
     if not folders:
         found = f"{beside} {what} without class folders" if beside else "no folders"
-        raise DataError(
-            f"{root} has {found}: expected one folder for each class, with its {what} inside{_tables(path, root)}"
-        )
+        raise DataError(f"{root} has {found}: expected one folder for each class, with its {what} inside{tables}")
     _refuse_others(root, folders, counts, what)
-    _warn_of_parts(root, folders, what, _tables(path, root))
+    _warn_of_parts(root, folders, tables)
     left = Counter[str]({f"{what} beside the class folders": beside} if beside else {})
     files = {}
     for folder in folders:
@@ -115,10 +114,11 @@ def class_folders(
         left += here.left
         files[decoded(folder.name)], apart = _without_masks(folder, here.files, counts)
         left += apart
-    _refuse_empty(root, files, suffixes, what, left, _tables(path, root))
+    _refuse_empty(root, files, suffixes, what, left, tables)
     warn_of_samples(str(root), what, left, stacklevel=5)
     _warn_of_masks(root, files)
-    return Classes(files, part, counted(left))
+    notes = [_nested(folders), counted(left)]
+    return Classes(files, part, "; ".join(note for note in notes if note))
 
 
 def part_folder(path: Path, split: str, suffixes: Sequence[str]) -> Path:
@@ -253,7 +253,7 @@ def _refuse_others(root: Path, folders: list[Path], counts: _Counts, what: str) 
     )
 
 
-def _warn_of_parts(root: Path, folders: list[Path], what: str, tables: str) -> None:
+def _warn_of_parts(root: Path, folders: list[Path], tables: str) -> None:
     """Warn of classes that are called like parts of the data, as where contests have no class folders."""
     names = [folder.name for folder in folders]
     if len(names) > 1 and len(parts_among(names)) == len(names):
@@ -263,6 +263,12 @@ def _warn_of_parts(root: Path, folders: list[Path], what: str, tables: str) -> N
             GradfeatWarning,
             stacklevel=5,
         )
+
+
+def _nested(folders: list[Path]) -> str:
+    """Return which classes hold folders of their own: these may be the classes that are meant."""
+    names = [repr(folder.name) for folder in folders if len(folders_of(folder)) > 1]
+    return f"the folders in {_listed(names, 2)} are read together" if names else ""
 
 
 def _tables(*folders: Path) -> str:
