@@ -245,3 +245,36 @@ def test_classes_that_hold_folders_are_named(tmp_path):
         save(tmp_path / name / "a.png")
     data = load_dataset(tmp_path)
     assert data.describe().endswith("3 images, 2 classes (the folders in 'animal' are read together)")
+
+
+@pytest.mark.parametrize("names", [("HAM_images_part_1", "HAM_images_part_2"), ("fold1", "fold2"), ("train", "test1")])
+def test_flat_portions_are_spoken_of(tmp_path, names):
+    for name in names:
+        save(tmp_path / name / "a.png")
+    (tmp_path / "metadata.csv").write_text("image_id,label\na,x\n")
+    with pytest.warns(GradfeatWarning, match=r"called like parts .* taken as the classes. If .*metadata\.csv names"):
+        data = load_dataset(tmp_path)
+    assert (data.classes, data.note) == (sorted(names), "not read: metadata.csv")
+
+
+def test_a_copy_of_the_data_among_its_classes(tmp_path):
+    for name in ("paper", "rock", "scissors", "copy/paper", "copy/rock", "copy/scissors"):
+        save(tmp_path / name / "a.png")
+    with pytest.warns(GradfeatWarning, match=r"copy holds folders that are called as the other classes"):
+        assert len(load_dataset(tmp_path).classes) == 4
+
+
+def test_a_flat_part_is_named_with_the_table_beside_it(tmp_path):
+    for name in ("Train/0", "Train/1", "Test"):
+        save(tmp_path / name / "a.png")
+    (tmp_path / "Test.csv").write_text("Path,ClassId\nTest/a.png,0\n")
+    with pytest.raises(DataError, match=r"Test has 1 images without class folders.*If .*Test\.csv names the files"):
+        load_dataset(tmp_path, split="test")
+
+
+def test_train_and_val_in_one_folder(tmp_path):
+    for name in ("train_val/0", "train_val/1", "test/0", "test/1"):
+        save(tmp_path / name / "a.png")
+    assert load_dataset(tmp_path, split="trainval").split == "train_val"
+    with pytest.raises(DataError, match=r"has no part 'train'. Its parts: test, train_val"):
+        load_dataset(tmp_path)

@@ -16,6 +16,7 @@ from gradfeat.data.images import SUFFIXES, is_image_inside
 from gradfeat.data.parts import (
     SPLITS,
     annotations_among,
+    are_portions,
     folders_of,
     is_portion,
     is_wrapping,
@@ -117,7 +118,8 @@ def class_folders(
     _refuse_empty(root, files, suffixes, what, left, tables)
     warn_of_samples(str(root), what, left, stacklevel=5)
     _warn_of_masks(root, files)
-    notes = [_nested(folders), counted(left)]
+    beyond = [file.name for file in root.iterdir() if file.suffix != ".json" and is_file(file, TABLES)]
+    notes = [_nested(folders), f"not read: {_listed(sorted(beyond), 2)}" if beyond else "", counted(left)]
     return Classes(files, part, "; ".join(note for note in notes if note))
 
 
@@ -190,6 +192,9 @@ def _meant(path: Path, parts: list[Path], known: dict[str, str], split: str) -> 
     ]
     if len(meant) == 1:
         return meant[0]
+    flat = [folder for folder in folders_of(path) if part_named(split) and known.get(folder.name) == part_named(split)]
+    if len(flat) == 1 and not meant:
+        return flat[0]  # whose files lack class folders, as is said next
     names = [folder.name for folder in (meant or parts)]
     if meant:
         raise DataError(f"{path} has several folders for the part {split!r}: {', '.join(names)}. Give the path of one")
@@ -256,13 +261,22 @@ def _refuse_others(root: Path, folders: list[Path], counts: _Counts, what: str) 
 def _warn_of_parts(root: Path, folders: list[Path], tables: str) -> None:
     """Warn of classes that are called like parts of the data, as where contests have no class folders."""
     names = [folder.name for folder in folders]
-    if len(names) > 1 and len(parts_among(names)) == len(names):
+    if len(names) > 1 and (len(parts_among(names)) == len(names) or are_portions(names)):
         warnings.warn(
             f"The folders {_listed(names)} of {root} are called like parts of the data, have no class folders, and are "
             f"taken as the classes{tables}",
             GradfeatWarning,
             stacklevel=5,
         )
+    for folder in folders:
+        others = {name for name in names if name != folder.name}
+        if len(others) > 1 and others <= {inner.name for inner in folders_of(folder)}:
+            warnings.warn(
+                f"{folder} holds folders that are called as the other classes, and is taken as a class itself: is it a "
+                "copy of the data? Then move it away",
+                GradfeatWarning,
+                stacklevel=5,
+            )
 
 
 def _nested(folders: list[Path]) -> str:

@@ -77,6 +77,12 @@ def is_portion(name: str) -> bool:
     )
 
 
+def are_portions(names: Sequence[str]) -> bool:
+    """Whether all names mean portions of the data, or say the same of one: HAM_part_1 and HAM_part_2."""
+    said = {tuple(_words(name)) for name in names}
+    return all(map(is_portion, names)) or (len(said) == 1 and bool(_PORTION.intersection(*said)))
+
+
 def is_wrapping(folder: Path) -> bool:
     """Whether a folder that is alone in another one only wraps what is in it, by its name."""
     words = _words(folder.name)
@@ -120,6 +126,8 @@ def _read(name: str) -> tuple[str | None, frozenset[str]]:
     """Return the part that a name speaks of, and what else it says."""
     words = _words(_GLUED.sub(r"\1 \2", name.lower()) if _GLUED.fullmatch(name.lower()) else name)
     parts = [word for word in words if word in _PART]
+    if words == ["train", "val"]:
+        return "trainval", frozenset()
     if len(parts) != 1:
         return None, frozenset()
     return _PART[parts[0]], frozenset(words) - {parts[0]} - _WRAPPING
