@@ -159,7 +159,7 @@ def _as_before(cells: _Cells, like: Dataset) -> Labels | None:
     """Return labels of the kind that other data have; None where they cannot be of it."""
     texts = cells.texts
     if like.task == "regression":
-        return _numbers(cells) if all(map(NUMBER.fullmatch, texts)) else None
+        return Labels(_numbers(cells).y, [], "regression") if all(map(NUMBER.fullmatch, texts)) else None
     if like.task != "multiclass" or like.y is None:
         return None
     if like.y.dtype.kind in "iu":
