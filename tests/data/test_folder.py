@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from gradfeat.data import load_dataset, load_images
+from gradfeat.data.folder import part_folder
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 
 
@@ -58,7 +64,48 @@ def test_parts(tmp_path):
 def test_classes_may_be_called_like_parts(tmp_path):
     for name in ("test", "training"):
         save(tmp_path / name / "a.png")
-    assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
+    (tmp_path / "train.csv").write_text("id,label\na,x\n")
+    with pytest.warns(GradfeatWarning, match=r"test, training .* are taken as the classes. If .*train\.csv names"):
+        assert load_dataset(tmp_path, format="folder").classes == ["test", "training"]
+
+
+@pytest.mark.parametrize("images", ["{}.png", "train/{}.png", "images/{}.png"])
+def test_a_table_beside_images_without_class_folders_is_named(tmp_path, images):
+    for i in range(2):
+        save(tmp_path / images.format(i))
+    (tmp_path / "labels.csv").write_text("id,label\n0,x\n1,y\n")
+    with pytest.raises(
+        DataError, match=r"If .*labels\.csv names the files and their labels, give its path.*image_root"
+    ):
+        load_dataset(tmp_path)
+
+
+def test_a_folder_round_parts_may_have_any_name(tmp_path):
+    for part in ("train", "test", "val"):
+        for name in ("normal", "pneumonia"):
+            save(tmp_path / "chest_xray" / part / name / "a.png")
+    data = load_dataset(tmp_path, split="test")
+    assert (data.classes, data.split) == (["normal", "pneumonia"], "test")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "expected"),
+    [
+        (["train/cat", "test/cat"], "test", "test"),
+        (["training_set/cat", "test_set"], "test", "test_set"),
+        (["train", "test1"], "test", "test1"),
+        (["Training/cat", "Validation/cat"], "val", "Validation"),
+        (["Training/cat", "Validation/cat"], "test", "."),
+        (["seg_train/seg_train/cat", "seg_test/seg_test/cat", "seg_pred/seg_pred"], "test", "seg_test"),
+        (["dataset/Train/cat", "dataset/Test/cat"], "test", "dataset/Test"),
+        (["control", "Test"], "test", "."),
+        (["cat", "dog"], "test", "."),
+    ],
+)
+def test_the_part_of_files_without_labels(tmp_path, folders, split, expected):
+    for folder in folders:
+        save(tmp_path / folder / "a.png")
+    assert part_folder(tmp_path, split, (".png",)) == tmp_path / expected
 
 
 def test_a_class_may_have_the_name_of_the_part(tmp_path):
@@ -181,3 +228,53 @@ def test_clothing10(shared_data, split, count):
     assert (len(data), len(data.classes), data.split) == (count, 10, split)
     assert sorted(set(data.y)) == data.classes
     assert all(path.parent.name == label for path, label in zip(data.X, data.y, strict=True))
+
+
+def test_names_of_classes_are_utf8_whatever_the_locale(tmp_path):
+    for name in ("caf\u00e9", "tea"):
+        save(tmp_path / name / "a.png")
+    code = f"from gradfeat.data import load_dataset; print(ascii(load_dataset({str(tmp_path)!r}).y.tolist()))"
+    source = Path(__file__).resolve().parents[2] / "src"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(source)}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **plain}, capture_output=True, text=True)
+    assert done.stdout == "['caf\\xe9', 'tea']\n", done.stderr
+
+
+def test_classes_that_hold_folders_are_named(tmp_path):
+    for name in ("animal/cat", "animal/dog", "plant/tree"):
+        save(tmp_path / name / "a.png")
+    data = load_dataset(tmp_path)
+    assert data.describe().endswith("3 images, 2 classes (the folders in 'animal' are read together)")
+
+
+@pytest.mark.parametrize("names", [("HAM_images_part_1", "HAM_images_part_2"), ("fold1", "fold2"), ("train", "test1")])
+def test_flat_portions_are_spoken_of(tmp_path, names):
+    for name in names:
+        save(tmp_path / name / "a.png")
+    (tmp_path / "metadata.csv").write_text("image_id,label\na,x\n")
+    with pytest.warns(GradfeatWarning, match=r"called like parts .* taken as the classes. If .*metadata\.csv names"):
+        data = load_dataset(tmp_path)
+    assert (data.classes, data.note) == (sorted(names), "not read: metadata.csv")
+
+
+def test_a_copy_of_the_data_among_its_classes(tmp_path):
+    for name in ("paper", "rock", "scissors", "copy/paper", "copy/rock", "copy/scissors"):
+        save(tmp_path / name / "a.png")
+    with pytest.warns(GradfeatWarning, match=r"copy holds folders that are called as the other classes"):
+        assert len(load_dataset(tmp_path).classes) == 4
+
+
+def test_a_flat_part_is_named_with_the_table_beside_it(tmp_path):
+    for name in ("Train/0", "Train/1", "Test"):
+        save(tmp_path / name / "a.png")
+    (tmp_path / "Test.csv").write_text("Path,ClassId\nTest/a.png,0\n")
+    with pytest.raises(DataError, match=r"Test has 1 images without class folders.*If .*Test\.csv names the files"):
+        load_dataset(tmp_path, split="test")
+
+
+def test_train_and_val_in_one_folder(tmp_path):
+    for name in ("train_val/0", "train_val/1", "test/0", "test/1"):
+        save(tmp_path / name / "a.png")
+    assert load_dataset(tmp_path, split="trainval").split == "train_val"
+    with pytest.raises(DataError, match=r"has no part 'train'. Its parts: test, train_val"):
+        load_dataset(tmp_path)

@@ -67,9 +67,26 @@ def test_a_column_of_any_name(contest, tmp_path):
 def test_usual_names_of_the_column(contest, tmp_path, column):
     path = contest(f"{column},label\n000,x\n001,y\n")
     assert len(load_dataset(path, image_root=tmp_path / "images").X) == 2
-    if column == "id":  # of texts with ids no word is said about images
-        with pytest.raises(DataError, match="has no text column"):
-            load_dataset(path)
+    with pytest.raises(DataError, match=rf"no value of {column} is an image in .*There is '000' in .*images"):
+        load_dataset(path)
+
+
+def test_of_texts_with_ids_no_word_is_said_about_images(contest):
+    with pytest.raises(DataError, match="has no text column"):
+        load_dataset(contest("id,phrase,label\n17,hello,x\n18,there,y\n"))
+
+
+@pytest.mark.parametrize("path", ["/kaggle/input/scans/images/000.jpg", "C:\\data\\images\\000.jpg"])
+def test_paths_of_another_computer(contest, path):
+    with pytest.raises(DataError, match=r"a path of another computer; there is '000\.jpg' in .*images: write paths"):
+        load_dataset(contest(f"path,label\n{path},x\n"))
+
+
+def test_an_image_with_two_labels(contest):
+    content = "image,label\nimages/000.jpg,x\nimages/001.JPG,y\nimages/000.jpg,{}\n"
+    assert load_dataset(contest(content.format("x"))).y.tolist() == ["x", "y", "x"]
+    with pytest.warns(GradfeatWarning, match=r"1 rows give an image another label .*000\.jpg"):
+        assert load_dataset(contest(content.format("y"))).y.tolist() == ["x", "y", "y"]
 
 
 def test_json_lines_and_several_labels(contest, tmp_path):

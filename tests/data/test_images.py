@@ -206,7 +206,7 @@ def test_postscript_never_reaches_ghostscript(tmp_path: Path, monkeypatch: pytes
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"<?xml version='1.0'?><svg/>", "an SVG"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
-        (b"hello", "not an image that Pillow knows"),
+        (b"hello", "not an image of a kind that is read"),
     ],
 )
 def test_what_is_no_image_is_said_as_what_it_is(tmp_path: Path, start: bytes, kind: str) -> None:

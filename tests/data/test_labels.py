@@ -121,6 +121,10 @@ def test_numbers_of_json_are_numbers():
         (["a", "NaN", "b"], "1 labels in 'label' are 'NaN', as missing ones are written.*line 3"),
         (["a", "None", "b"], "as missing ones are written"),
         (["1,5", "2,5", "3"], "decimal comma"),
+        (["1,5", "1,500"], "decimal comma"),
+        (["10 %", "20 %", "0"], "such as '10 %' look like numbers, with units"),
+        (["$1,200.50", "$900"], "thousands marked off"),
+        (["1,200", "12,000", "900"], "thousands marked off"),
         (["1.5"] * 15 + ["x", "2.5", "3.5", "4.5"], "1 of 19 labels in 'label' are no numbers.*'x' in line 17"),
         ([f"id{i}" for i in range(20)], "20 are different, and each is read as a class; label_column="),
         ([str(250_000 + i) for i in range(20)], "which are whole numbers, 20 are different.*For regression"),
@@ -130,6 +134,7 @@ def test_numbers_of_json_are_numbers():
         (["pos", "pos\u200b"], "differ little"),
         (of_json("0.5", "1.5"), "strings that look like numbers"),
         (of_json(*(str(i + 0.5) for i in range(12))), "read as numbers, for regression"),
+        ([str(25 + i * 3 // 2) for i in range(214)] * 3, "642 labels in 'label', which are whole numbers, 214 are"),
         (["x;y", "x", "y"], "look like several labels"),
         (["x|y", "z"], "hold a bar"),
         ([Quoted("[0, 18]"), Quoted("[19, 65]")], "like intervals"),
@@ -147,6 +152,8 @@ def test_ordinary_labels_are_not_warned_of():
         [str(10 * (i % 5)) for i in range(20)],
         ["a", "b"] * 3,
         ["none", "mild", "severe"],
+        ["5 EUR", "free"],
+        ["0-9", "10-19"],
         [str(i % 3) for i in range(30)],
         ["0.5", "1"],
         ["1", "x"],
@@ -191,6 +198,8 @@ def test_lists_are_the_same_in_all_formats(rows):
     ways = [of_json(*lists)]
     if any(len(row) != 1 for row in rows):  # text in brackets is a name where there is never more in them
         ways += [[Quoted(json.dumps(row)) for row in lists], [str(row) for row in lists]]
+        if all(rows):
+            ways += [[str(tuple(row)) for row in lists], [str(row) for row in rows]]
     if all(rows) and len(ways) > 1:
         ways.append([" ".join(str(row).split(",")) for row in lists])  # as numpy writes it
     for cells in ways:
@@ -200,6 +209,15 @@ def test_lists_are_the_same_in_all_formats(rows):
         for mark in "|;/":
             found = decide([mark.join(row) for row in lists], separator=mark)
             assert (found.classes, found.y.tolist()) == (names, expected)
+
+
+@pytest.mark.parametrize(
+    "labels", [["(0, 1)", "(1, 0)"], ["('cat')", "('dog')"], ['{"a": 1}', '{"b": 2}'], ["{}", "()"]]
+)
+def test_brackets_round_names(labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradfeatWarning)
+        assert decide(labels).y.tolist() == labels
 
 
 def test_numbers_in_lists():

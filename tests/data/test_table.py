@@ -122,7 +122,7 @@ def test_columns(write):
         ("sentence,question,label\na,b,1\n", "d.csv", {}, "may be sentence or question"),
         ("text,label\na,1\n", "d.csv", {"label_column": "lable"}, "Did you mean label"),
         ("text,label\na,1\n", "d.csv", {"label_column": "text"}, "both read from the column 'text'"),
-        ('{"text": "a", "label": 1}\n{"text": "a"}\n', "d.jsonl", {}, "line 2: .* differ in label"),
+        ('{"text": "a", "label": 1}\n{"text": "a"}\n', "d.jsonl", {}, "line 2: the label in 'label' is empty"),
         ('{"text": "a", "label": 1}\n{"text"\n', "d.jsonl", {}, "line 2: no JSON object"),
         ('{"text": "a", "label": null}\n', "d.jsonl", {}, "line 1: the label in 'label' is empty"),
         ('{"text": "a", "label": {"is": 1}}\n', "d.jsonl", {}, "must be one label"),
@@ -255,3 +255,47 @@ def test_rows_with_an_empty_text_are_said(write):
     with pytest.warns(GradfeatWarning, match=r"2 rows have an empty text: line 3, line 5"):
         data = load_dataset(write("text,label\ngood,a\n,b\nbad,b\n  ,a\n"))
     assert len(data) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("text,label\na,x,\nb,y,\n", "d.csv"),  # a delimiter ends each row
+        ("text;label\na;x;;\nb;y;;\n", "d.csv"),
+        ("text\tlabel\na\tx\t\nb\ty\t\n", "d.tsv"),
+        ("text,label\n  \na,x\n \nb,y\n\x1a", "d.csv"),
+        ("text\tlabel\na\tx\nb\ty\n", "d.tab"),
+        ('{"text": "a", "label": "x"}\n{"text": "b", "label": "y", "id": 2}\n', "d.jsonl"),
+        ('{"id": 1, "text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n', "d.ndjson"),
+        ('{"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}', "d.json"),  # columns, as pandas writes them
+        ('{"text": ["a", "b"], "label": ["x", "y"]}', "d.json"),
+        ('{\n "data": [\n  {"text": "a", "label": "x"},\n  {"text": "b", "label": "y"}\n ]\n}', "d.json"),
+    ],
+)
+def test_forms_of_one_table(write, content, name):
+    data = load_dataset(write(content, name))
+    assert (data.X, data.y.tolist()) == (["a", "b"], ["x", "y"])
+
+
+def test_a_single_json_object_is_a_row(write):
+    data = load_dataset(write('{\n"text": "a",\n"label": "x",\n"spans": [{"start": 0}]\n}\n', "d.json"))
+    assert (data.X, data.y.tolist()) == (["a"], ["x"])
+
+
+def test_rows_that_hold_nothing_are_left_out(write):
+    path = write("text,label\na,x\n,\nb,y\n,\n,\n")
+    with pytest.warns(GradfeatWarning, match="3 rows hold nothing and are left out: line 3, line 5, line 6"):
+        assert load_dataset(path).X == ["a", "b"]
+    assert len(load_texts(path)) == 5  # what is predicted keeps its rows
+
+
+def test_names_of_columns_that_stand_there_again_are_no_row(write):
+    with pytest.warns(GradfeatWarning, match="names of the columns stand there again, and no row: line 4"):
+        data = load_dataset(write("text,label\na,1\nb,0\ntext, label\nc,1\n"))
+    assert (data.X, data.y.tolist()) == (["a", "b", "c"], [1, 0, 1])
+
+
+@pytest.mark.parametrize("content", ["text,label\na,x,\nb,y\n", "text,label\na,x,z\nb,y,\n"])
+def test_cells_beyond_the_head_that_not_all_rows_have(write, content):
+    with pytest.raises(DataError, match="line 2: 3 fields"):
+        load_dataset(write(content))

@@ -119,3 +119,15 @@ def test_voc07_5cls(shared_data, split, count):
     assert set(np.unique(data.y)) == {0, 1}
     assert (data.y.sum(1) > 1).any()
     assert data.y.any(0).all()
+
+
+def test_lists_are_utf8(year):
+    for name in ("cat", "potted_plant"):
+        file = year / f"ImageSets/Main/{name}_test.txt"
+        file.write_bytes("\ufeffstra\u00dfe  1\r\n000007 -1\r".encode())
+    Image.new("RGB", (6, 5)).save(year / "JPEGImages/stra\u00dfe.jpg")
+    data = load_dataset(year, split="test")
+    assert [image.stem for image in data.X] == ["stra\u00dfe", "000007"]
+    file.write_bytes(b"000007 -1\nstra\xdfe 1\n")
+    with pytest.raises(DataError, match=r"potted_plant_test\.txt, line 2: not UTF-8"):
+        load_dataset(year, split="test")

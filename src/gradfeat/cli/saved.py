@@ -24,6 +24,8 @@ from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
 from gradfeat.data.audio import SUFFIXES as SOUND
 from gradfeat.data.dataset import WHOLE
+from gradfeat.data.folder import part_folder
+from gradfeat.data.images import SUFFIXES as IMAGES
 from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, Columns, is_table, load_table_images, load_texts
@@ -164,7 +166,7 @@ def _samples(estimator: Any, data: Path, split: str, source: Source, named: bool
         images = load_table_images(existing(data), split, source.format, columns=about, on_error=on_error)
         if images is not None:
             return images
-    part = data / split if (data / split).is_dir() else data
+    part = part_folder(data, split, (*IMAGES, *SOUND))
     if named and part == data and data.exists() and (data.is_file() or official(data) is None):
         known = [folder.name for folder in data.iterdir() if folder.is_dir()] if data.is_dir() else []
         if data.suffix.lower() not in (".npz", *SUFFIXES) and not is_table(data):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from gradfeat.data.lines import LINE_END, listed, split_lines
+from gradfeat.data.lines import LINE_END, listed, some, split_lines
 from gradfeat.errors import DataError, GradfeatWarning
 
 _Row = tuple[str, dict[str, str]]
@@ -23,8 +23,11 @@ class Quoted(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class _Record:
+_LINE = re.compile(r"[^\r\n]*+")
+_BLANK = " \x1a"  # of a line that holds nothing; old programs end a file by the second
+
+
+class _Record(NamedTuple):
     line: int  # where it begins
     end: int  # where it ends
     fields: list[str]
@@ -57,18 +60,34 @@ def read_delimited(file: Path, content: str, format: str) -> list[_Row]:
             named twice.
     """
     first, delimiter = _dialect(content, _DELIMITERS[format])
+    rows = _rows(file, content, format, first, delimiter)
+    head = list(rows[0][1]) if rows else []
+    again = {where: None for where, values in rows if len(head) > 1 and _repeats(head, values)}
+    if again:
+        warnings.warn(
+            f"{file}: the names of the columns stand there again, and no row: {some(again)}",
+            GradfeatWarning,
+            stacklevel=4,
+        )
+        rows = [row for row in rows if row[0] not in again]
+    return rows
+
+
+def _repeats(head: list[str], values: dict[str, str]) -> bool:
+    return values[head[0]].strip() == head[0] and [value.strip() for value in values.values()] == head
+
+
+def _rows(file: Path, content: str, format: str, first: int, delimiter: str) -> list[_Row]:
     name = _NAMES_OF.get(delimiter, format.upper())
     tabs = delimiter == "\t"
     try:
-        records = list(_records(content, delimiter, first))
+        records = _tidied(list(_records(content, delimiter, first)))
     except _Unbalanced as error:
         if tabs and (rows := _unquoted(file, content, first)) is not None:
             return rows
         raise DataError(f"{file}, from line {error.line}: not {name} ({error}); is a quote left open?") from error
     merged, certain = _merged(records, delimiter)
-    wide = (
-        len(records[0].fields) > 1 if records else False
-    )  # of one column, several lines may be several rows or a text
+    wide = bool(records) and len(records[0].fields) > 1  # of one column several lines may be rows, or a text
     if merged is not None and tabs and wide and (rows := _unquoted(file, content, first)) is not None:
         return rows
     if merged is not None:
@@ -78,20 +97,31 @@ def read_delimited(file: Path, content: str, format: str) -> list[_Row]:
         )
         if certain and not tabs:
             raise DataError(f"{said} Close it, or write quotes within a text twice")
-        warnings.warn(f"{said} It is read as one text", GradfeatWarning, stacklevel=5)
+        warnings.warn(f"{said} It is read as one text", GradfeatWarning, stacklevel=6)
     return list(_by_column(file, records))
 
 
 def _unquoted(file: Path, content: str, first: int) -> list[_Row] | None:
     """Return the rows of a TSV file whose quotes are ordinary characters; None if it cannot be read so."""
     records = [_Record(i, i, line.split("\t"), line) for i, line in enumerate(split_lines(content), 1) if line]
-    records = [record for record in records if record.line >= first]
+    records = _tidied([record for record in records if record.line >= first])
     if not records or any(name.strip().startswith('"') for name in records[0].fields):
         return None  # who quotes the head quotes the fields
     try:
         return list(_by_column(file, records))
     except DataError:
         return None
+
+
+def _tidied(records: list[_Record]) -> list[_Record]:
+    """Return records less lines of spaces, and less empty cells that every row has beyond the head."""
+    width = len(records[0].fields) if records else 0
+    if width < 2:
+        return records
+    records = [record for record in records if len(record.fields) > 1 or record.raw.strip(_BLANK)]
+    if all(len(record.fields) > width and not any(record.fields[width:]) for record in records[1:]):
+        records[1:] = [record._replace(fields=record.fields[:width]) for record in records[1:]]
+    return records
 
 
 def _by_column(file: Path, records: Iterable[_Record]) -> Iterator[_Row]:
@@ -132,8 +162,10 @@ def _dialect(content: str, usual: str) -> tuple[int, str]:
 
 def _end_of_line(content: str, position: int) -> tuple[int, int]:
     """Return where a line ends, and where the next one begins."""
-    found = LINE_END.search(content, position)
-    return (len(content), len(content)) if found is None else found.span()
+    found = _LINE.match(content, position)
+    assert found is not None  # it matches nothing too
+    end = found.end()
+    return end, min(len(content), end + 1 + content.startswith("\r\n", end))
 
 
 def _field(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -168,7 +200,7 @@ def _records(content: str, delimiter: str, first: int) -> Iterator[_Record]:
     position, line = 0, 1
     while position < len(content):
         end, after = _end_of_line(content, position)
-        start, fields = position, []
+        start, last, fields = position, line, []
         if content.find('"', position, end) < 0 or line < first:
             fields = content[position:end].split(delimiter)
         else:
@@ -183,8 +215,8 @@ def _records(content: str, delimiter: str, first: int) -> Iterator[_Record]:
                     break
                 position += 1
             end, after = _end_of_line(content, position)
+            last += len(LINE_END.findall(content, start, end))
         raw = content[start:end]
-        last = line + (len(LINE_END.findall(raw)) if len(fields) and end > start else 0)
         if raw and line >= first:
             yield _Record(line, last, fields, raw)
         position, line = after, last + 1

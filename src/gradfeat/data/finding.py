@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gradfeat.errors import GradfeatWarning
@@ -37,7 +37,7 @@ class Found:
     left: Counter[str]
 
 
-def is_file(path: Path, suffixes: Sequence[str]) -> bool:
+def is_file(path: Path, suffixes: Collection[str]) -> bool:
     """Whether `path` is a file, not hidden, with one of some suffixes in any case."""
     return path.suffix.lower() in suffixes and not is_hidden(path.name) and is_regular(path)
 
@@ -127,7 +127,7 @@ def _walk(folder: Path, left: Counter[str]) -> Iterator[Path]:
             left["folders that may not be read"] += 1
             continue
         for entry in visible(entries):
-            if _is_folder(entry):
+            if is_folder(entry):
                 (links if entry.is_symlink() else folders).append(place / entry.name)
             else:
                 yield place / entry.name
@@ -138,7 +138,8 @@ def visible(entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
     return (entry for entry in entries if not is_hidden(entry.name))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from gradfeat.data.dataset import WHOLE, Dataset
-from gradfeat.data.finding import counted, counter_of, search, warn_of_samples
+from gradfeat.data.finding import counted, counter_of, is_file, search, warn_of_samples
 from gradfeat.data.images import SUFFIXES, is_image_inside
 from gradfeat.data.parts import (
     SPLITS,
     annotations_among,
+    are_portions,
     folders_of,
     is_portion,
     is_wrapping,
@@ -24,10 +25,12 @@ from gradfeat.data.parts import (
     part_named,
     parts_among,
 )
+from gradfeat.data.rows import SUFFIXES as TABLES
 from gradfeat.errors import DataError, GradfeatWarning, did_you_mean
+from gradfeat.files import decoded
 
 _Counts = Callable[[Path], bool]
-__all__ = ["SPLITS", "Classes", "class_folders", "load_folder"]
+__all__ = ["SPLITS", "Classes", "class_folders", "load_folder", "part_folder"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Classes:
     Args:
         files: By the folder's name.
         part: What part of the data they are.
-        note: What was left out.
+        note: What was read together or left out.
     """
 
     files: dict[str, list[Path]]
@@ -99,25 +102,53 @@ def class_folders(
     root, part = _part(path, split, counts)
     folders = folders_of(root)
     beside = sum(counts(file) for file in root.iterdir())
+    tables = _tables(path, root)
     if not folders:
         found = f"{beside} {what} without class folders" if beside else "no folders"
-        raise DataError(f"{root} has {found}: expected one folder for each class, with its {what} inside")
+        raise DataError(f"{root} has {found}: expected one folder for each class, with its {what} inside{tables}")
     _refuse_others(root, folders, counts, what)
+    _warn_of_parts(root, folders, tables)
     left = Counter[str]({f"{what} beside the class folders": beside} if beside else {})
     files = {}
     for folder in folders:
         here = search(folder, suffixes, inside)
         left += here.left
-        files[folder.name], apart = _without_masks(folder, here.files, counts)
+        files[decoded(folder.name)], apart = _without_masks(folder, here.files, counts)
         left += apart
-    _refuse_empty(root, files, suffixes, what, left)
+    _refuse_empty(root, files, suffixes, what, left, tables)
     warn_of_samples(str(root), what, left, stacklevel=5)
     _warn_of_masks(root, files)
-    return Classes(files, part, counted(left))
+    beyond = [file.name for file in root.iterdir() if file.suffix != ".json" and is_file(file, TABLES)]
+    notes = [_nested(folders), f"not read: {_listed(sorted(beyond), 2)}" if beyond else "", counted(left)]
+    return Classes(files, part, "; ".join(note for note in notes if note))
+
+
+def part_folder(path: Path, split: str, suffixes: Sequence[str]) -> Path:
+    """Return the folder of a part whose files need no labels, so that it may have no class folders.
+
+    Args:
+        path: A folder, with parts or without.
+        split: The part, also by another name of it; the folder called so exactly goes first.
+        suffixes: Of the files that count.
+
+    Returns:
+        The part, or `path` where it has none of that name.
+    """
+    if (path / split).is_dir():
+        return path / split
+    counts = counter_of(suffixes, None)
+    folders = folders_of(path) if path.is_dir() and not loose(path, counts) else []
+    known = parts_among(folder.name for folder in folders)
+    part = part_named(split)
+    meant = [folder for folder in folders if part is not None and known.get(folder.name) == part]
+    if len(meant) == 1 and (len(set(known.values())) > 1 or len(known) == len(folders)):
+        return meant[0]
+    inner = _unwrapped(path, counts) if folders else path
+    return path if inner == path else part_folder(inner, split, suffixes)
 
 
 def _refuse_empty(
-    root: Path, files: dict[str, list[Path]], suffixes: Sequence[str], what: str, left: Counter[str]
+    root: Path, files: dict[str, list[Path]], suffixes: Sequence[str], what: str, left: Counter[str], tables: str
 ) -> None:
     known = f"Known suffixes: {', '.join(suffixes)}" + (f". There is more, {counted(left)}" if left else "")
     if not any(files.values()):
@@ -131,7 +162,7 @@ def _refuse_empty(
     if len(files) < 2:
         only = next(iter(files))
         way = f". If its folders are the classes, give {root / only}" if folders_of(root / only) else ""
-        raise DataError(f"{root} has only one class, {only!r}: at least two are needed to tell apart{way}")
+        raise DataError(f"{root} has only one class, {only!r}: at least two are needed to tell apart{way}{tables}")
 
 
 def _part(path: Path, split: str, counts: _Counts) -> tuple[Path, str]:
@@ -161,6 +192,9 @@ def _meant(path: Path, parts: list[Path], known: dict[str, str], split: str) -> 
     ]
     if len(meant) == 1:
         return meant[0]
+    flat = [folder for folder in folders_of(path) if part_named(split) and known.get(folder.name) == part_named(split)]
+    if len(flat) == 1 and not meant:
+        return flat[0]  # whose files lack class folders, as is said next
     names = [folder.name for folder in (meant or parts)]
     if meant:
         raise DataError(f"{path} has several folders for the part {split!r}: {', '.join(names)}. Give the path of one")
@@ -173,9 +207,14 @@ def _unwrapped(path: Path, counts: _Counts) -> Path:
     if len(folders) != 1 or loose(path, counts):
         return path
     inner = folders[0]
-    if not folders_of(inner) or loose(inner, counts) or not is_wrapping(inner):
+    if not folders_of(inner) or loose(inner, counts) or not (is_wrapping(inner) or _has_parts(inner)):
         return path
     return _unwrapped(inner, counts) if inner.resolve() not in path.resolve().parents else path
+
+
+def _has_parts(path: Path) -> bool:
+    """Whether the folders in a folder are parts of the data by their names, two of them at least."""
+    return len(set(parts_among(folder.name for folder in folders_of(path)).values())) > 1
 
 
 def _is_class(folder: Path, counts: _Counts) -> bool:
@@ -219,9 +258,49 @@ def _refuse_others(root: Path, folders: list[Path], counts: _Counts, what: str) 
     )
 
 
+def _warn_of_parts(root: Path, folders: list[Path], tables: str) -> None:
+    """Warn of classes that are called like parts of the data, as where contests have no class folders."""
+    names = [folder.name for folder in folders]
+    if len(names) > 1 and (len(parts_among(names)) == len(names) or are_portions(names)):
+        warnings.warn(
+            f"The folders {_listed(names)} of {root} are called like parts of the data, have no class folders, and are "
+            f"taken as the classes{tables}",
+            GradfeatWarning,
+            stacklevel=5,
+        )
+    for folder in folders:
+        others = {name for name in names if name != folder.name}
+        if len(others) > 1 and others <= {inner.name for inner in folders_of(folder)}:
+            warnings.warn(
+                f"{folder} holds folders that are called as the other classes, and is taken as a class itself: is it a "
+                "copy of the data? Then move it away",
+                GradfeatWarning,
+                stacklevel=5,
+            )
+
+
+def _nested(folders: list[Path]) -> str:
+    """Return which classes hold folders of their own: these may be the classes that are meant."""
+    names = [repr(folder.name) for folder in folders if len(folders_of(folder)) > 1]
+    return f"the folders in {_listed(names, 2)} are read together" if names else ""
+
+
+def _tables(*folders: Path) -> str:
+    """Return what to do where a table beside the files may have their labels."""
+    found = [file for folder in dict.fromkeys(folders) for file in sorted(folder.iterdir()) if is_file(file, TABLES)]
+    if not found:
+        return ""
+    return (
+        f". If {_listed([str(file) for file in found], 2)} names the files and their labels, give its path, and their "
+        "folder by image_root= (on the command line: --image-root)"
+    )
+
+
 def _without_masks(folder: Path, files: list[Path], counts: _Counts) -> tuple[list[Path], Counter[str]]:
     """Return the files of a class less the masks that lie in a folder beside one of its images, and their number."""
     masks = {others for _, others in annotations_among(folders_of(folder), counts)}
+    if not masks:
+        return files, Counter()
     kept = [file for file in files if not masks.intersection(file.parents)]
     names = " and ".join(sorted({mask.name for mask in masks}))
     return kept, Counter({f"in folders {names!r}, named after images": len(files) - len(kept)} if kept != files else {})

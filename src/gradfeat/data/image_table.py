@@ -135,7 +135,7 @@ def column_of(file: Path, rows: Sequence[Row], asked: str | None, root: Path) ->
     if found is None:
         usual = [column for column in columns if _plain(column) in USUAL]
         said = f"no value of {listed(usual)} is an image in {root}" if usual else "no column of images has a usual name"
-        nearby = _nearby(file, root, _value(rows[0][1][usual[0]])) if usual else ""
+        nearby = next((hint for name in usual if (hint := _nearby(file, root, _value(rows[0][1][name])))), "")
         raise DataError(
             f"{file}: {said}. Its columns: {listed(columns)}. Name the one of the images by image_column= (on the "
             f"command line: --image-column), and their folder by image_root= (--image-root).{nearby}"
@@ -194,11 +194,25 @@ def image_paths(
     return paths, values
 
 
+def names_images(file: Path, rows: Sequence[Row], root: Path) -> bool:
+    """Whether a column with a usual name holds names of images, which need not be where they are looked for."""
+    columns = [column for column in rows[0][1] if _plain(column) in USUAL]
+    values = [_value(rows[0][1][column]) for column in columns]
+    return any(value.lower().endswith(SUFFIXES) or _nearby(file, root, value) for value in values)
+
+
 def _nearby(file: Path, root: Path, value: str) -> str:
     """Return where an image lies that is not where it was looked for: in a folder beside the table."""
+    name = re.split(r"[\\/]", value)[-1]
+    elsewhere = re.match(r"[\\/]|[A-Za-z]:[\\/]", value) is not None
     for folder in (file.parent, *sorted(entry for entry in file.parent.iterdir() if entry.is_dir())):
         if value and folder != root and Images(folder).find(value):
             return f" There is {short(value)} in {folder}"
+        if elsewhere and Images(folder).find(name):
+            return (
+                f" {_cut(Path(value))} seems to be a path of another computer; there is {short(name)} in {folder}: "
+                "write paths that are relative to a folder"
+            )
     return ""
 
 

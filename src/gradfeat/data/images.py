@@ -28,6 +28,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".mpo", ".apng"),
 )
+_READ = "JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, AVIF, JPEG 2000, ICO"
 ON_ERROR = ("raise", "skip")
 _NAMED = 10  # files that a message names; the rest are counted
 _LARGE = 2**25  # pixels from which images are decoded one at a time, so that threads do not fill the memory
@@ -274,5 +275,5 @@ def _reason(error: BaseException, path: str | os.PathLike[str]) -> str:
         )
     if "cannot identify image file" in text:
         kind = kind_of(path)
-        return f"it is {kind}" if kind else "not an image that Pillow knows"
+        return f"it is {kind}" if kind else f"not an image of a kind that is read ({_READ})"
     return text or type(error).__name__

@@ -60,6 +60,20 @@ def one_label(file: Path, where: str, value: Any, column: str) -> str:
     return label
 
 
+def all_labels(file: Path, found: Sequence[tuple[str, Any]], column: str) -> list[str]:
+    """Return the label of each cell, given where it stands and what stands there; see `one_label`."""
+    known: dict[str, str] = {}  # a column has few labels
+    texts = []
+    for where, value in found:
+        if not isinstance(value, str) or isinstance(value, Number):
+            texts.append(one_label(file, where, value, column))
+            continue
+        if value not in known:
+            known[value] = one_label(file, where, value, column)
+        texts.append(known[value])
+    return texts
+
+
 def _json_number(text: Number) -> str:
     """Return a number of JSON in one form: 1, 1.0 and 1e0 are the same there."""
     whole = _WHOLE.fullmatch(text)

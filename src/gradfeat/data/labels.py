@@ -13,16 +13,19 @@ import numpy as np
 
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.delimited import Quoted
-from gradfeat.data.label_text import NUMBER, PLAIN, Name, has_fraction, one_label, warn, whole_numbers
+from gradfeat.data.label_text import NUMBER, PLAIN, Name, all_labels, has_fraction, warn, whole_numbers
 from gradfeat.data.lines import short, some
 from gradfeat.data.multilabel import indicator_of, several_labels
 from gradfeat.errors import DataError
 
 _FEW = 10  # rows; below, a class for nearly each of them is no sign of anything
 _MANY = 30  # different whole numbers; fewer are classes, or a scale
+_GAPS = 1.3  # times the number of classes; equally frequent ones leave fewer numbers out, or are nearly all different
 _MOSTLY = 0.9  # of a column: the rest are odd ones out
 
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}([,'\u00a0\u202f ][0-9]{3})+(\.[0-9]+)?")
+_UNIT = re.compile(r"[$€£¥₹]|%|USD|EUR|GBP")
 _ABSENT = ("nan", "na", "n/a", "null", "none", "inf", "-inf")
 _MISSING = ("nan", "na", "n/a", "null", "<na>", "#n/a")  # as the name of a class; "none" is a usual one
 
@@ -100,7 +103,7 @@ def read_labels(
         file,
         column,
         [where for where, _ in found],
-        [one_label(file, where, value, column) for where, value in found],
+        all_labels(file, found, column),
         any(isinstance(value, (Quoted, Name)) for _, value in found),
         any(isinstance(value, Name) for _, value in found),
     )
@@ -114,15 +117,17 @@ def read_labels(
 def _decide(cells: _Cells) -> Labels:
     """Return a column of single labels; this is the one place that says what they are."""
     texts = cells.texts
-    numeric = [NUMBER.fullmatch(text) is not None for text in texts]
+    names = set(texts)
+    numbers = {text for text in names if NUMBER.fullmatch(text)}
+    numeric = [text in numbers for text in texts]
     odd = [i for i, number in enumerate(numeric) if not number]
     if odd and len(odd) < len(texts) and all(texts[i].lower() in _ABSENT for i in odd):
         raise DataError(
             f"{cells.said(odd[0])}: {cells.column!r} is {texts[odd[0]]!r}, where the other labels are numbers "
             f"({len(odd)} such rows)"
         )
-    if not odd and all(map(PLAIN.fullmatch, texts)):
-        if any(map(has_fraction, texts)):
+    if not odd and all(map(PLAIN.fullmatch, names)):
+        if any(map(has_fraction, names)):
             if not cells.named:
                 return _numbers(cells)
             if _nearly_all_different(texts):
@@ -135,14 +140,18 @@ def _decide(cells: _Cells) -> Labels:
             _warn_of_many(cells, "whole numbers", _nearly_all_different(texts) or _look_measured(whole))
             return Labels(whole, [str(value) for value in np.unique(whole)], "multiclass")
     _warn_of_names(cells, numeric)
-    names = np.array(texts)
-    return Labels(names, np.unique(names).tolist(), "multiclass")
+    return _named(texts)
+
+
+def _named(texts: Sequence[str]) -> Labels:
+    return Labels(np.array(texts), sorted(set(texts)), "multiclass")
 
 
 def _numbers(cells: _Cells) -> Labels:
     values = np.array([float(text) for text in cells.texts])
     if not np.isfinite(values).all():
-        raise DataError(f"{cells.file}: {cells.column!r} has a number that is too large")
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(f"{cells.said(first)}: the number {short(cells.texts[first])} in {cells.column!r} is too large")
     return Labels(values, [], "regression", f"the labels in {cells.column!r} have fractions: regression")
 
 
@@ -150,7 +159,7 @@ def _as_before(cells: _Cells, like: Dataset) -> Labels | None:
     """Return labels of the kind that other data have; None where they cannot be of it."""
     texts = cells.texts
     if like.task == "regression":
-        return _numbers(cells) if all(map(NUMBER.fullmatch, texts)) else None
+        return Labels(_numbers(cells).y, [], "regression") if all(map(NUMBER.fullmatch, texts)) else None
     if like.task != "multiclass" or like.y is None:
         return None
     if like.y.dtype.kind in "iu":
@@ -158,8 +167,7 @@ def _as_before(cells: _Cells, like: Dataset) -> Labels | None:
         return None if whole is None else Labels(whole, [str(value) for value in np.unique(whole)], "multiclass")
     if like.y.dtype.kind not in "UO" or (not set(texts) & set(like.classes)):
         return None
-    names = np.array(texts)
-    return Labels(names, np.unique(names).tolist(), "multiclass")
+    return _named(texts)
 
 
 # ---- what labels look like ------------------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ def _look_measured(values: np.ndarray) -> bool:
     """Whether whole numbers are many, few of each, and far apart: prices, not the numbers of classes."""
     different = len(np.unique(values))
     low, high = int(values.min()), int(values.max())
-    return different >= _MANY and 10 * different > len(values) and high - low >= 2 * different
+    return different >= _MANY and 10 * different > len(values) and high - low >= _GAPS * different
 
 
 def _warn_of_many(cells: _Cells, kind: str, many: bool) -> None:
@@ -214,7 +222,13 @@ def _warn_of_names(cells: _Cells, numeric: Sequence[bool]) -> None:
             + some(" and ".join(map(short, pair)) for pair in twins)
         )
     commas = [text for text in names if _DECIMAL_COMMA.fullmatch(text)]
-    if commas and all(_DECIMAL_COMMA.fullmatch(text) or NUMBER.fullmatch(text) for text in names):
+    marked = [name for name in names if _is_marked(name)]
+    if marked and all(_is_marked(name) or NUMBER.fullmatch(name) for name in names):
+        cells.warn(
+            f"labels in {column!r} such as {marked[0]!r} look like numbers, with units or thousands marked off, and "
+            "are read as names of classes: write plain numbers, 1234.5 say, for regression"
+        )
+    elif commas and all(_DECIMAL_COMMA.fullmatch(text) or NUMBER.fullmatch(text) for text in names):
         cells.warn(
             f"labels in {column!r} such as {commas[0]!r} look like numbers with a decimal comma, and are read as names "
             "of classes: write points for regression"
@@ -230,6 +244,13 @@ def _warn_of_names(cells: _Cells, numeric: Sequence[bool]) -> None:
             f"the labels in {column!r} are strings that look like numbers, and are read as names of classes: write "
             "them without quotes for regression"
         )
+
+
+def _is_marked(name: str) -> bool:
+    """Whether a name is a number with a unit, or with its thousands marked off: 35 %, $1,200.50."""
+    bare = _UNIT.sub("", name).strip()
+    number = NUMBER.fullmatch(bare) or _DECIMAL_COMMA.fullmatch(bare)
+    return _THOUSANDS.fullmatch(bare) is not None or (bare != name and number is not None)
 
 
 def _twins(names: Iterable[str]) -> list[tuple[str, str]]:

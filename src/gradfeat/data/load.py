@@ -185,7 +185,8 @@ def _detect(path: Path, split: str, images: bool = False) -> str:
     raise DataError(
         f"{path} is a file, and neither an .npz nor a table: expected a folder of class folders with images, an .npz "
         "file with X and y, a .csv, .tsv or .jsonl file with texts or images and labels, or the folder of the "
-        "official files of CIFAR, SVHN, VOC or COCO2014"
+        "official files of CIFAR, SVHN, VOC or COCO2014. Archives must be unpacked; a table with another suffix needs "
+        "format= (on the command line: --data-format)"
     )
 
 

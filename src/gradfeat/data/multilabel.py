@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.label_text import LONGEST, PLAIN, has_fraction, one_label, warn, whole_numbers
+from gradfeat.data.label_text import LONGEST, PLAIN, all_labels, has_fraction, one_label, warn, whole_numbers
 from gradfeat.data.lines import short, some
 from gradfeat.data.rows import Number, parse_json
 from gradfeat.errors import DataError
@@ -69,7 +69,7 @@ def _split(
     file: Path, column: str, found: Sequence[tuple[str, Any]], separator: str | None, like: Dataset | None
 ) -> list[list[str]] | None:
     """Return the parts of labels that something stands between; None where they are whole."""
-    texts = [one_label(file, where, value, column) for where, value in found]
+    texts = all_labels(file, found, column)
     if like is not None and like.task == "multilabel":
         return [[text] if text in like.classes else _parts(text, separator or "|") for text in texts]
     if separator is not None:
@@ -120,6 +120,10 @@ def _listed(value: Any, *, text: bool) -> list[Any] | None:
     if not text or not isinstance(value, str) or isinstance(value, Number) or len(value) > LONGEST:
         return None
     inner = value.strip()
+    if inner[:1] + inner[-1:] in ("()", "{}"):  # a tuple or a set of Python's, if of strings; else a name
+        inner = f"[{inner[1:-1].rstrip().removesuffix(',')}]"
+        if not _STRING_LIST.fullmatch(inner):
+            return None
     if not (inner.startswith("[") and inner.endswith("]")):
         return None
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from gradfeat.data.finding import is_hidden, is_regular
+from gradfeat.data.finding import is_folder, is_hidden, is_regular, visible
 
 SPLITS = ("train", "training", "trainval", "validation", "valid", "val", "dev", "test", "testing")
 _PART = {
@@ -76,6 +77,12 @@ def is_portion(name: str) -> bool:
     )
 
 
+def are_portions(names: Sequence[str]) -> bool:
+    """Whether all names mean portions of the data, or say the same of one: HAM_part_1 and HAM_part_2."""
+    said = {tuple(_words(name)) for name in names}
+    return all(map(is_portion, names)) or (len(said) == 1 and bool(_PORTION.intersection(*said)))
+
+
 def is_wrapping(folder: Path) -> bool:
     """Whether a folder that is alone in another one only wraps what is in it, by its name."""
     words = _words(folder.name)
@@ -102,7 +109,8 @@ def masks_among(files: Sequence[Path]) -> list[Path]:
 
 def folders_of(path: Path) -> list[Path]:
     """Return the folders in a folder, sorted; nothing that is hidden."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    with os.scandir(path) as entries:
+        return sorted(path / entry.name for entry in visible(entries) if is_folder(entry))
 
 
 def loose(folder: Path, counts: Callable[[Path], bool]) -> bool:
@@ -118,6 +126,8 @@ def _read(name: str) -> tuple[str | None, frozenset[str]]:
     """Return the part that a name speaks of, and what else it says."""
     words = _words(_GLUED.sub(r"\1 \2", name.lower()) if _GLUED.fullmatch(name.lower()) else name)
     parts = [word for word in words if word in _PART]
+    if words == ["train", "val"]:
+        return "trainval", frozenset()
     if len(parts) != 1:
         return None, frozenset()
     return _PART[parts[0]], frozenset(words) - {parts[0]} - _WRAPPING

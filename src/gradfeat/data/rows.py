@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradfeat.data.delimited import read_delimited
-from gradfeat.data.lines import decoded, listed, short, split_lines
+from gradfeat.data.lines import decoded, short, split_lines
 from gradfeat.errors import DataError
 
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its values by column
 
 
@@ -56,10 +59,23 @@ def read_rows(file: Path, format: str, encoding: str | None = None) -> list[Row]
             left open, or there are no rows.
     """
     content = decoded(file, encoding)
-    rows = list(_objects(file, content)) if format == "jsonl" else read_delimited(file, content, format)
+    with _uncollected():
+        rows = list(_objects(file, content)) if format == "jsonl" else read_delimited(file, content, format)
     if not rows:
         raise DataError(f"{file} has no rows" + ("" if format == "jsonl" else " below its head"))
     return rows
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the collector of garbage rest: it would look through all rows again and again, and take most of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------
@@ -67,15 +83,39 @@ def read_rows(file: Path, format: str, encoding: str | None = None) -> list[Row]
 
 def _objects(file: Path, content: str) -> Iterator[Row]:
     """Yield the objects of a file of JSON lines, or of one JSON list."""
-    columns: set[str] | None = None
-    for where, value in _values(file, content):
+    values = list(_values(file, content))
+    if len(values) == 1 and isinstance(values[0][1], dict) and (held := _rows_of(values[0][1])) is not None:
+        values = [(f"row {i}", value) for i, value in enumerate(held, 1)]
+    columns: dict[str, None] = {}
+    for where, value in values:
         if not isinstance(value, dict):
             raise DataError(f'{file}, {where}: expected an object {{"text": ..., "label": ...}}, found {short(value)}')
-        columns = set(value) if columns is None else columns
-        if set(value) != columns:
-            odd = listed(sorted(set(value) ^ columns))
-            raise DataError(f"{file}, {where}: its fields are not those of the first row; they differ in {odd}")
-        yield where, value
+        columns.update(dict.fromkeys(value))
+    for i, (where, value) in enumerate(values):
+        if len(value) == len(columns):
+            yield where, value
+        else:  # the first row tells of all columns; the others need not hold what they have not
+            yield where, dict.fromkeys(columns) | value if i == 0 else _Fields(value)
+
+
+class _Fields(dict[str, Any]):
+    """An object that lacks some fields of others: they are null."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def _rows_of(value: dict[str, Any]) -> list[Any] | None:
+    """Return the rows that a single object holds: its only list of objects, or columns, as pandas writes them."""
+    if not all(isinstance(item, (list, dict)) for item in value.values()):
+        return None
+    lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+    if len(lists) == 1:
+        return lists[0]
+    columns = [list(item.values()) if isinstance(item, dict) else item for item in value.values()]
+    if len({len(column) for column in columns}) != 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _values(file: Path, content: str) -> Iterator[tuple[str, Any]]:
@@ -84,10 +124,13 @@ def _values(file: Path, content: str) -> Iterator[tuple[str, Any]]:
             for number, value in enumerate(parse_json(content), 1):
                 yield f"row {number}", value
             return
+        if re.match(r"\s*\{\s*[\r\n]", content):  # one object on several lines
+            yield "row 1", parse_json(content)
+            return
     except ValueError as error:
-        raise DataError(f"{file} is no JSON list: {error}") from error
+        raise DataError(f"{file} is no JSON list or object: {error}") from error
     except RecursionError as error:
-        raise DataError(f"{file} is no JSON list of objects: it is nested too deeply") from error
+        raise DataError(f"{file} is no JSON list or object of rows: it is nested too deeply") from error
     for number, line in enumerate(split_lines(content), 1):
         if line.strip():
             try:

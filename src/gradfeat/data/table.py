@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradfeat.data.dataset import WHOLE, Dataset
 from gradfeat.data.delimited import Quoted
 from gradfeat.data.folder import SPLITS
-from gradfeat.data.image_table import column_of, find_column, image_paths, image_root, is_plainly_of_images
+from gradfeat.data.image_table import (
+    column_of,
+    find_column,
+    image_paths,
+    image_root,
+    is_plainly_of_images,
+    names_images,
+)
 from gradfeat.data.images import is_hidden, without_unreadable
 from gradfeat.data.label_text import Name
 from gradfeat.data.labels import read_labels
 from gradfeat.data.lines import decoded, listed, readable, short, some, split_lines
-from gradfeat.data.rows import Number, Row, read_rows
+from gradfeat.data.rows import SUFFIXES, Number, Row, read_rows
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}
 _TEXT = (
     "text",
     "sentence",
@@ -113,9 +122,10 @@ def load_table(
     columns = columns or Columns()
     file, part = part_of(path, split)
     rows = read_rows(file, format, columns.encoding)
+    rows = _filled(file, rows)
     there = list(rows[0][1])
     root = image_root(file, columns.image_root)
-    images = _of_images(rows, columns, root)
+    images = _of_images(file, rows, columns, root)
     if images:
         source = column_of(file, rows, columns.image_column, root)
     else:
@@ -135,6 +145,8 @@ def load_table(
             warnings.warn(f"{file}: {len(empty)} rows have an empty text: {some(empty)}", GradfeatWarning, stacklevel=2)
     found = [(where, _as_label(values[label], format)) for where, values in rows]
     labels = read_labels(file, label, found, separator=columns.label_separator, like=like)
+    if images and labels.task == "multiclass":
+        _warn_of_two_labels(file, X, labels.y)
     name = file.stem if part == WHOLE or path.resolve() == file.resolve() else path.resolve().name
     dataset = Dataset(X, labels.y, labels.classes, labels.task, name, part, note=labels.note)
     return without_unreadable(dataset, on_error) if images else dataset
@@ -194,7 +206,7 @@ def load_table_images(
     file, part = part_of(path, split)
     rows = read_rows(file, SUFFIXES[file.suffix.lower()] if format == "auto" else format, columns.encoding)
     root = image_root(file, columns.image_root)
-    if not _of_images(rows, columns, root):
+    if not _of_images(file, rows, columns, root):
         return None
     paths, called = image_paths(file, rows, column_of(file, rows, columns.image_column, root), root, on_error)
     names = dict(zip(paths, called, strict=True))
@@ -242,14 +254,14 @@ def part_of(path: Path, split: str) -> tuple[Path, str]:
 # ---- columns --------------------------------------------------------------------------------------------------------
 
 
-def _of_images(rows: list[Row], columns: Columns, root: Path) -> bool:
+def _of_images(file: Path, rows: list[Row], columns: Columns, root: Path) -> bool:
     """Whether a table is read as one of images: never one that has texts, unless that is asked for."""
     if columns.text_column is not None or columns.images:
         return columns.images
     there = list(rows[0][1])
     if any(column.lower() in _TEXT for column in there):
         return False
-    return is_plainly_of_images(there) or find_column(rows, root) is not None
+    return is_plainly_of_images(there) or find_column(rows, root) is not None or names_images(file, rows, root)
 
 
 def _column(file: Path, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
@@ -271,6 +283,32 @@ def _column(file: Path, columns: list[str], asked: str | None, usual: tuple[str,
         f"{file} has no {what} column with a usual name ({', '.join(usual)}). {there}. Name it by {option}{images}; "
         "the first line of a table must name its columns"
     )
+
+
+def _filled(file: Path, rows: list[Row]) -> list[Row]:
+    """Return rows less those without any value, which spreadsheets leave behind."""
+    rest = [row for row in rows if any(value not in ("", None) for value in row[1].values())]
+    if len(rest) in (0, len(rows)):
+        return rows
+    kept = {where for where, _ in rest}
+    empty = [where for where, _ in rows if where not in kept]
+    warnings.warn(
+        f"{file}: {len(empty):,} rows hold nothing and are left out: {some(empty)}", GradfeatWarning, stacklevel=3
+    )
+    return rest
+
+
+def _warn_of_two_labels(file: Path, paths: Sequence[Path], y: np.ndarray) -> None:
+    """Warn of images that a table lists with one label here and with another one there."""
+    first: dict[Path, Any] = {}
+    twice = [path for path, label in zip(paths, y.tolist(), strict=True) if first.setdefault(path, label) != label]
+    if twice:
+        warnings.warn(
+            f"{file}: {len(twice):,} rows give an image another label than a row before, e.g. {twice[0]}; each row is "
+            "a sample of its own. For several labels of an image write them in one row",
+            GradfeatWarning,
+            stacklevel=3,
+        )
 
 
 def _texts(file: Path, rows: list[Row], column: str) -> list[str]:

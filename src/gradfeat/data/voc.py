@@ -8,6 +8,7 @@ import numpy as np
 
 from gradfeat.bounded import shown
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.lines import decoded, split_lines
 from gradfeat.errors import DataError, did_you_mean
 
 _LONGEST = 1 << 28  # bytes
@@ -107,11 +108,7 @@ def _read_list(file: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     if file.stat().st_size > _LONGEST:
         raise DataError(f"{file} has {file.stat().st_size:,} bytes, and is a list of images' names")
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # read_text knows \r\n and \r
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is damaged, or no list of names: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(split_lines(decoded(file)), 1):
         parts = line.split()
         if not parts:
             continue
