@@ -37,7 +37,7 @@ _SHOWN = 60  # characters of a value that a message shows
 _COLUMNS = 20  # columns that a message names
 
 
-def decoded(file: Path, encoding: str | None = None) -> str:
+def text_of(file: Path, encoding: str | None = None) -> str:
     """Return the content of a file without its byte-order mark, or say which line is not in the encoding.
 
     Raises:

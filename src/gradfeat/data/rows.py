@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfeat.data.delimited import read_delimited
-from gradfeat.data.lines import decoded, short, split_lines
+from gradfeat.data.lines import short, split_lines, text_of
 from gradfeat.errors import DataError
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -55,10 +55,10 @@ def read_rows(file: Path, format: str, encoding: str | None = None) -> list[Row]
         `Number`.
 
     Raises:
-        DataError: The file cannot be decoded or parsed, a row has another number of fields than the head, a quote is
+        DataError: The file cannot be text_of or parsed, a row has another number of fields than the head, a quote is
             left open, or there are no rows.
     """
-    content = decoded(file, encoding)
+    content = text_of(file, encoding)
     with _uncollected():
         rows = list(_objects(file, content)) if format == "jsonl" else read_delimited(file, content, format)
     if not rows:

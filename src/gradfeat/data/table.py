@@ -25,7 +25,7 @@ from gradfeat.data.image_table import (
 from gradfeat.data.images import is_hidden, without_unreadable
 from gradfeat.data.label_text import Name
 from gradfeat.data.labels import read_labels
-from gradfeat.data.lines import decoded, listed, readable, short, some, split_lines
+from gradfeat.data.lines import listed, readable, short, some, split_lines, text_of
 from gradfeat.data.rows import SUFFIXES, Number, Row, read_rows
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning, did_you_mean
 
@@ -110,7 +110,7 @@ def load_table(
         format: "csv" or "tsv" with the names of the columns in the first line, or "jsonl": an object a line (or one
             list of objects).
         columns: What is read of it.
-        on_error: What to do with images that are missing or cannot be decoded: "raise" or "skip".
+        on_error: What to do with images that are missing or cannot be text_of: "raise" or "skip".
         like: Data whose labels these shall be of the same kind as; None decides by these alone.
 
     Returns:
@@ -178,7 +178,7 @@ def load_texts(
         return _texts(file, rows, _column(file, list(rows[0][1]), text_column, _TEXT, "text"))
     if path.is_dir():
         raise DataError(f"{path} has no table of texts: expected a file, or {split}.csv, .tsv or .jsonl in the folder")
-    texts = split_lines(decoded(path, encoding))
+    texts = split_lines(text_of(path, encoding))
     if not texts:
         raise DataError(f"{path} is empty: expected a text in each line")
     return readable(texts, [f"line {i}" for i in range(1, len(texts) + 1)], path)
@@ -200,7 +200,7 @@ def load_table_images(
         Paths of the images, and what the table calls each; None where the table is not one of images.
 
     Raises:
-        DataError: An image is missing or cannot be decoded, or a column is not there.
+        DataError: An image is missing or cannot be text_of, or a column is not there.
     """
     columns = columns or Columns()
     file, part = part_of(path, split)

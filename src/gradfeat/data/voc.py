@@ -8,7 +8,7 @@ import numpy as np
 
 from gradfeat.bounded import shown
 from gradfeat.data.dataset import Dataset
-from gradfeat.data.lines import decoded, split_lines
+from gradfeat.data.lines import split_lines, text_of
 from gradfeat.errors import DataError, did_you_mean
 
 _LONGEST = 1 << 28  # bytes
@@ -108,7 +108,7 @@ def _read_list(file: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     if file.stat().st_size > _LONGEST:
         raise DataError(f"{file} has {file.stat().st_size:,} bytes, and is a list of images' names")
-    for number, line in enumerate(split_lines(decoded(file)), 1):
+    for number, line in enumerate(split_lines(text_of(file)), 1):
         parts = line.split()
         if not parts:
             continue
