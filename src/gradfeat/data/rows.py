@@ -55,7 +55,7 @@ def read_rows(file: Path, format: str, encoding: str | None = None) -> list[Row]
         `Number`.
 
     Raises:
-        DataError: The file cannot be text_of or parsed, a row has another number of fields than the head, a quote is
+        DataError: The file cannot be decoded or parsed, a row has another number of fields than the head, a quote is
             left open, or there are no rows.
     """
     content = text_of(file, encoding)

@@ -110,7 +110,7 @@ def load_table(
         format: "csv" or "tsv" with the names of the columns in the first line, or "jsonl": an object a line (or one
             list of objects).
         columns: What is read of it.
-        on_error: What to do with images that are missing or cannot be text_of: "raise" or "skip".
+        on_error: What to do with images that are missing or cannot be decoded: "raise" or "skip".
         like: Data whose labels these shall be of the same kind as; None decides by these alone.
 
     Returns:
@@ -200,7 +200,7 @@ def load_table_images(
         Paths of the images, and what the table calls each; None where the table is not one of images.
 
     Raises:
-        DataError: An image is missing or cannot be text_of, or a column is not there.
+        DataError: An image is missing or cannot be decoded, or a column is not there.
     """
     columns = columns or Columns()
     file, part = part_of(path, split)
