@@ -37,6 +37,7 @@ from gradfeat.fitting import (
     prepare,
 )
 from gradfeat.linearization import Linearization
+from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.losses import Loss, Quadratic, target_mean
 from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
@@ -491,19 +492,19 @@ class GradientFeatureEstimator(BaseEstimator):
         state = {**super().__getstate__(), "_model": None}
         if not hasattr(self, "w1_"):
             return state
-        own, given, model = self.backbone_, self.backbone, getattr(self, "_model", None)
+        own, given, model = self.backbone_, getattr(self, "backbone", None), getattr(self, "_model", None)
         own.check_unchanged()
         if model is not None:
             state["_constants"] = _constants(model.linearization)
-        if isinstance(given, nn.Module) and own.is_of(given):
-            state["backbone"] = own.network  # once in the pickle
+        if isinstance(given, nn.Module):  # the same network once in the pickle
+            state["backbone"] = own.network if own.is_of(given) else with_ordinary_tensors(given)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state; where the given network is the one that was fitted to, with a copy of one's own again."""
         super().__setstate__(state)
         own = self.__dict__.get("backbone_")
-        if own is not None and own.network is self.backbone:
+        if own is not None and own.network is getattr(self, "backbone", None):
             self.backbone_ = own.kept()
 
     def _read_X(self, X: Any, *, reset: bool) -> Any:
