@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradfeat.backbones import resolve
 from gradfeat.checkpoint import Checkpoint, digest
@@ -24,15 +24,13 @@ from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs, Mirrored
 from gradfeat.data.crops import views_of
 from gradfeat.depth import Depth, choose_depth
-from gradfeat.digests import digest_tensors
-from gradfeat.errors import BackboneError, ConfigurationError, DataError, GradfeatWarning
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
 from gradfeat.evaluation import mean_of_views
 from gradfeat.fitting import (
     Fit,
     Problem,
     backbone_candidates,
     linearize_backbone,
-    model_from_weights,
     predict_logits,
     prepare,
 )
@@ -41,6 +39,7 @@ from gradfeat.losses import Loss, Quadratic, target_mean
 from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
+from gradfeat.rebuilt import rebuilt_model, without_programs
 from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
@@ -377,27 +376,8 @@ class GradientFeatureEstimator(BaseEstimator):
         model: GradientFeatureModel | None = getattr(self, "_model", None)
         if model is None:
             with alone(), plain():  # of threads that predict first at the same time, one builds the programs
-                model = self._model = getattr(self, "_model", None) or self._rebuilt()
+                model = self._model = getattr(self, "_model", None) or rebuilt_model(self)
         return model
-
-    def _rebuilt(self) -> GradientFeatureModel:
-        """Return the fitted model with its programs built again.
-
-        Raises:
-            BackboneError: The network is no longer the one that it was fitted to.
-        """
-        self.backbone_.check_unchanged()
-        mode, parametrization, precision = (self.as_fitted()[name] for name in AS_FITTED[:3])
-        linearization = linearize_backbone(self.backbone_, self.example_, self.modules_, self.device, precision)
-        if getattr(self, "_constants", None) not in (None, _constants(linearization)):
-            raise BackboneError(
-                "the network computes with other weights than those that this model was fitted to: one of its methods "
-                "or hooks belongs to another network, which has changed. Build the network anew, and fit again"
-            )
-        b = self.b_ if (mean := target_mean(self.loss_)) is None else self.b_ - mean
-        return model_from_weights(
-            linearization, mode, parametrization, self.omega_, self.w1_, b, self.w2_, self.theta2_
-        )
 
     def as_fitted(self) -> dict[str, Any]:
         """Return those parameters that the fitted model depends on, as they were in `fit` (see `AS_FITTED`)."""
@@ -488,22 +468,14 @@ class GradientFeatureEstimator(BaseEstimator):
         Raises:
             BackboneError: The network in `backbone_` was changed after the fit.
         """
-        state = {**super().__getstate__(), "_model": None}
-        if not hasattr(self, "w1_"):
-            return state
-        own, given, model = self.backbone_, self.backbone, getattr(self, "_model", None)
-        own.check_unchanged()
-        if model is not None:
-            state["_constants"] = _constants(model.linearization)
-        if isinstance(given, nn.Module) and own.is_of(given):
-            state["backbone"] = own.network  # once in the pickle
-        return state
+        state = super().__getstate__()
+        return without_programs(self, state) if hasattr(self, "w1_") else {**state, "_model": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state; where the given network is the one that was fitted to, with a copy of one's own again."""
         super().__setstate__(state)
         own = self.__dict__.get("backbone_")
-        if own is not None and own.network is self.backbone:
+        if own is not None and own.network is getattr(self, "backbone", None):
             self.backbone_ = own.kept()
 
     def _read_X(self, X: Any, *, reset: bool) -> Any:
@@ -514,11 +486,6 @@ class GradientFeatureEstimator(BaseEstimator):
         if state is None or isinstance(state, numbers.Integral):
             return None if state is None else int(state)
         return int(state.randint(2**31 - 1))
-
-
-def _constants(linearization: Linearization) -> tuple[str, frozenset[str]]:
-    """Return what says that programs were built from the same values: torch's version, and the values' digests."""
-    return torch.__version__, frozenset(digest_tensors({"": value}) for value in linearization.state.values())
 
 
 def _from(mean: Tensor | None, bias: Tensor) -> Tensor:

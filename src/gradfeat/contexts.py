@@ -26,7 +26,8 @@ class _Gate:
 
     A capture replaces methods of `nn.Module`, puts stand-ins in the place of a network's weights, and turns off
     libraries that convolutions use, which changes their last digits. So a thread that captures waits for the batches
-    that others have begun, and they begin none until it is done.
+    that others have begun, and they begin none until it is done. Beyond its reach is what the caller's own threads do:
+    a network is not to be run elsewhere while it is captured.
     """
 
     def __init__(self) -> None:

@@ -245,8 +245,6 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     """Check sample weights: finite, none below zero, one for each sample."""
     if sample_weight is None:
         return None
-    if isinstance(sample_weight, torch.Tensor):
-        sample_weight = sample_weight.detach().cpu().numpy()
     try:
         weight = _check_sample_weight(as_weights(sample_weight), np.empty((n, 1)), dtype=np.float64)
     except DataError:
@@ -330,6 +328,8 @@ def read_classes(y: np.ndarray) -> np.ndarray:
     y = np.asarray(y)
     if y.dtype.kind == "S" or (y.dtype.kind == "O" and any(isinstance(label, bytes) for label in y.ravel())):
         raise DataError("y holds bytes: decode them into texts, np.char.decode(y), or give numbers")
+    if y.dtype.kind == "O" and y.size and all(isinstance(label, numbers.Integral) for label in y.ravel()):
+        raise DataError("y holds whole numbers beyond 64 bits: make them texts, [str(label) for label in y]")
     try:
         y = column_or_1d(y, warn=True)
         refuse_missing(y)

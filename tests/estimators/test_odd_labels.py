@@ -137,6 +137,14 @@ def test_labels_that_cannot_be_meant_are_refused(case: str, kind: Any) -> None:
         model(kind).fit(samples(), y)
 
 
+def test_classes_beyond_64_bits_are_to_be_texts() -> None:
+    ids = [10**30 + int(b) for b in B]
+    with pytest.raises(DataError, match="beyond 64 bits: make them texts"):
+        model(GradientFeatureClassifier).fit(samples(), ids)
+    texts = [str(label) for label in ids]
+    assert set(model(GradientFeatureClassifier).fit(samples(), texts).predict(samples())) <= set(texts)
+
+
 def test_bytes_are_refused_as_classes() -> None:
     for y in (np.array([b"a", b"b"] * 4), objects([b"a", b"b"] * 4)):
         with pytest.raises(DataError, match="bytes: decode"):

@@ -132,6 +132,41 @@ def test_a_loaded_model_keeps_its_network_too(tmp_path: Path) -> None:
     assert np.array_equal(unpickled(found).predict_proba(NEW), estimator.predict_proba(NEW))
 
 
+def computed(network: Any) -> None:
+    """Give a network tensors that torch does not copy: computed from its weights, with gradients."""
+    network.register_buffer("twice", network.body[0].weight * 2)
+    network.kept = {"thrice": [network.body[0].weight * 3]}
+
+
+def weight_normalized(network: Any) -> None:
+    nn.utils.weight_norm(network.body[3])
+    network(torch.from_numpy(NEW))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("prepare", [computed, weight_normalized])
+def test_networks_that_torch_does_not_copy(prepare: Callable[[Any], None]) -> None:
+    network = Network()
+    prepare(network)
+    estimator = fitted(network, theta2="body.0")
+    before = estimator.predict_proba(NEW)
+    assert np.array_equal(copy.deepcopy(estimator).predict_proba(NEW), before)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.mul_(2)
+    network(torch.from_numpy(NEW))
+    found = copy.deepcopy(unpickled(estimator))
+    assert np.array_equal(found.predict_proba(NEW), before)
+    assert torch.equal(found.backbone.body[0].weight, network.body[0].weight)
+
+
+def test_a_model_is_whole_without_the_given_network() -> None:
+    estimator = fitted(Network())
+    before = estimator.predict_proba(NEW)
+    del estimator.backbone
+    assert np.array_equal(unpickled(estimator).predict_proba(NEW), before)
+
+
 def test_a_callable_may_return_the_same_network_again() -> None:
     network = Network()
     estimator = fitted(lambda shape: network)

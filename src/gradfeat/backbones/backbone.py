@@ -126,7 +126,8 @@ def resolve(
               option "?pooling=cls" (or mean, last; for images pooler); heads are left out;
             - "gradfeat/<file>", or the path of an encoder that `gradfeat.pretrain` wrote;
             - "gradfeat/resnet20" (32, 56, ...), the ResNet for images of 32 × 32, with weights from a file;
-            - a callable that takes the shape of X and returns a module whose output is f(x).
+            - a callable that takes the shape of X and returns a module whose output is f(x). It may fit models of its
+              own, but not wait for another thread that does: that one waits for the callable.
         weights: For a name. None loads the library's own (and downloads them when they are not on this machine); a file
             of safetensors or torch.save, whatever its name, or a folder with its shards, loads that ("FILE::part" the
             named part of it, where several fit); "random" leaves random initial weights.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from gradfeat.contexts import plain
 
@@ -29,19 +29,22 @@ def copied(network: nn.Module) -> nn.Module:
         >>> bool(own.weight.any())
         True
     """
-    memo: dict[int, Any] = {}
+    # what a hook computed last, as weight normalization does; torch copies no such tensor by itself
+    computed = (value for value in _tensors(network) if not value.is_leaf)
     with plain():
-        for module in network.modules():
-            for value in vars(module).values():
-                # what a hook computed last, as weight normalization does; torch copies no such tensor by itself
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
-        return copy.deepcopy(network, memo)
+        return copy.deepcopy(network, {id(value): value.detach().clone() for value in computed})
 
 
 def with_ordinary_tensors(network: nn.Module) -> nn.Module:
-    """Return the network itself, or a copy where some of its tensors were made in inference mode."""
-    tensors = [*network.parameters(), *network.buffers()]
-    tensors += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    made = [value for value in tensors if not is_lazy(value)]
-    return copied(network) if any(value.is_inference() for value in made) else network
+    """Return the network itself, or a copy where torch would not copy, or train, some of its tensors.
+
+    Those are tensors that were made in inference mode, and those that were computed from others with gradients.
+    """
+    made = [value for value in _tensors(network) if not is_lazy(value)]
+    return copied(network) if any(value.is_inference() or not value.is_leaf for value in made) else network
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Return all tensors of a network's modules: parameters, buffers and attributes, also in lists and dicts."""
+    leaves = (leaf for module in network.modules() for leaf in pytree.tree_leaves(vars(module)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
