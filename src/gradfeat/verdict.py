@@ -142,7 +142,9 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
     name = LABELS.get(simplest, simplest)
     others = {difference.model: difference for difference in differences if difference.metric == main}
     if best == simplest:
-        text = f"{name} has the best {title} on these {n:,} test samples: ship it, it is simpler and faster."
+        alone = all(scores[mode] < scores[simplest] for mode in modes[1:])
+        has = f"{name} has the best {title}" if alone else f"no model has a better {title} than {name}"
+        text = f"{has[0].upper()}{has[1:]} on these {n:,} test samples: ship it, it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
     found = others[best]
     tried = len(modes) - 1
@@ -150,6 +152,12 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
     if main != "accuracy":
         levels = f"{scores[best]:.3g} ({scores[simplest]:.3g} of {name})"
         said = f"{best} has the best {title}, {levels}, and a {found}"
+    if found.value < 0 and found.chance < UNLIKELY:
+        text = (
+            f"{said} on {n:,} test samples: the two disagree. Ship {name}, which is simpler and faster, unless the "
+            f"{title} is all that counts."
+        )
+        return Verdict(best, simplest, text, differences)
     if found.value <= 0 or found.chance >= UNLIKELY:
         text = f"{said}: no difference that these {n:,} test samples can show. Ship {name}: it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
@@ -207,7 +215,7 @@ def verdict_of_choice(choice: Choice) -> Verdict:
     probe, gradient = min(probes), min(gradients)
     levels = f"On held-out training data the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
     if not choice.gradients:
-        text = f"{levels}: the model is the probe. --mode activation gives the same, faster."
+        text = f"{levels}: the model is the probe. --mode activation --penalty {choice.w1:.3g} gives the same, faster."
         return Verdict("activation", "activation", text)
     if choice.gain is None or choice.gain_error is None:
         return Verdict(choice.mode, choice.mode, f"{levels}; whether that is more than chance, test data tell.")

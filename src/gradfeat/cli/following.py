@@ -59,12 +59,12 @@ def after_fit(
     reading = given.options((*READING, *BACKBONE))
     if not test:
         return command("predict", model, data, *given.options((*_of_predict(), *BACKBONE)))
+    probe = mode == "activation" or (choice is not None and not choice.gradients)
     sure = choice is not None and choice.gain_error is not None and verdict_of_choice(choice).ship == mode
-    if sure or mode == "activation":
+    if sure or probe:
         return command("evaluate", model, data, *reading, "--picture", model.with_suffix(".png"))
-    modes = ["activation", *([mode] if mode != "activation" else [])]
-    names = [name for name in given.values if name not in _NOT_OF_COMPARE]
-    options = used(given, modes, names)
+    modes = ["activation", mode]
+    options = used(given, modes, [name for name in given.values if name not in _NOT_OF_COMPARE])
     return command(
         "compare", data, "-b", backbone, "--modes", ",".join(modes), *options, "--out", model.with_suffix("")
     )
