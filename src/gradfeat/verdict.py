@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +127,13 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
         The verdict: the model with the best main metric is worth its complexity where it is better than the simplest
         one by more than chance explains.
     """
+    found = _verdict(scores, title, samples)
+    if len(scores) > 1 and "squared_error" in next(iter(samples.values())) and max(scores.values()) < 0:
+        return replace(found, text=f"{found.text} But no model is better than the mean of the targets (R² below 0).")
+    return found
+
+
+def _verdict(scores: Mapping[str, float], title: str, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Verdict:
     modes = sorted(scores, key=lambda mode: MODES.index(mode) if mode in MODES else len(MODES))
     simplest = modes[0]
     if len(modes) == 1:

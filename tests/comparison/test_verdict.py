@@ -138,6 +138,9 @@ def test_regression_and_several_labels_have_their_own_pairs() -> None:
     found = verdict_of({"activation": 0.5, "full": 0.75}, "R²", samples)
     assert found.ship == "full"
     assert "full has the best R², 0.75 (0.5 of activation (the probe)), and a squared error lower by 0.2" in found.text
+    assert "mean of the targets" not in found.text
+    found = verdict_of({"activation": -0.5, "full": -0.1}, "R²", samples)
+    assert found.text.endswith("But no model is better than the mean of the targets (R² below 0).")
     # the mean average precision is higher, and the samples' loss is not
     samples = {"activation": {"log_loss": errors}, "full": {"log_loss": errors + 0.1}}
     found = verdict_of({"activation": 0.5, "full": 0.51}, "mAP", samples)
