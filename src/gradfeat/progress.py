@@ -338,7 +338,7 @@ class _Bar:
 
 def _terminal() -> Any:
     """Return a console of standard error where that is a terminal on which lines can be redrawn; else None."""
-    if sys.stderr.closed or not sys.stderr.isatty():
+    if getattr(sys.stderr, "closed", False) or not sys.stderr.isatty():
         return None
     from rich.console import Console
 
