@@ -181,6 +181,7 @@ def _adopt(estimator: Any, about: dict[str, Any], tensors: dict[str, Tensor]) ->
     estimator.probe_ = probe_from_json(about["probe"], tensors["omega"], tensors["probe_bias"])
     if about["classes"] is not None:
         estimator.classes_ = classes_from_json(about["classes"])
+    estimator.how_ = {}
     for name in _OPTIONAL:
         if name in about["fitted"]:
             value = about["fitted"][name]

@@ -96,10 +96,10 @@ def per_sample_of(loss: Loss, logits: np.ndarray, truth: np.ndarray) -> dict[str
         "accuracy" (1 where the class is right, else 0) and "log_loss"; for several labels "log_loss", the mean over
         those that count, NaN without any; for regression "squared_error", the mean over outputs.
     """
-    if loss.task == "regression":
-        return {"squared_error": np.square(logits - truth).mean(1)}
-    eps = np.finfo(np.float64).eps
     probability = loss.predict_proba(torch.from_numpy(logits)).numpy()
+    if loss.task == "regression":
+        return {"squared_error": np.square(probability - truth).mean(1)}
+    eps = np.finfo(np.float64).eps
     p = np.clip(probability, eps, 1 - eps)
     if loss.task == "multilabel":
         known = ~np.isnan(truth)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
@@ -22,6 +22,9 @@ BRIEF = 1.0
 
 EVERY = 30.0
 """Seconds from one line to the next in a stage."""
+
+_GONE = (OSError, ValueError)
+"""What a stream says whose reader or terminal has gone, whose disk is full, or that is closed: the work goes on."""
 
 _TICK = 0.25  # seconds between two looks at the clock
 _INSTANT = 0.05  # seconds of a stage that is not worth a word
@@ -289,9 +292,10 @@ class _Lines:
 
     def _line(self, time: float, text: str) -> None:
         title = f"{self.work.title}: " if self.work.title else ""
-        self.stream.write(f"[{_clock_face(time - self.work.start)}] {title}{text}\n")
-        self.stream.flush()
         self.last = time
+        with suppress(*_GONE):
+            self.stream.write(f"[{_clock_face(time - self.work.start)}] {title}{text}\n")
+            self.stream.flush()
 
 
 class _Bar:
@@ -312,25 +316,29 @@ class _Bar:
         )
         self.bars = Bars(*columns, console=console, transient=True, expand=True)
         self.task = self.bars.add_task(work.title, total=1.0, left="")
-        self.bars.start()
+        with suppress(*_GONE):
+            self.bars.start()
 
     def tick(self, time: float) -> None:
         work = self.work
         left = work.forecast.left(time)
         title = ": ".join(part for part in (work.title, work.stage()) if part)
         share = work.forecast.share(time, work.start)
-        self.bars.update(self.task, description=title, completed=share, left=f"{_about(left)} left" if left else "")
+        left_text = f"{_about(left)} left" if left else ""
+        with suppress(*_GONE):
+            self.bars.update(self.task, description=title, completed=share, left=left_text)
 
     def part(self, time: float) -> None:
         pass
 
     def close(self, time: float, finished: bool) -> None:
-        self.bars.stop()
+        with suppress(*_GONE):
+            self.bars.stop()
 
 
 def _terminal() -> Any:
     """Return a console of standard error where that is a terminal on which lines can be redrawn; else None."""
-    if not sys.stderr.isatty():
+    if getattr(sys.stderr, "closed", False) or not sys.stderr.isatty():
         return None
     from rich.console import Console
 

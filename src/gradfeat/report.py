@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from gradfeat.losses import Loss
 from gradfeat.metrics import average_precisions, r2, rmse
@@ -165,7 +166,7 @@ def report_of(loss: Loss, logits: np.ndarray, truth: np.ndarray, names: Sequence
         names: Of the classes, c; not used for regression.
     """
     if loss.task == "regression":
-        return ValueReport(truth, logits)
+        return ValueReport(truth, loss.predict_proba(torch.from_numpy(logits)).numpy())
     if loss.task == "multilabel":
         return label_report(logits, truth, names)
     return class_report(truth, logits.argmax(1), names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +127,13 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
         The verdict: the model with the best main metric is worth its complexity where it is better than the simplest
         one by more than chance explains.
     """
+    found = _verdict(scores, title, samples)
+    if len(scores) > 1 and "squared_error" in next(iter(samples.values())) and max(scores.values()) < 0:
+        return replace(found, text=f"{found.text} But no model is better than the mean of the targets (R² below 0).")
+    return found
+
+
+def _verdict(scores: Mapping[str, float], title: str, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Verdict:
     modes = sorted(scores, key=lambda mode: MODES.index(mode) if mode in MODES else len(MODES))
     simplest = modes[0]
     if len(modes) == 1:
@@ -142,7 +149,9 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
     name = LABELS.get(simplest, simplest)
     others = {difference.model: difference for difference in differences if difference.metric == main}
     if best == simplest:
-        text = f"{name} has the best {title} on these {n:,} test samples: ship it, it is simpler and faster."
+        alone = all(scores[mode] < scores[simplest] for mode in modes[1:])
+        has = f"{name} has the best {title}" if alone else f"no model has a better {title} than {name}"
+        text = f"{has[0].upper()}{has[1:]} on these {n:,} test samples: ship it, it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
     found = others[best]
     tried = len(modes) - 1
@@ -150,6 +159,12 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
     if main != "accuracy":
         levels = f"{scores[best]:.3g} ({scores[simplest]:.3g} of {name})"
         said = f"{best} has the best {title}, {levels}, and a {found}"
+    if found.value < 0 and found.chance < UNLIKELY:
+        text = (
+            f"{said} on {n:,} test samples: the two disagree. Ship {name}, which is simpler and faster, unless the "
+            f"{title} is all that counts."
+        )
+        return Verdict(best, simplest, text, differences)
     if found.value <= 0 or found.chance >= UNLIKELY:
         text = f"{said}: no difference that these {n:,} test samples can show. Ship {name}: it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
@@ -207,7 +222,7 @@ def verdict_of_choice(choice: Choice) -> Verdict:
     probe, gradient = min(probes), min(gradients)
     levels = f"On held-out training data the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
     if not choice.gradients:
-        text = f"{levels}: the model is the probe. --mode activation gives the same, faster."
+        text = f"{levels}: the model is the probe. --mode activation --penalty {choice.w1:.3g} gives the same, faster."
         return Verdict("activation", "activation", text)
     if choice.gain is None or choice.gain_error is None:
         return Verdict(choice.mode, choice.mode, f"{levels}; whether that is more than chance, test data tell.")

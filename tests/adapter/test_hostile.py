@@ -312,6 +312,13 @@ def test_a_file_of_the_second_format_knows_nothing_of_its_fit(
     assert (again.choice_, again.seconds_, again.how_) == (None, {}, old.how_)
 
 
+def test_a_file_that_says_nothing_of_its_solver_is_read(saved: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    path = rewritten(saved, tmp_path / "m.safetensors", lambda about: about["fitted"].pop("how_"))
+    model = gradfeat.load(path, backbone=network())
+    np.testing.assert_array_equal(model.predict_proba(X), expected)
+    assert model.how_ == {}
+
+
 def test_numbers_that_are_not_finite_in_the_path_of_an_older_file_are_read(saved: Path, tmp_path: Path) -> None:
     def change(about: dict[str, Any]) -> None:
         as_of(2)(about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradfeat import load
-from gradfeat.cli.given import command, wrapped
+from gradfeat.cli.following import after_fit
+from gradfeat.cli.given import Given, command, wrapped
+from gradfeat.selection import Choice
 
 # ---- options that would do nothing --------------------------------------------------------------
 
@@ -239,6 +242,24 @@ def test_fit_says_what_the_gradient_term_was_worth_and_how_to_go_on(
     alone = run("fit", pictures / "train", "-b", f"gradfeat/{encoder}", "-o", path, "--mode", "activation", "--json")
     assert alone.json["verdict"] is None
     assert shlex.split(alone.json["next"]) == ["gradfeat", "predict", str(path), str(pictures / "train")]
+
+
+def test_the_next_command_reads_the_data_as_the_fit_did() -> None:
+    values = {"label_column": "tags", "label_separator": "", "skip_unreadable": True, "seed": 3}
+    options = Given(values, {name: f"--{name.replace('_', '-')}" for name in values})
+    about = (options, Path("-data"), "hf/folder", Path("m.safetensors"))
+    evaluate = shlex.split(after_fit(*about, "activation", None, True))
+    assert evaluate[:4] == ["gradfeat", "evaluate", "m.safetensors", "./-data"]
+    assert evaluate[4:9] == ["--label-column", "tags", "--label-separator", "", "--skip-unreadable"]
+    predict = shlex.split(after_fit(*about, "activation", None, False))
+    assert predict == ["gradfeat", "predict", "m.safetensors", "./-data", "--skip-unreadable"]
+
+
+def test_a_fit_that_found_no_gradient_term_is_not_compared_with_the_probe_that_it_is() -> None:
+    about = (Given(), Path("data"), "hf/folder", Path("m.safetensors"), "full")
+    probe, gradients = (Choice(1.0, 1.0, w2, [], 0.5) for w2 in (math.inf, 1.0))
+    assert shlex.split(after_fit(*about, probe, True))[1] == "evaluate"
+    assert shlex.split(after_fit(*about, gradients, True))[1] == "compare"
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

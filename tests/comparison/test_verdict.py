@@ -92,6 +92,9 @@ def test_a_gain_that_chance_explains_is_not() -> None:
 def test_among_equals_the_simplest_is_best() -> None:
     found = judged(finetune=0.8, full=0.8, activation=0.8)
     assert (found.best, found.ship) == ("activation", "activation")
+    assert "No model has a better accuracy than activation (the probe) on these" in found.text
+    alone = judged(full=0.7, activation=0.8)
+    assert "Activation (the probe) has the best accuracy on these" in alone.text
 
 
 def test_the_best_of_many_is_called_flattered() -> None:
@@ -135,10 +138,16 @@ def test_regression_and_several_labels_have_their_own_pairs() -> None:
     found = verdict_of({"activation": 0.5, "full": 0.75}, "R²", samples)
     assert found.ship == "full"
     assert "full has the best R², 0.75 (0.5 of activation (the probe)), and a squared error lower by 0.2" in found.text
+    assert "mean of the targets" not in found.text
+    found = verdict_of({"activation": -0.5, "full": -0.1}, "R²", samples)
+    assert found.text.endswith("But no model is better than the mean of the targets (R² below 0).")
     # the mean average precision is higher, and the samples' loss is not
     samples = {"activation": {"log_loss": errors}, "full": {"log_loss": errors + 0.1}}
     found = verdict_of({"activation": 0.5, "full": 0.51}, "mAP", samples)
     assert (found.best, found.ship) == ("full", "activation")
+    assert "a log loss higher by 0.1" in found.text
+    assert "the two disagree" in found.text
+    assert "no difference" not in found.text
 
 
 def test_one_model_has_no_rival() -> None:
@@ -186,9 +195,9 @@ def test_the_gain_of_a_choice_is_judged_with_its_error() -> None:
     assert "no difference that these samples can show" in unsure.text
     unknown = verdict_of_choice(choice())
     assert "0.9 with the gradient term and 1 without" in unknown.text
-    none = verdict_of_choice(choice(w2=math.inf))
+    none = verdict_of_choice(choice(w1=250.0, w2=math.inf))  # the probe's own penalty may be another one
     assert none.ship == "activation"
-    assert "the model is the probe" in none.text
+    assert "the model is the probe. --mode activation --penalty 250 gives the same" in none.text
     gradient = choice(mode="gradient", path=[Tried(1.0, 1.0, 1.0, 0.5)])
     assert verdict_of_choice(gradient).text == ""
     rounds: Any = SimpleNamespace(start=2.0, last_loss=0.5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics as reference
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -93,6 +94,19 @@ def test_values_agree_with_scikit_learn() -> None:
             }
         )
     assert report_of(Squared(), values[:, :1], truth[:, :1], []).to_dict() == {}
+
+
+def test_values_have_the_mean_that_their_targets_were_centred_by() -> None:
+    rng = np.random.default_rng(0)
+    truth, values = 1e3 + rng.normal(size=(2, 20, 2))
+    mean = truth.mean(0)
+    loss = Squared(mean=torch.from_numpy(mean))
+    found = report_of(loss, values - mean, truth, [])
+    np.testing.assert_allclose(found.values, values)
+    assert found.metrics() == pytest.approx({"mae": reference.mean_absolute_error(truth, values)})
+    errors = per_sample_of(loss, values - mean, truth)["squared_error"]
+    np.testing.assert_allclose(errors, ((truth - values) ** 2).mean(1))
+    assert np.sqrt(errors.mean()) == pytest.approx(metrics_of(loss, values - mean, truth)["rmse"])
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), OneHotSquared(), MultiLabelLogistic(), Squared()])

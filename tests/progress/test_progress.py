@@ -341,3 +341,28 @@ def test_lines_where_a_terminal_cannot_redraw(monkeypatch: pytest.MonkeyPatch) -
     assert module._terminal() is None
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert module._terminal() is None
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed file")]
+)
+def test_a_stream_that_cannot_be_written_stops_no_work(error: Exception) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    clock, done = Clock(), []
+    progress = Progress(True, stream=Gone(), clock=clock, watch=False)
+    with progress.whole("full"), progress.step("penalties") as step:
+        clock.now = EVERY
+        step(1, 2)
+        done.append("penalties")
+    assert done == ["penalties"]
+
+
+def test_a_closed_standard_error_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    with Progress(True).whole("full"), Progress(True).step("fit") as step:
+        step(1, 1)

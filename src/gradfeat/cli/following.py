@@ -18,8 +18,10 @@ from gradfeat.data.load import official
 from gradfeat.selection import Choice
 from gradfeat.verdict import verdict_of_choice
 
-READING = ("data_format", "text_column", "label_column", "image_column", "image_root", "encoding", "seconds")
-"""Options that say how data are read, of all commands."""
+_READING = ("data_format", "text_column", "image_column", "image_root", "encoding", "seconds", "skip_unreadable")
+
+READING = (*_READING, "label_column", "label_separator")
+"""Options that say how labelled data are read, of all commands that read some."""
 
 BACKBONE = ("weights", "device")
 """Options that say where a backbone comes from, of all commands."""
@@ -58,13 +60,13 @@ def after_fit(
     """
     reading = given.options((*READING, *BACKBONE))
     if not test:
-        return command("predict", model, data, *given.options((*_of_predict(), *BACKBONE)))
+        return command("predict", model, data, *given.options((*_READING, *BACKBONE)))
+    probe = mode == "activation" or (choice is not None and not choice.gradients)
     sure = choice is not None and choice.gain_error is not None and verdict_of_choice(choice).ship == mode
-    if sure or mode == "activation":
+    if sure or probe:
         return command("evaluate", model, data, *reading, "--picture", model.with_suffix(".png"))
-    modes = ["activation", *([mode] if mode != "activation" else [])]
-    names = [name for name in given.values if name not in _NOT_OF_COMPARE]
-    options = used(given, modes, names)
+    modes = ["activation", mode]
+    options = used(given, modes, [name for name in given.values if name not in _NOT_OF_COMPARE])
     return command(
         "compare", data, "-b", backbone, "--modes", ",".join(modes), *options, "--out", model.with_suffix("")
     )
@@ -100,7 +102,3 @@ def say_verdict(text: str, following: str) -> None:
     note(False, "")
     note(False, "Next:")
     sys.stdout.write(f"{wrapped(following, shutil.get_terminal_size().columns)}\n")
-
-
-def _of_predict() -> tuple[str, ...]:
-    return tuple(name for name in READING if name != "label_column")

@@ -58,8 +58,11 @@ def command(name: str, *parts: str | Path) -> str:
     Example:
         >>> command("evaluate", "my model.safetensors", "data")
         "gradfeat evaluate 'my model.safetensors' data"
+        >>> command("evaluate", "model.safetensors", Path("-photos"))  # no option
+        'gradfeat evaluate model.safetensors ./-photos'
     """
-    return shlex.join(["gradfeat", name, *map(str, parts)])
+    words = [f"./{part}" if isinstance(part, Path) and str(part).startswith("-") else str(part) for part in parts]
+    return shlex.join(["gradfeat", name, *words])
 
 
 def wrapped(line: str, width: int) -> str:
