@@ -328,7 +328,8 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             X: Samples, in any form that `fit` takes.
             crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
         """
-        values = self.loss_.predict_proba(self._logits(X, crops).double()).numpy()
+        logits = self._logits(X, crops).double()
+        values = self.loss_.predict_proba(logits).numpy()
         return values[:, 0] if self._one_output else values
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
