@@ -42,7 +42,7 @@ def sealed(text: str, tensors: Mapping[str, Tensor]) -> str:
 
     Example:
         >>> text = sealed('{"a": 1}', {})
-        >>> text[:12], text[-8:], check_sealed(text, {})
+        >>> text[:12], text[-7:], check_sealed(text, {})
         ('{"sha256": "', '"a": 1}', True)
     """
     return f'{_HEAD}{checksum(text, tensors)}"{"" if text == "{}" else ", "}{text[1:]}'

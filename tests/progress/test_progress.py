@@ -241,6 +241,7 @@ X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)
 
 
+@pytest.mark.filterwarnings("ignore:full. no step of the network was better")
 @pytest.mark.parametrize(
     "settings",
     [
