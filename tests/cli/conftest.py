@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
 
 CLASSES = ("dark", "light")
+PROGRESS = re.compile(r"\[\d+:\d\d\] ")
 FAST = ("--solver", "adam", "--epochs", "1", "--batch-size", "8")
 
 
 class Output:
-    """What a command printed, and its exit code."""
+    """What a command printed, and its exit code; how far it was, which hangs on the clock, apart."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+        lines = err.splitlines(keepends=True)
+        self.code, self.out = code, out
+        self.progress = [line for line in lines if PROGRESS.match(line)]
+        self.err = "".join(line for line in lines if not PROGRESS.match(line))
 
     @property
     def json(self) -> Any:

@@ -338,6 +338,9 @@ def test_json_and_predictions_are_all_of_standard_output(run: Any, model: Path, 
     found = run("predict", model, pictures / "test")
     assert len(list(csv.DictReader(found.out.splitlines()))) == 12
     assert found.err == ""
+    found = run("evaluate", model, pictures, "--json")
+    assert found.json["n"] == 12
+    assert (found.err, found.progress) == ("", [])
 
 
 def test_inspect_refuses_too(run: Any, model: Path, encoder: Path) -> None:

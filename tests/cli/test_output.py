@@ -275,7 +275,7 @@ def test_a_reader_who_goes_does_not_end_a_fit(
     nobody()
     path = tmp_path / "m.safetensors"
     found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "--mode", "activation", "-o", path)
-    assert all(line.startswith("[") for line in found.err.splitlines())  # how far the fit was
+    assert found.err == ""
     assert path.is_file()
 
 
@@ -292,9 +292,7 @@ def test_a_full_disk_under_the_output_is_said_and_ends_no_fit(
     }
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115 (closed by nobody, as a process's is)
     found = run(command, *arguments[command])
-    assert found.code == 2
-    assert found.err.splitlines()[-1] == "error: standard output: No space left on device"
-    assert all(line.startswith("[") for line in found.err.splitlines()[:-1])  # how far the fit was
+    assert (found.code, found.err) == (2, "error: standard output: No space left on device\n")
     assert path.is_file() == (command == "fit")
 
 
