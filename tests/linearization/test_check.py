@@ -216,3 +216,14 @@ def test_all_entries_count_but_few_where_nothing_else_can_be_told() -> None:
     three = a[:3]
     assert not doubtful(Layout(0), three, three[[1, 0]])
     assert doubtful(Layout(0), three, torch.stack([three[1], one[3]]))
+
+
+def test_what_rules_have_written_is_not_compared_with_torchs_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of some networks ends the process."""
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    lin = linearize(Function(torch.relu).eval(), x(), "layer")
+    assert lin.report().checks == ["f(x) against the network", "the tangent against torch.func.jvp"]
