@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import torch
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, compare
@@ -243,6 +243,7 @@ X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)
 
 
+@pytest.mark.filterwarnings("ignore::gradfeat.errors.GradfeatWarning")
 @pytest.mark.parametrize(
     "settings",
     [
