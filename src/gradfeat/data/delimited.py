@@ -162,10 +162,16 @@ def _dialect(content: str, usual: str) -> tuple[int, str]:
 
 def _end_of_line(content: str, position: int) -> tuple[int, int]:
     """Return where a line ends, and where the next one begins."""
-    found = _LINE.match(content, position)
-    assert found is not None  # it matches nothing too
-    end = found.end()
+    end = _always(_LINE, content, position).end()
     return end, min(len(content), end + 1 + content.startswith("\r\n", end))
+
+
+def _always(pattern: re.Pattern[str], text: str, position: int) -> re.Match[str]:
+    """Return what a pattern that matches nothing too finds at a place."""
+    found = pattern.match(text, position)
+    if found is None:
+        raise DataError(f"the place {position} lies behind the end of the text")
+    return found
 
 
 def _field(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
@@ -186,8 +192,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
         if found is not None:
             fields.append(_unescaped(found))
         else:
-            found = bare.match(line, position)
-            assert found is not None  # it matches nothing too
+            found = _always(bare, line, position)
             fields.append(found.group())
         position = found.end() + 1
         if found.end() >= len(line):
