@@ -32,6 +32,7 @@ from gradfeat.linearization import Linearization
 from gradfeat.losses import Squared, loss_for, target_mean
 from gradfeat.merge import MergedHead
 from gradfeat.optional import offline
+from gradfeat.rebuilt import AS_FITTED
 from gradfeat.rounds import Point
 from gradfeat.tensor_file import tensor_file
 
@@ -111,7 +112,6 @@ def load(
             differs), or the backbone that it names is not to be had.
         ConfigurationError: An argument that cannot be meant.
     """
-    from gradfeat.base import AS_FITTED
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
 
     check_device(device)

@@ -39,7 +39,7 @@ from gradfeat.losses import Loss, Quadratic, target_mean
 from gradfeat.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.rebuilt import rebuilt_model, without_programs
+from gradfeat.rebuilt import AS_FITTED, rebuilt_model, without_programs
 from gradfeat.representer import fit_representer
 from gradfeat.selection import as_pair
 from gradfeat.solvers.probe import Probe
@@ -57,9 +57,6 @@ from gradfeat.validation import (
     read_truth,
     shape_of,
 )
-
-AS_FITTED = ("mode", "parametrization", "precision", "loss", "rounds", "augment")
-"""Parameters that a fitted model keeps as they were, whatever is set for a next fit."""
 
 
 class GradientFeatureEstimator(BaseEstimator):

@@ -15,6 +15,9 @@ from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.losses import target_mean
 from gradfeat.model import GradientFeatureModel
 
+AS_FITTED = ("mode", "parametrization", "precision", "loss", "rounds", "augment")
+"""Parameters that a fitted model keeps as they were, whatever is set for a next fit."""
+
 
 def rebuilt_model(estimator: Any) -> GradientFeatureModel:
     """Return the model of a fitted estimator with its programs built again.
