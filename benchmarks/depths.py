@@ -17,7 +17,7 @@ from benchmarks.low_shot import fit
 from benchmarks.time_to_accuracy import TITLES, changes_of, data_parser, markdown, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
-from gradfeat.fitting import backbone_candidates, linearize_backbone
+from gradfeat.fit.fitting import backbone_candidates, linearize_backbone
 
 WAYS = ("probe", "gradient", "full", "finetune")
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.errors import ConvergenceError
-from gradfeat.fitting import Fit, Problem, hold_out, loss_at, new_model
+from gradfeat.fit.fitting import Fit, Problem, hold_out, loss_at, new_model
+from gradfeat.fit.training import TRIAL_LENGTH
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.finetune import FINETUNE_GRID, select
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import Schedule
-from gradfeat.training import TRIAL_LENGTH
 
 RANK = 8
 

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 
 from benchmarks.time_to_accuracy import Judge, clocks, data_parser, earlier, prepared, title_of, write
-from gradfeat.convex import fit_convex
+from gradfeat.comparison.plots import save_figure
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
-from gradfeat.fitting import Fit, Problem, new_model
-from gradfeat.merge import fit_head
-from gradfeat.plots import save_figure
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import Fit, Problem, new_model
+from gradfeat.fit.merge import fit_head
+from gradfeat.fit.training import fit_mode
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
-from gradfeat.training import fit_mode
 
 SHOTS = (1, 5, 10, 25, 50, 100)
 WAYS = ("probe", "gradient", "full", "merged", "rounds", "finetune")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, markdown, prepared, shown, write
-from gradfeat.convex import fit_convex
-from gradfeat.fitting import new_model
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import new_model
 
 METRICS = ("plain", "whitened")
 

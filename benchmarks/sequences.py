@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gradfeat import compare
-from gradfeat.files import write_text
+from gradfeat.files.writing import write_text
 
 LABELS = 10  # of each class
 DRAWS = 5

@@ -43,23 +43,23 @@ from sklearn.model_selection import train_test_split
 
 from benchmarks.lora import fit_lora
 from gradfeat import GradientFeatureClassifier
-from gradfeat.cache import SampleStore
-from gradfeat.comparison import PERCENT
-from gradfeat.comparison import TITLES as METRICS
-from gradfeat.convex import fit_convex
+from gradfeat.comparison.plots import save_figure
+from gradfeat.comparison.side_by_side import PERCENT
+from gradfeat.comparison.side_by_side import TITLES as METRICS
 from gradfeat.data import Inputs, load_dataset
-from gradfeat.evaluation import metrics_of
-from gradfeat.files import write_text
-from gradfeat.fitting import Problem, batch_logits, new_model, store_of
-from gradfeat.metrics import expected_calibration_error
+from gradfeat.estimators.reading import read_truth
+from gradfeat.files.writing import write_text
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import Problem, batch_logits, new_model, store_of
+from gradfeat.fit.selection import make_subspace
+from gradfeat.fit.training import TRIAL_LENGTH, fit_mode
+from gradfeat.metrics.evaluation import metrics_of
+from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
-from gradfeat.plots import save_figure
-from gradfeat.selection import make_subspace
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.solvers.subspace import Penalties
-from gradfeat.training import TRIAL_LENGTH, fit_mode
-from gradfeat.validation import read_truth
 
 TITLES = {**METRICS, "calibration_error": "calibration error"}
 EPOCHS = 100

@@ -35,7 +35,7 @@ from torch.utils.benchmark import Timer
 
 from gradfeat import GradientFeatureModel
 from gradfeat.backbones.encoders import TextEncoder
-from gradfeat.files import write_text
+from gradfeat.files.writing import write_text
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy
 from gradfeat.optional import require

@@ -25,7 +25,7 @@ from benchmarks.zoo import images, plain, transformers_models
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.measure import measure, warm_up
 from benchmarks.zoo.table import write_table
-from gradfeat.files import make_folder, write_text
+from gradfeat.files.writing import make_folder, write_text
 
 SECONDS = 900  # for one network
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.zoo.entry import Entry
-from gradfeat.files import write_text
+from gradfeat.files.writing import write_text
 from gradfeat.optional import require
 
 EXACT = 1e-8  # relative error

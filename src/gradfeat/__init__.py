@@ -9,12 +9,12 @@ from gradfeat._version import __version__
 from gradfeat.optional import mend_imports
 
 if TYPE_CHECKING:
-    from gradfeat.adapter import load
-    from gradfeat.comparison import compare
+    from gradfeat.comparison.side_by_side import compare
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-    from gradfeat.kernel import tangent_kernel
+    from gradfeat.estimators.adapter import load
     from gradfeat.linearization import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
+    from gradfeat.solvers.kernel import tangent_kernel
 
 mend_imports()
 
@@ -24,9 +24,9 @@ _HOME = {
     "GradientFeatureModel": "gradfeat.model",
     "GradientFeatureClassifier": "gradfeat.estimators",
     "GradientFeatureRegressor": "gradfeat.estimators",
-    "load": "gradfeat.adapter",
+    "load": "gradfeat.estimators.adapter",
     "compare": "gradfeat.comparison",
-    "tangent_kernel": "gradfeat.kernel",
+    "tangent_kernel": "gradfeat.solvers.kernel",
 }
 
 __all__ = [

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradfeat.adapter_file import FORMAT_VERSION, KEY
-from gradfeat.digests import sealed
+from gradfeat.estimators.adapter_file import FORMAT_VERSION, KEY
+from gradfeat.files.digests import sealed
 
 
 def network(seed: int = 0, width: int = 8) -> nn.Module:

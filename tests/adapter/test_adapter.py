@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gradfeat
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, adapter
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import AdapterError, ConfigurationError
+from gradfeat.estimators import adapter
 from gradfeat.model import MODES
 from gradfeat.optional import require
 from gradfeat.pretrain import input_scaling, save_encoder
@@ -226,7 +227,7 @@ def test_a_failure_in_writing_leaves_the_old_file_whole(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(f"gradfeat.files.os.{where}", fail)
+    monkeypatch.setattr(f"gradfeat.files.writing.os.{where}", fail)
     with pytest.raises(AdapterError if isinstance(error, OSError) else KeyboardInterrupt):
         fitted(X, 2 - y, mode="activation").save(path)
     monkeypatch.undo()

@@ -21,8 +21,8 @@ from safetensors import safe_open
 
 import gradfeat
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.adapter_file import KEY
 from gradfeat.errors import AdapterError, GradfeatError
+from gradfeat.estimators.adapter_file import KEY
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 Y = np.array(["ant", "bee", "cat"])[(X[:, 0] > 0).astype(int) + (X[:, 1] > 0)]

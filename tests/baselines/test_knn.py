@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from gradfeat.baselines import NearestNeighbours
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError
-from gradfeat.metrics import average_precision
+from gradfeat.metrics.scores import average_precision
 
 
 def data(n: int = 60, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gradfeat import base
-from gradfeat.files import write_whole
+from gradfeat.estimators import base
+from gradfeat.files.writing import write_whole
 
 
 def test_compare_after_an_interruption_keeps_what_is_done(
@@ -125,7 +125,7 @@ def test_a_full_disk_is_said_in_one_line_with_the_file_and_the_way_out(
         if len(files) > room:
             raise OSError(errno.EFBIG, "File too large")
 
-    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
     found = run(command, *arguments)
     assert found.code == 2
     line = found.err.splitlines()[-1]
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
     with pytest.raises(OSError, match="No space left") as error:
         write_whole(path, b"new")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))

@@ -18,7 +18,7 @@ from PIL import Image
 from gradfeat import load
 from gradfeat.cli.following import after_fit
 from gradfeat.cli.given import Given, command, wrapped
-from gradfeat.selection import Choice
+from gradfeat.fit.selection import Choice
 
 # ---- options that would do nothing --------------------------------------------------------------
 
@@ -296,7 +296,7 @@ def test_evaluate_shows_each_class(run: Any, model: Path, pictures: Path, tmp_pa
 
 def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from gradfeat.cli.show_report import show_report
-    from gradfeat.report import class_report
+    from gradfeat.metrics.report import class_report
 
     truth = np.repeat(np.arange(120), 3)
     predicted = np.where(truth == 77, 5, truth)  # one class is always wrong, and spoils another one

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradfeat.adapter import load
 from gradfeat.cli import main
 from gradfeat.cli.show import note, print_data, table
-from gradfeat.plots import dot_chart
-from gradfeat.terminal import json_safe, printable
+from gradfeat.comparison.plots import dot_chart
+from gradfeat.estimators.adapter import load
+from gradfeat.files.terminal import json_safe, printable
 
 CLASSES = ("red\x1b[31m", "new\nerror: none", "\u202eé \x9b日本", "$x_$ \r{")
 OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -217,7 +217,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, under: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
-    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by their numbers")

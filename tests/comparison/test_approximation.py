@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, compare, linearize
-from gradfeat.approximation import approximation
-from gradfeat.cache import SampleStore
+from gradfeat.comparison.approximation import approximation
 from gradfeat.data import Inputs
-from gradfeat.evaluation import agreement
+from gradfeat.fit.merge import MergedHead
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared
-from gradfeat.merge import MergedHead
+from gradfeat.metrics.evaluation import agreement
 from gradfeat.model import GradientFeatureModel
+from gradfeat.samples.store import SampleStore
 
 X = np.random.default_rng(0).normal(size=(30, 4))
 

@@ -13,12 +13,12 @@ import torch
 from benchmarks import depths, low_shot, metrics, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
-from gradfeat.fitting import Problem, loss_at, new_model
-from gradfeat.merge import fit_head
-from gradfeat.metrics import expected_calibration_error
+from gradfeat.fit.fitting import Problem, loss_at, new_model
+from gradfeat.fit.merge import fit_head
+from gradfeat.fit.selection import make_subspace
+from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.selection import make_subspace
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.solvers.subspace import Penalties

@@ -12,13 +12,14 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, base, compare
-from gradfeat.comparison import Comparison
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
+from gradfeat.comparison.side_by_side import Comparison
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
-from gradfeat.evaluation import metrics_of
+from gradfeat.estimators import base
+from gradfeat.estimators.reading import read_truth
 from gradfeat.losses import CrossEntropy
+from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.model import MODES
-from gradfeat.validation import read_truth
 
 SETTINGS: dict[str, Any] = {"solver": "adam", "epochs": 3, "penalty": 0.1, "random_state": 0}
 
@@ -204,7 +205,7 @@ def test_interruption_keeps_the_rows_before_it(digits: tuple[np.ndarray, ...], m
 def test_interruption_within_the_search_of_a_learning_rate_ends_it(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradfeat import training
+    from gradfeat.fit import training
 
     train = training.train
     runs: list[str] = []
@@ -225,7 +226,7 @@ def test_interruption_within_the_search_of_a_learning_rate_ends_it(
 def test_interruption_between_epochs_is_said_in_the_row(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradfeat import training
+    from gradfeat.fit import training
 
     train = training.train
 

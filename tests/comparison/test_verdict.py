@@ -15,12 +15,12 @@ from scipy.stats import ttest_rel
 from torch import nn
 
 from gradfeat import GradientFeatureClassifier, compare
-from gradfeat.edges import choice_edge, edge_note, probe_edge, rate_edge
-from gradfeat.selection import GRID, HEADS, HEAVIER, Choice, Tried
+from gradfeat.comparison.edges import choice_edge, edge_note, probe_edge, rate_edge
+from gradfeat.comparison.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
+from gradfeat.fit.selection import GRID, HEADS, HEAVIER, Choice, Tried
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
-from gradfeat.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
 
 
 def right(share: float, n: int) -> np.ndarray:

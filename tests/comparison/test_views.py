@@ -14,8 +14,8 @@ from torch import nn
 from gradfeat import compare
 from gradfeat.data import Crops, Inputs, Preprocessing
 from gradfeat.errors import ConfigurationError
-from gradfeat.evaluation import mean_of_views
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
+from gradfeat.metrics.evaluation import mean_of_views
 from gradfeat.optional import require
 
 PREPROCESSING = {"size": [6, 6], "crop_pct": 0.75, "mean": [0.5], "std": [0.5], "channels": 1}

@@ -17,8 +17,9 @@ from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, closed_form, compare, training
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
+from gradfeat.fit import closed_form, training
 from gradfeat.solvers import first_order
 from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Subspace

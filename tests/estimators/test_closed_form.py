@@ -79,7 +79,7 @@ def test_auto_takes_it_for_few_samples_of_a_squared_loss(monkeypatch: pytest.Mon
         warnings.simplefilter("ignore", GradfeatWarning)
         assert classifier(loss="cross_entropy", penalty=0.01).fit(X, classes).solution_.solver == "subspace"
         assert regressor(rounds=2).fit(X, y).solution_.solver != "dual"
-        monkeypatch.setattr("gradfeat.closed_form.FEW", 59)
+        monkeypatch.setattr("gradfeat.fit.closed_form.FEW", 59)
         assert regressor().fit(X, y).solution_.solver == "subspace"
 
 
@@ -210,6 +210,6 @@ def test_rounds_are_of_the_subspace_solver() -> None:
 
 
 def test_a_kernel_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.closed_form.available_memory", lambda: 10_000)
+    monkeypatch.setattr("gradfeat.fit.closed_form.available_memory", lambda: 10_000)
     with pytest.raises(ConfigurationError, match="more than is free: take solver='subspace'"):
         regressor(solver="dual").fit(*data(20))

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import gradfeat
-from gradfeat import GradientFeatureClassifier, compare, convex, fitting
-from gradfeat.convex import choose, fit_convex
-from gradfeat.depth import SHORT, WORTH
+from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
-from gradfeat.fitting import hold_out
-from gradfeat.selection import HEAVIER, place_of_omega
+from gradfeat.fit import convex, fitting
+from gradfeat.fit.convex import choose, fit_convex
+from gradfeat.fit.depth import SHORT, WORTH
+from gradfeat.fit.fitting import hold_out
+from gradfeat.fit.selection import HEAVIER, place_of_omega
 
 
 class Block(nn.Module):
@@ -144,8 +145,8 @@ def test_a_deeper_theta2_is_taken_where_it_is_worth_it(
     losses: list[float], tried: int, taken: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = iter(losses)
-    monkeypatch.setattr("gradfeat.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(given)))
-    monkeypatch.setattr("gradfeat.depth.place_of_omega", lambda choice, probe: 0)
+    monkeypatch.setattr("gradfeat.fit.depth.choose", lambda *args, **options: SimpleNamespace(loss=next(given)))
+    monkeypatch.setattr("gradfeat.fit.depth.place_of_omega", lambda choice, probe: 0)
     X, _ = _data()
     found = _fit()
     assert [depth.loss for depth in found.depths_] == losses[:tried]

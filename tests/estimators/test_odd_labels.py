@@ -17,8 +17,8 @@ from torch import nn
 
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.labels import as_labels
-from gradfeat.selection import as_pair
+from gradfeat.estimators.labels import as_labels
+from gradfeat.fit.selection import as_pair
 
 B = np.array([0, 1] * 4)
 TWO = np.stack([B, 1 - B], 1)

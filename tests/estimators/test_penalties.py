@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-import gradfeat.convex
+import gradfeat.fit.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.fit.selection import PARTS, SPLITS, choose_penalties
 from gradfeat.losses import CrossEntropy
-from gradfeat.selection import PARTS, SPLITS, choose_penalties
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Subspace
 
@@ -72,7 +72,7 @@ def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(monkeypatch: py
         return replace(choice, iterations=40), w2 if kept else None  # to the tolerance
 
     kept = True
-    monkeypatch.setattr(gradfeat.convex, "choose_penalties", without_end)
+    monkeypatch.setattr(gradfeat.fit.convex, "choose_penalties", without_end)
     begun = classifier(metric="plain").fit(X, y)
     kept = False
     from_zero = classifier(metric="plain").fit(X, y)
@@ -240,7 +240,7 @@ def test_each_of_few_samples_is_held_out_once(rarest: int, parts: int, monkeypat
         used.append(splits)
         return choose_penalties(store, y, loss, splits, *more, **named)
 
-    monkeypatch.setattr(gradfeat.convex, "choose_penalties", recorded)
+    monkeypatch.setattr(gradfeat.fit.convex, "choose_penalties", recorded)
     X, y = data(60)
     few = np.concatenate([np.flatnonzero(y == 0)[:rarest], np.flatnonzero(y == 1)])
     classifier(metric="plain").fit(X[few], y[few])
@@ -252,7 +252,7 @@ def test_each_of_few_samples_is_held_out_once(rarest: int, parts: int, monkeypat
 
 
 def test_rare_classes_keep_a_sample_that_is_seen() -> None:
-    from gradfeat.fitting import _spare_last
+    from gradfeat.fit.fitting import _spare_last
 
     y = np.repeat(np.arange(10), [1, 1, 2, 2, 2, 2, 2, 2, 3, 3])
     for seed in range(20):
@@ -283,7 +283,7 @@ def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given(monk
     if both.choice_.metric == "plain":
         assert both.choice_.loss == plain.choice_.loss
     assert fitted("auto", solver="dual").choice_.metric == "plain"  # the kernel's
-    monkeypatch.setattr("gradfeat.convex.ONE_SPLIT_FROM", 60)  # from where on held-out data need not be asked
+    monkeypatch.setattr("gradfeat.fit.convex.ONE_SPLIT_FROM", 60)  # from where on held-out data need not be asked
     assert fitted("auto", solver="dual").choice_.metric == "plain"
     many, alone = fitted("auto"), fitted("whitened")
     assert many.choice_.metric == "whitened"

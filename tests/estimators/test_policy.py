@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-import gradfeat.convex
+import gradfeat.fit.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, linearize
 from gradfeat.data import Inputs
 from gradfeat.errors import GradfeatWarning
-from gradfeat.fitting import Problem, prepare
+from gradfeat.fit.fitting import Problem, prepare
+from gradfeat.fit.rounds import Rounds, search_rounds
+from gradfeat.fit.selection import Choice, choose_penalties
 from gradfeat.losses import Squared
 from gradfeat.progress import Progress
-from gradfeat.rounds import Rounds, search_rounds
-from gradfeat.selection import Choice, choose_penalties
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
@@ -160,7 +160,7 @@ def test_rounds_are_kept_only_where_they_are_better_than_one_linearization(monke
         searched.append((search_rounds(problem, choice, *arguments, **named), choice))
         return searched[-1][0]
 
-    monkeypatch.setattr(gradfeat.convex, "search_rounds", recorded)
+    monkeypatch.setattr(gradfeat.fit.convex, "search_rounds", recorded)
     kept = []
     for seed in (0, 1):
         X, y = noisy(seed)
@@ -179,7 +179,7 @@ def test_rounds_are_kept_only_where_they_are_better_than_one_linearization(monke
 def test_a_repetition_with_a_higher_loss_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = noisy(0)
     y = X[:, 0] * X[:, 1] + X[:, 2]
-    repeat = gradfeat.convex.repeat_rounds
+    repeat = gradfeat.fit.convex.repeat_rounds
 
     def astray(*arguments: Any, **named: Any) -> Any:
         point, solution = repeat(*arguments, **named)
@@ -188,7 +188,7 @@ def test_a_repetition_with_a_higher_loss_leaves_what_the_search_found(monkeypatc
     model = GradientFeatureRegressor(deep(), theta2="*", rounds=3, random_state=0)
     good = model.fit(X, y).score(X, y)
     assert model.rounds_ is not None
-    monkeypatch.setattr(gradfeat.convex, "repeat_rounds", astray)
+    monkeypatch.setattr(gradfeat.fit.convex, "repeat_rounds", astray)
     with pytest.warns(GradfeatWarning, match="went astray when repeated on all samples: the loss rose"):
         model.fit(X, y)
     assert model.score(X, y) > 0.5 * good > 0.1

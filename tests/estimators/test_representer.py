@@ -113,9 +113,9 @@ def test_saved_merged_weighted_and_mirrored(tmp_path: Any) -> None:
 
 
 def test_a_problem_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.representer.MOST", 100)
+    monkeypatch.setattr("gradfeat.fit.representer.MOST", 100)
     with pytest.raises(ConfigurationError, match=r"up to 100 samples × outputs of cross_entropy loss, not 60 × 3"):
         classifier().fit(*data())
-    monkeypatch.setattr("gradfeat.closed_form.available_memory", lambda: 10_000)
+    monkeypatch.setattr("gradfeat.fit.closed_form.available_memory", lambda: 10_000)
     with pytest.raises(ConfigurationError, match="more than is free: take solver='subspace'"):
         classifier().fit(*data())

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp
 
-import gradfeat.convex
-import gradfeat.rounds as rounds_module
+import gradfeat.fit.convex
+import gradfeat.fit.rounds as rounds_module
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
-from gradfeat.convex import choose
 from gradfeat.errors import ConvergenceError
-from gradfeat.fitting import hold_out
+from gradfeat.fit.convex import choose
+from gradfeat.fit.fitting import hold_out
+from gradfeat.fit.rounds import Point, _descend, repeat_rounds, search_rounds
 from gradfeat.losses import CrossEntropy
-from gradfeat.metrics import log_loss
+from gradfeat.metrics.scores import log_loss
 from gradfeat.progress import Progress
-from gradfeat.rounds import Point, _descend, repeat_rounds, search_rounds
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -237,13 +237,13 @@ def calls_of_grow(monkeypatch: pytest.MonkeyPatch, X: np.ndarray, y: np.ndarray)
     with monkeypatch.context() as context:
         context.setattr(Subspace, "grow", counted)
         for name in ("search_rounds", "repeat_rounds"):
-            inner = getattr(gradfeat.convex, name)
+            inner = getattr(gradfeat.fit.convex, name)
 
             def marked(*arguments: Any, inner: Any = inner, **named: Any) -> Any:
                 marks.append(len(calls))
                 return inner(*arguments, **named)
 
-            context.setattr(gradfeat.convex, name, marked)
+            context.setattr(gradfeat.fit.convex, name, marked)
         classifier().fit(X, y)
     return marks[0], marks[1], len(calls)
 
@@ -274,7 +274,7 @@ def test_repetition_that_diverges_leaves_what_the_search_found(monkeypatch: pyte
         raise ConvergenceError("the gradient is not finite")
 
     X, y = data()
-    monkeypatch.setattr(gradfeat.convex, "repeat_rounds", diverge)
+    monkeypatch.setattr(gradfeat.fit.convex, "repeat_rounds", diverge)
     with pytest.warns(UserWarning, match="went astray when repeated on all samples: the gradient is not finite"):
         model = classifier().fit(X, y)
     assert model.rounds_.steps

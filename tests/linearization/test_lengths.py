@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
-from gradfeat.kernel import gram
 from gradfeat.linearization import linearize
 from gradfeat.linearization.lengths import LengthGroups, linearize_lengths
 from gradfeat.losses import CrossEntropy
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.kernel import gram
 from gradfeat.solvers.kronecker import estimate_factors
 
 

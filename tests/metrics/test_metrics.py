@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics
 
 from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
-from gradfeat.metrics import (
+from gradfeat.metrics.scores import (
     accuracy,
     average_precision,
     average_precisions,

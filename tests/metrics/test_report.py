@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradfeat.evaluation import metrics_of, per_sample_of
+from gradfeat.comparison.report_charts import report_chart
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
-from gradfeat.report import ClassReport, LabelReport, ValueReport, class_report, report_of
-from gradfeat.report_charts import report_chart
+from gradfeat.metrics.evaluation import metrics_of, per_sample_of
+from gradfeat.metrics.report import ClassReport, LabelReport, ValueReport, class_report, report_of
 
 
 def labels(classes: int, n: int) -> st.SearchStrategy[list[tuple[int, int]]]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradfeat.cache import LEVELS, SampleStore
 from gradfeat.data import Inputs, Mirrored
 from gradfeat.errors import DataError
 from gradfeat.linearization import linearize
+from gradfeat.samples.store import LEVELS, SampleStore
 
 X = np.random.default_rng(0).normal(size=(7, 2, 5, 4))
 
@@ -76,7 +76,7 @@ def test_residuals_are_kept_at_another_point_where_there_is_room(monkeypatch: py
     assert run == [4, 3]
     kept.primal(everything)
     assert run == [4, 3]
-    monkeypatch.setattr("gradfeat.cache.available_memory", lambda device=None: 1000)
+    monkeypatch.setattr("gradfeat.samples.store.available_memory", lambda device=None: 1000)
     tight = before.at(moved)
     assert tight.level == "z0"
     torch.testing.assert_close(tight.features, kept.features, rtol=1e-12, atol=1e-12)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
-from gradfeat.cache import SampleStore, available_memory, choose_level
 from gradfeat.errors import ConfigurationError
-from gradfeat.fitting import prepare
+from gradfeat.fit.fitting import prepare
+from gradfeat.fit.merge import CLOSE, STEPS, fit_head, merge, original_values
+from gradfeat.fit.training import fit_mode
 from gradfeat.losses import CrossEntropy
-from gradfeat.merge import CLOSE, STEPS, fit_head, merge, original_values
+from gradfeat.samples.store import SampleStore, available_memory, choose_level
 from gradfeat.solvers.schedule import paper_schedule
-from gradfeat.training import fit_mode
 
 
 def small_network(*, zero_gamma: bool = False, affine: bool = True) -> nn.Module:
@@ -338,7 +338,7 @@ def test_values_are_unfolded_on_the_device_where_they_are() -> None:
 def test_many_samples_are_too_many_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, store = linear_in_theta2()
     seen = []
-    monkeypatch.setattr("gradfeat.merge.MOST_SAMPLES", 20)
+    monkeypatch.setattr("gradfeat.fit.merge.MOST_SAMPLES", 20)
     monkeypatch.setattr(
         store.linearization, "network", lambda theta2, z0: seen.append(len(z0)) or torch.randn(len(z0), 6).double()
     )

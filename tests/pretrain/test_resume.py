@@ -266,7 +266,7 @@ def test_a_full_disk_keeps_the_epoch_before(tmp_path, monkeypatch):
         if len(calls) == 4:  # a table and a state for each epoch
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gradfeat.files.os.fsync", full)
+    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
     with pytest.raises(OSError, match="No space left on device") as error:
         pretrain("vae", tmp_path)
     assert error.value.filename == str(tmp_path / FILE)

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch.func import functional_call, jacrev
 
 from gradfeat import linearize
-from gradfeat.cache import SampleStore
-from gradfeat.convex import fit_convex
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError
-from gradfeat.fitting import batch_logits, new_model
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import batch_logits, new_model
+from gradfeat.fit.training import fit_mode
 from gradfeat.losses import CrossEntropy
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import PAPER
-from gradfeat.training import fit_mode
 
 N, CLASSES, DEPTH = 24, 3, 2
 

@@ -19,7 +19,7 @@ from torch import nn
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours
 from gradfeat.data import Inputs
 from gradfeat.errors import BackboneError, ConfigurationError, DataError
-from gradfeat.metrics import mean_average_precision
+from gradfeat.metrics.scores import mean_average_precision
 from gradfeat.pretrain import input_scaling, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.reproduce import networks, published, reproduce, table2, table4

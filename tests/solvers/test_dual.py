@@ -11,14 +11,14 @@ from sklearn.linear_model import Ridge, RidgeCV
 from torch import Tensor, nn
 
 from gradfeat import tangent_kernel
-from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
-from gradfeat.kernel import gram
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.losses import Squared
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.kernel import gram
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 N, C, D = 14, 3, 5

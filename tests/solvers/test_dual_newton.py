@@ -11,15 +11,15 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.errors import ConvergenceError, DataError
-from gradfeat.kernel import gram
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.dual_newton import NewtonPoint, curvature_unit, newton_dual
 from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.kernel import gram
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 N, C, D = 14, 3, 5

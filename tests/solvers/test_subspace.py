@@ -10,11 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from gradfeat.cache import SampleStore
 from gradfeat.data import Inputs
 from gradfeat.errors import ConvergenceError
 from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers import kronecker
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.gradient_features import GradientFeatures, inner

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradfeat import files
-from gradfeat.files import check_file, check_folder, is_stream, make_folder, write_text, write_whole
+from gradfeat.files import writing as files
+from gradfeat.files.writing import check_file, check_folder, is_stream, make_folder, write_text, write_whole
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links, pipes and devices as Unix has them")
 root_only = pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="makes devices")
@@ -235,7 +235,7 @@ def test_a_file_system_that_cannot_wait_is_written_to(tmp_path: Path, monkeypatc
     def unknown(file: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("gradfeat.files.os.fsync", unknown)
+    monkeypatch.setattr("gradfeat.files.writing.os.fsync", unknown)
     assert write_whole(tmp_path / "x", NEW).read_bytes() == NEW
 
 
@@ -284,7 +284,7 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mo
     def busy(*args: Any) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    monkeypatch.setattr("gradfeat.files.os.replace", busy)
+    monkeypatch.setattr("gradfeat.files.writing.os.replace", busy)
     for old, new in ((OLD, NEW), (NEW, OLD), (OLD, b"")):
         path.write_bytes(old)
         place = path.stat().st_ino
@@ -296,7 +296,7 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path.write_bytes(OLD)
-    monkeypatch.setattr("gradfeat.files.os.posix_fallocate", full)
+    monkeypatch.setattr("gradfeat.files.writing.os.posix_fallocate", full)
     with pytest.raises(OSError, match="No space left") as error:
         write_whole(path, NEW)
     assert (error.value.filename, path.read_bytes(), names(tmp_path)) == (str(path), OLD, ["x"])

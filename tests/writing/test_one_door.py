@@ -1,4 +1,4 @@
-"""Nothing is written but through `gradfeat.files`."""
+"""Nothing is written but through `gradfeat.files.writing`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = Path(gradfeat.__file__).parent
 ROOMS = [PACKAGE, *(folder for folder in [PACKAGE.parents[1] / "benchmarks"] if folder.is_dir())]
 WRITES = {"write_bytes", "save_file", "savez", "savez_compressed", "savetxt", "to_csv", "touch", "mkdir", "makedirs"}
 ALLOWED = {
-    "files.py": {"open", "makedirs"},
+    "writing.py": {"open", "makedirs"},
     "terminal.py": {"open"},  # of the device that swallows all
     "plots.py": {"savefig"},  # into memory
 }

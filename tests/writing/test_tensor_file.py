@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradfeat import GradientFeatureClassifier
-from gradfeat.checkpoint import Checkpoint, Part
+from gradfeat.files.tensor_file import tensor_file
+from gradfeat.fit.checkpoint import Checkpoint, Part
 from gradfeat.pretrain import load_encoder, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.tensor_file import tensor_file
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradfeat.digests import digest_tensors, tensor_lines
+from gradfeat.files.digests import digest_tensors, tensor_lines
 
 # Settings that change training or memory, but not the function in evaluation mode.
 _WITHOUT_EFFECT = frozenset({"inplace", "momentum", "training", "dropout"})

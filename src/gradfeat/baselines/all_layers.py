@@ -19,11 +19,11 @@ from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.fitting import check_device
+from gradfeat.estimators.reading import NotFittedError, check_lengths, indicator, is_indicator, read_classes
+from gradfeat.fit.fitting import check_device
+from gradfeat.fit.selection import ONE_SPLIT_FROM
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
-from gradfeat.selection import ONE_SPLIT_FROM
 from gradfeat.solvers.probe import Probe, fit_probe, folds
-from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, read_classes
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all features that are tried."""

@@ -11,8 +11,8 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.metrics import accuracy, mean_average_precision
-from gradfeat.validation import NotFittedError, check_lengths, indicator, is_indicator, read_classes
+from gradfeat.estimators.reading import NotFittedError, check_lengths, indicator, is_indicator, read_classes
+from gradfeat.metrics.scores import accuracy, mean_average_precision
 
 GRID = (1, 5, 10, 20, 50, 200)
 """Numbers of neighbours that are tried."""

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Those of the command line; None takes the process's own.
     """
-    from gradfeat.terminal import any_encoding
+    from gradfeat.files.terminal import any_encoding
 
     with any_encoding():
         _run(arguments)
@@ -63,7 +63,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 def _show(kind: str, text: str) -> None:
     """Write a message; further lines of it are set back, so that none passes for a message of its own."""
-    from gradfeat.terminal import printable
+    from gradfeat.files.terminal import printable
 
     with suppress(OSError, AttributeError):  # nobody listens: the work, and its exit code, are not the worse for it
         sys.stderr.write(f"{kind}: " + printable(text, keep="\n\t").replace("\n", "\n  ") + "\n")

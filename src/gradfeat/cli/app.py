@@ -48,7 +48,7 @@ from gradfeat.cli.options import (
     Theta2,
     Weights,
 )
-from gradfeat.terminal import printable
+from gradfeat.files.terminal import printable
 
 
 class Commands(TyperGroup):

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.checkpoint import ABOUT
 from gradfeat.cli.following import after_compare, after_fit, has_test_part, say_verdict
 from gradfeat.cli.given import Given
 from gradfeat.cli.idle import idle_for_data, idle_in_modes, kind_of, refuse
 from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.comparison import Comparison, check_modes, compare
+from gradfeat.comparison.edges import edge_note
+from gradfeat.comparison.plots import choice_charts
+from gradfeat.comparison.side_by_side import Comparison, check_modes, compare
+from gradfeat.comparison.verdict import verdict_of_fit
 from gradfeat.data import Dataset, Preprocessing, load_dataset
 from gradfeat.data.dataset import WHOLE
-from gradfeat.edges import edge_note
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.files import write_text
+from gradfeat.files.writing import write_text
+from gradfeat.fit.checkpoint import ABOUT
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
-from gradfeat.plots import choice_charts
-from gradfeat.verdict import verdict_of_fit
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradfeat.adapter import load
 from gradfeat.cli.outputs import check_folder
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.comparison import Comparison, compare
+from gradfeat.comparison.side_by_side import Comparison, compare
+from gradfeat.estimators.adapter import load
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.encoder_file import FILE
 from gradfeat.progress import Progress

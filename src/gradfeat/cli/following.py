@@ -11,12 +11,12 @@ import numpy as np
 from gradfeat.cli.given import Given, command, wrapped
 from gradfeat.cli.idle import used
 from gradfeat.cli.show import note
-from gradfeat.comparison import Comparison
+from gradfeat.comparison.side_by_side import Comparison
+from gradfeat.comparison.verdict import verdict_of_choice
 from gradfeat.data import Dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.load import official
-from gradfeat.selection import Choice
-from gradfeat.verdict import verdict_of_choice
+from gradfeat.fit.selection import Choice
 
 _READING = ("data_format", "text_column", "image_column", "image_root", "encoding", "seconds", "skip_unreadable")
 

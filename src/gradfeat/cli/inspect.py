@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from gradfeat.adapter import read
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
 from gradfeat.cli.commands import names_of
@@ -17,6 +16,7 @@ from gradfeat.cli.idle import TEXTS, idle_for_data, refuse
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import ConfigurationError
+from gradfeat.estimators.adapter import read
 from gradfeat.inspection import Inspection, inspect_network
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.progress import Progress

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gradfeat import files
 from gradfeat.errors import ConfigurationError, GradfeatError
+from gradfeat.files import writing as files
 
 
 @contextmanager

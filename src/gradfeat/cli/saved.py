@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.adapter import load
 from gradfeat.cli.commands import Source, check_part, class_names, labels, read
 from gradfeat.cli.given import Given
 from gradfeat.cli.idle import TEXTS, idle_for_data, kind_for, refuse
 from gradfeat.cli.outputs import check_file, written
 from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.cli.show_report import show_report
-from gradfeat.comparison import PERCENT, TITLES
+from gradfeat.comparison.report_charts import report_chart
+from gradfeat.comparison.side_by_side import PERCENT, TITLES
 from gradfeat.data import Dataset, TextPreprocessing, load_images
 from gradfeat.data.audio import RATE, SECONDS, load_recordings
 from gradfeat.data.audio import SUFFIXES as SOUND
@@ -30,11 +30,11 @@ from gradfeat.data.images import without_unreadable
 from gradfeat.data.load import TABLES, existing, is_sound, official
 from gradfeat.data.table import SUFFIXES, Columns, is_table, load_table_images, load_texts
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.evaluation import metrics_of
-from gradfeat.files import is_stream, write_text
-from gradfeat.report import report_of
-from gradfeat.report_charts import report_chart
-from gradfeat.validation import read_truth
+from gradfeat.estimators.adapter import load
+from gradfeat.estimators.reading import read_truth
+from gradfeat.files.writing import is_stream, write_text
+from gradfeat.metrics.evaluation import metrics_of
+from gradfeat.metrics.report import report_of
 
 
 def predict_command(

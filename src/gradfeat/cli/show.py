@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from gradfeat.files import decoded
-from gradfeat.terminal import fits, json_safe, mute, printable
+from gradfeat.files.terminal import fits, json_safe, mute, printable
+from gradfeat.files.writing import decoded
 
 _LONG = 30  # a cell longer than this may be broken between words
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.cli.show import note, table
-from gradfeat.report import ClassReport, LabelReport, Report
+from gradfeat.metrics.report import ClassReport, LabelReport, Report
 
 SHOWN = 30
 """Classes up to which all have a row; of more the worst ones have."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gradfeat.data.dataset import WHOLE, Dataset
+from gradfeat.data.memory import free_memory
 from gradfeat.errors import DataError, did_you_mean
-from gradfeat.memory import free_memory
 
 _NAMES = (("X", "y"), ("x", "y"), ("data", "labels"), ("images", "labels"))
 _NPY = b"\x93NUMPY"

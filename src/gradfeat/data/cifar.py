@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from gradfeat.bounded import shown
 from gradfeat.data.checksum import differences_from_official
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.memory import free_memory
 from gradfeat.errors import DataError
-from gradfeat.memory import free_memory
+from gradfeat.files.bounded import shown
 
 PIXELS = 3 * 32 * 32
 _LARGEST = 1 << 30  # bytes; the largest official file has 155 million

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.bounded import parse_json, shown
 from gradfeat.data.dataset import Dataset
+from gradfeat.data.memory import free_memory
 from gradfeat.errors import DataError, did_you_mean
-from gradfeat.memory import free_memory
+from gradfeat.files.bounded import parse_json, shown
 
 OFFICIAL = {"train": 82_783, "val": 40_504}  # images
 CATEGORIES = 80

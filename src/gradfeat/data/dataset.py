@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.terminal import printable
+from gradfeat.files.terminal import printable
 
 TASKS = ("multiclass", "multilabel", "regression")
 WHOLE = "all"  # the `split` of data that has no parts

@@ -27,7 +27,7 @@ from gradfeat.data.parts import (
 )
 from gradfeat.data.rows import SUFFIXES as TABLES
 from gradfeat.errors import DataError, GradfeatWarning, did_you_mean
-from gradfeat.files import decoded
+from gradfeat.files.writing import decoded
 
 _Counts = Callable[[Path], bool]
 __all__ = ["SPLITS", "Classes", "class_folders", "load_folder", "part_folder"]

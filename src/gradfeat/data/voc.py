@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradfeat.bounded import shown
 from gradfeat.data.dataset import Dataset
 from gradfeat.data.lines import split_lines, text_of
 from gradfeat.errors import DataError, did_you_mean
+from gradfeat.files.bounded import shown
 
 _LONGEST = 1 << 28  # bytes
 SPLITS = ("train", "val", "trainval", "test")

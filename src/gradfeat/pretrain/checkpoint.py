@@ -18,11 +18,11 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from gradfeat.bounded import parse_json
-from gradfeat.digests import checksum
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.files import write_whole
-from gradfeat.tensor_file import tensor_file
+from gradfeat.files.bounded import parse_json
+from gradfeat.files.digests import checksum
+from gradfeat.files.tensor_file import tensor_file
+from gradfeat.files.writing import write_whole
 
 FORMAT = "gradfeat.pretraining"
 FORMAT_VERSION = 1

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat._version import __version__
-from gradfeat.bounded import IMAGE_FIELDS, fields, parse_json, shown, text, whole
 from gradfeat.errors import BackboneError
-from gradfeat.files import write_whole
+from gradfeat.files.bounded import IMAGE_FIELDS, fields, parse_json, shown, text, whole
+from gradfeat.files.tensor_file import tensor_file
+from gradfeat.files.writing import write_whole
 from gradfeat.pretrain.cifar_resnet import CifarResNet
 from gradfeat.pretrain.encoder import ConvEncoder
-from gradfeat.tensor_file import tensor_file
 
 FILE = "encoder.safetensors"
 """Its usual name in the folder of a run."""

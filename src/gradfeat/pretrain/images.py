@@ -15,7 +15,7 @@ from torch import Tensor
 from gradfeat.data import Preprocessing
 from gradfeat.data.images import in_threads, with_image
 from gradfeat.errors import DataError
-from gradfeat.files import write_whole
+from gradfeat.files.writing import write_whole
 
 
 def to_arrays(X: Any, size: tuple[int, int] | None) -> np.ndarray:

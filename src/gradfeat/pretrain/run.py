@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradfeat.contexts import float32_by_default, plain
-from gradfeat.digests import digest_tensors
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.files.digests import digest_tensors
 from gradfeat.pretrain.bigan import BiGAN
 from gradfeat.pretrain.checkpoint import WEIGHTS, Checkpoint
 from gradfeat.pretrain.cifar_resnet import CifarResNet

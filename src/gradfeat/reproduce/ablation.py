@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfeat.cache import Batches, SampleStore
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
-from gradfeat.fitting import Problem
+from gradfeat.fit.fitting import Problem
 from gradfeat.linearization import Linearization
 from gradfeat.losses import Loss
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.pretrain.loop import seeded
+from gradfeat.samples.store import Batches, SampleStore
 from gradfeat.solvers.probe import Probe
 
 STATES = ("random", "pre-trained")

@@ -14,8 +14,8 @@ import numpy as np
 
 from gradfeat.backbones import Backbone
 from gradfeat.baselines import AllLayersProbe, NearestNeighbours, lqf
-from gradfeat.evaluation import precisions_of
-from gradfeat.metrics import accuracy
+from gradfeat.metrics.evaluation import precisions_of
+from gradfeat.metrics.scores import accuracy
 from gradfeat.reproduce.cells import Result
 from gradfeat.reproduce.setting import Baseline, Samples
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from gradfeat._version import __version__
 from gradfeat.errors import ConfigurationError, DataError
-from gradfeat.files import make_folder, write_text
+from gradfeat.files.writing import make_folder, write_text
 
 PARTS = "parts"
 """Folder of a run for what is finished of the cells that are being computed."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.errors import ConfigurationError
-from gradfeat.files import make_folder
+from gradfeat.files.writing import make_folder
 from gradfeat.pretrain import input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.checkpoint import FILE as CHECKPOINT
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gradfeat.convex import fit_convex
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.fitting import Fit, Problem
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import Fit, Problem
+from gradfeat.fit.training import fit_mode
 from gradfeat.solvers.finetune import FINETUNE_GRID
 from gradfeat.solvers.schedule import (
     PAPER,
@@ -17,7 +18,6 @@ from gradfeat.solvers.schedule import (
     paper_schedule,
     voc_schedule,
 )
-from gradfeat.training import fit_mode
 
 
 @dataclass(frozen=True)

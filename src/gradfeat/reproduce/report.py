@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradfeat.plots import COLOURS, INK, save_figure
+from gradfeat.comparison.plots import COLOURS, INK, save_figure
+from gradfeat.files.terminal import printable
 from gradfeat.reproduce.cells import Result
-from gradfeat.terminal import printable
 
 MISSING = "–"
 PUBLISHED = "published"  # header of a column of the paper's numbers

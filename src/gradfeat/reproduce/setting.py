@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from gradfeat.backbones import Backbone
-from gradfeat.cache import Batches, SampleStore
-from gradfeat.checkpoint import Checkpoint
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops, views_of
 from gradfeat.data.inputs import in_parts
-from gradfeat.evaluation import mean_of_views, metrics_of
-from gradfeat.fitting import Fit, Problem, batch_logits, linearize_backbone
+from gradfeat.fit.checkpoint import Checkpoint
+from gradfeat.fit.fitting import Fit, Problem, batch_logits, linearize_backbone
 from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
 from gradfeat.losses import Loss
+from gradfeat.metrics.evaluation import mean_of_views, metrics_of
 from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe
 from gradfeat.reproduce.cells import Cell, Result
 from gradfeat.reproduce.data import LabelledData
 from gradfeat.reproduce.protocols import Protocol, fit
 from gradfeat.reproduce.scales import Scale
+from gradfeat.samples.store import Batches, SampleStore
 from gradfeat.solvers.probe import Probe, fit_probe
 
 _BATCH = 256

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfeat.cache import SampleStore
 from gradfeat.linearization import Linearization, parametrization_scales
+from gradfeat.samples.store import SampleStore
 
 Weights = dict[str, Tensor]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradfeat.cache import available_memory
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
+from gradfeat.samples.store import available_memory
 from gradfeat.solvers.dual import relative_gap
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled, inner
 from gradfeat.solvers.kronecker import KroneckerFactors, estimate_factors

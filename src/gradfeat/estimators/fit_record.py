@@ -1,0 +1,172 @@
+"""What a fit says of itself, as JSON and back: `choice_`, `solution_`, `rounds_`, `selection_`, `history_`, `depths_`.
+
+Each is a dataclass of numbers, words and lists. They are written field by field, by the fields' types, with all digits
+of a number; the file of a fitted model keeps them, so that a loaded model knows what the fitted one did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Any, NamedTuple
+
+from gradfeat.files.bounded import (
+    Check,
+    fields,
+    flag,
+    listing,
+    nullable,
+    number_from_json,
+    number_to_json,
+    real,
+    row,
+    table,
+    text,
+    whole,
+)
+from gradfeat.fit.depth import Depth
+from gradfeat.fit.rounds import Point, Rounds, Step
+from gradfeat.fit.selection import Choice, Tried
+from gradfeat.solvers.finetune import Selection
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.probe import Probe
+from gradfeat.solvers.schedule import Schedule
+from gradfeat.solvers.subspace import Solution
+
+_MOST = 1_000_000  # epochs, iterations, points of a path
+_NUMBER, _WORDS = real(finite=False), text(10_000)
+
+
+class _Kind(NamedTuple):
+    """How a field of a type is checked, written and read."""
+
+    check: Check
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
+def _optional(kind: _Kind) -> _Kind:
+    check, write, read = kind
+    return _Kind(
+        nullable(check),
+        lambda value: None if value is None else write(value),
+        lambda value: None if value is None else read(value),
+    )
+
+
+def _list(kind: _Kind, most: int = _MOST) -> _Kind:
+    check, write, read = kind
+    return _Kind(
+        listing(check, 0, most),
+        lambda values: [write(value) for value in values],
+        lambda values: [read(value) for value in values],
+    )
+
+
+def _tuple(*kinds: _Kind) -> _Kind:
+    return _Kind(
+        row(*(kind.check for kind in kinds)),
+        lambda values: [kind.write(value) for kind, value in zip(kinds, values, strict=True)],
+        lambda values: tuple(kind.read(value) for kind, value in zip(kinds, values, strict=True)),
+    )
+
+
+_FLOAT = _Kind(_NUMBER, number_to_json, number_from_json)
+_STR = _Kind(_WORDS, str, str)
+_KINDS: dict[str, _Kind] = {  # by the annotation of a field
+    "float": _FLOAT,
+    "float | None": _optional(_FLOAT),
+    "int": _Kind(whole(-(2**63), 2**63), int, int),
+    "bool": _Kind(flag, bool, bool),
+    "str": _STR,
+    "list[float]": _list(_FLOAT),
+    "tuple[float, float]": _tuple(_FLOAT, _FLOAT),
+    "list[tuple[float, float, float]]": _list(_tuple(_FLOAT, _FLOAT, _FLOAT)),
+    "tuple[str, ...]": _Kind(listing(_WORDS, 0, 100_000), list, tuple),
+}
+
+
+def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
+    """Return how a dataclass is written: its fields by their types, but for those that are left out."""
+    kept: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
+    kinds = {field.name: _KINDS[str(field.type)] for field in kept}
+    has_default = {
+        field.name
+        for field in kept
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    }
+    check = fields(
+        {name: kind.check for name, kind in kinds.items() if name not in has_default},
+        {name: kind.check for name, kind in kinds.items() if name in has_default},
+        closed=True,
+    )
+    return _Kind(
+        check,
+        lambda value: {name: kind.write(getattr(value, name)) for name, kind in kinds.items()},
+        lambda entry: cls(**{name: kinds[name].read(value) for name, value in entry.items()}, **given),
+    )
+
+
+_KINDS["list[Tried]"] = _list(_dataclass(Tried))
+_KINDS["list[Step]"] = _list(_dataclass(Step))
+_KINDS["Schedule"] = _dataclass(Schedule)
+_KINDS["list[tuple[Schedule, float]]"] = _list(_tuple(_KINDS["Schedule"], _FLOAT))
+
+_PROBE = _dataclass(Probe, ("omega", "bias"))
+_ROUNDS = _dataclass(Rounds, ("point",), point=None)
+_RECORD: dict[str, _Kind] = {
+    "history_": _optional(_dataclass(History)),
+    "selection_": _optional(_dataclass(Selection)),
+    "choice_": _optional(_dataclass(Choice)),
+    "solution_": _optional(_dataclass(Solution)),
+    "rounds_": _optional(_ROUNDS),
+    "depths_": _list(_dataclass(Depth), 10_000),
+    "seconds_": _Kind(
+        table(_NUMBER, 100, 1000),
+        lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},
+        lambda seconds: {name: number_from_json(value) for name, value in seconds.items()},
+    ),
+    "n_iter_": _optional(_KINDS["int"]),
+}
+
+CHECK = fields({name: kind.check for name, kind in _RECORD.items()})
+"""Refuses a record that `record_of` cannot have written."""
+
+CHECK_PROBE = _PROBE.check
+"""Refuses a probe that `probe_to_json` cannot have written."""
+
+UNKNOWN: dict[str, Any] = {name: [] if name == "depths_" else {} if name == "seconds_" else None for name in _RECORD}
+"""The record of a file that has none."""
+
+
+def record_of(estimator: Any) -> dict[str, Any]:
+    """Return what a fitted estimator says of its fit, as JSON."""
+    return {name: kind.write(getattr(estimator, name, UNKNOWN[name])) for name, kind in _RECORD.items()}
+
+
+def restore(estimator: Any, record: dict[str, Any], point: Point) -> None:
+    """Give an estimator the attributes that a record holds.
+
+    Args:
+        estimator: Gets them.
+        record: From `record_of`, and checked.
+        point: Stands for the point where rounds ended: its tensors would double the file.
+    """
+    for name, kind in _RECORD.items():
+        setattr(estimator, name, kind.read(record[name]))
+    if estimator.rounds_ is not None:
+        estimator.rounds_.point = point
+
+
+def probe_to_json(probe: Probe) -> dict[str, Any]:
+    """Return all of a probe but its weights, as JSON."""
+    return _PROBE.write(probe)
+
+
+def probe_from_json(entry: dict[str, Any], omega: Any, bias: Any) -> Probe:
+    """Return the probe that `probe_to_json` was given, with its weights."""
+    values = {
+        name: _KINDS[str(f.type)].read(entry[name]) for f in dataclasses.fields(Probe) if (name := f.name) in entry
+    }
+    return Probe(omega=omega, bias=bias, **values)
