@@ -212,7 +212,7 @@ def described(estimator: Any, X: Any) -> dict[str, str]:
         "how": digest(*(f"{name}: {text}" for name, text in estimator.how_.items())),
     }
     if choice is not None:
-        values = (choice.omega, choice.length, choice.held, choice.iterations, choice.gain, choice.gain_error)
+        values = (choice.omega_penalty, choice.length, choice.losses, choice.iterations, choice.gain, choice.gain_error)
         path = [tuple(vars(tried).values()) for tried in choice.path]
         found["choice"] = digest(*values, choice.metric, choice.passes, path)
     if rounds is not None:

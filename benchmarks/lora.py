@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import torch
+from gradfeat.fit.fitting import Fit, Problem, hold_out, loss_at, new_model
 from torch import Tensor, nn
 
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.fitting import Fit, Problem, hold_out, loss_at, new_model
 from gradfeat.fit.training import TRIAL_LENGTH
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.finetune import FINETUNE_GRID, select

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import Fit, Problem, new_model
 
 from benchmarks.time_to_accuracy import Judge, clocks, data_parser, earlier, prepared, title_of, write
 from gradfeat.comparison.plots import save_figure
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Fit, Problem, new_model
 from gradfeat.fit.merge import fit_head
 from gradfeat.fit.training import fit_mode
 from gradfeat.solvers.probe import fit_probe

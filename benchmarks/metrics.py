@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, markdown, prepared, shown, write
 from gradfeat.fit.convex import fit_convex
 from gradfeat.fit.fitting import new_model
+
+from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, markdown, prepared, shown, write
 
 METRICS = ("plain", "whitened")
 

@@ -39,6 +39,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gradfeat.fit.convex import fit_convex
+from gradfeat.fit.fitting import Problem, batch_logits, new_model, store_of
+from gradfeat.fit.selection import make_subspace
 from sklearn.model_selection import train_test_split
 
 from benchmarks.lora import fit_lora
@@ -49,9 +52,6 @@ from gradfeat.comparison.side_by_side import TITLES as METRICS
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.estimators.reading import read_truth
 from gradfeat.files.writing import write_text
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Problem, batch_logits, new_model, store_of
-from gradfeat.fit.selection import make_subspace
 from gradfeat.fit.training import TRIAL_LENGTH, fit_mode
 from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.metrics.scores import expected_calibration_error

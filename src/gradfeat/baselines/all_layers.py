@@ -20,8 +20,8 @@ from gradfeat.data.crops import Crops
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.reading import NotFittedError, check_lengths, indicator, is_indicator, read_classes
-from gradfeat.fit.fitting import check_device
-from gradfeat.fit.selection import ONE_SPLIT_FROM
+from gradfeat.fit.linearize import check_device
+from gradfeat.fit.splits import ONE_SPLIT_FROM
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
 from gradfeat.solvers.probe import Probe, fit_probe, folds
 

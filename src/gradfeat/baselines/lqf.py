@@ -23,7 +23,7 @@ from gradfeat.backbones import resolve
 from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, GradfeatWarning
 from gradfeat.estimators import GradientFeatureClassifier
-from gradfeat.fit.fitting import Problem
+from gradfeat.fit import Problem
 from gradfeat.linearization.copies import copied
 from gradfeat.losses import Loss, OneHotSquared
 from gradfeat.progress import Progress

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from json import dumps
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +330,7 @@ def _keep_choice(estimator: Any, folder: Path) -> None:
     """Write what was chosen for a fitted estimator: pictures, and the penalty path as JSON."""
     choice_charts(folder, estimator.mode, estimator.choice_, estimator.rounds_)
     if estimator.choice_ is not None:  # JSON has no infinity: null is no gradient term
-        path = [{**asdict(tried), "w2": tried.w2 if isfinite(tried.w2) else None} for tried in estimator.choice_.path]
+        path = [tried.to_dict() for tried in estimator.choice_.path]
         write_text(folder / f"penalty_{estimator.mode}.json", dumps(path, indent=1) + "\n")
 
 

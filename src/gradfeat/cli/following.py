@@ -16,7 +16,7 @@ from gradfeat.comparison.verdict import verdict_of_choice
 from gradfeat.data import Dataset
 from gradfeat.data.dataset import WHOLE
 from gradfeat.data.load import official
-from gradfeat.fit.selection import Choice
+from gradfeat.fit.penalties import Choice
 
 _READING = ("data_format", "text_column", "image_column", "image_root", "encoding", "seconds", "skip_unreadable")
 

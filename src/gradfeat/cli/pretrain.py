@@ -18,7 +18,7 @@ from gradfeat.data.images import is_image, without_unreadable
 from gradfeat.data.load import existing
 from gradfeat.data.table import SUFFIXES, Columns, load_table_images
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.fit.fitting import check_device
+from gradfeat.fit.linearize import check_device
 from gradfeat.pretrain import NETWORKS, TASKS, input_scaling, pretrain_encoder, save_encoder
 from gradfeat.pretrain.checkpoint import LOG
 from gradfeat.pretrain.encoder_file import FILE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradfeat.fit.selection import GRID, HEADS, HEAVIER, NEGLIGIBLE, Choice, Tried, lightest
+from gradfeat.fit.penalties import GRID, NEGLIGIBLE, Choice, Tried, lightest
 from gradfeat.solvers.finetune import Selection
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
@@ -46,32 +46,36 @@ def choice_edge(choice: Choice | None, probe: Probe, n: int) -> str:
     """Say whether λ₁ or λ₂, chosen for n samples, is at an edge of its grid."""
     if choice is None:
         return ""
-    light, heavy = lightest(probe), "the heaviest that was tried"
+    light, heavy, units = lightest(probe), "the heaviest that was tried", choice.lambda2_units
     if not choice.gradients:
-        if _near(choice.w1, light * HEAVIER[-1]) and _falls(choice, w1=light * HEAVIER[-2]):
-            return f"the penalty of the probe alone, {choice.w1:.3g}, is {heavy}: --penalty {10 * choice.w1:.2g}"
+        at_edge = _near(choice.lambda1, light * GRID.omega[-1])
+        if at_edge and _falls(choice, lambda1=light * GRID.omega[-2]):
+            penalty = f"{choice.lambda1:.3g}"
+            return f"the penalty of the probe alone, {penalty}, is {heavy}: --penalty {10 * choice.lambda1:.2g}"
         return ""
-    found = []
-    if _near(choice.w2, GRID[0]) and _falls(choice, w2=GRID[1]):
-        found.append(
-            f"λ₂, {choice.w2:.3g} units, is {heavy}: the gradient term hardly counts, and --mode activation is nearly "
-            "the same"
+    notes = []
+    if _near(units, GRID.lambda2_units[0]) and _falls(choice, lambda2_units=GRID.lambda2_units[1]):
+        notes.append(
+            f"λ₂, {units:.3g} units, is {heavy}: the gradient term hardly counts, and --mode activation is nearly the "
+            "same"
         )
     given = choice.penalties(n)
-    by_hand = f" (the chosen ones are --penalty {given.w1:.2g},{given.w2:.2g} --metric {choice.metric})"
-    if _near(choice.w2, GRID[-1]) and _falls(choice, w2=GRID[-2]):
-        found.append(
-            f"λ₂, {choice.w2:.3g} units, is the lightest that was tried: give a lighter one with --penalty λ₁,λ₂"
-            f"{by_hand}"
+    by_hand = f" (the chosen ones are --penalty {given.lambda1:.2g},{given.lambda2:.2g} --metric {choice.metric})"
+    if _near(units, GRID.lambda2_units[-1]) and _falls(choice, lambda2_units=GRID.lambda2_units[-2]):
+        notes.append(
+            f"λ₂, {units:.3g} units, is the lightest that was tried: give a lighter one with --penalty λ₁,λ₂{by_hand}"
         )
     if choice.mode == "full":
-        for edge, inner, word in ((HEADS[0], HEADS[1], "lightest"), (HEADS[-1], HEADS[-2], "heaviest")):
-            if _near(choice.w1, light * edge) and _falls(choice, w1=light * inner):
-                way = "lighter" if word == "lightest" else "heavier"
-                found.append(
-                    f"λ₁, {choice.w1:.3g}, is the {word} that was tried: give a {way} one with --penalty λ₁,λ₂{by_hand}"
+        lambda1, first = f"{choice.lambda1:.3g}", GRID.lambda1
+        for edge, inner, word, way in (
+            (first[0], first[1], "lightest", "lighter"),
+            (first[-1], first[-2], "heaviest", "heavier"),
+        ):
+            if _near(choice.lambda1, light * edge) and _falls(choice, lambda1=light * inner):
+                notes.append(
+                    f"λ₁, {lambda1}, is the {word} that was tried: give a {way} one with --penalty λ₁,λ₂{by_hand}"
                 )
-    return "; ".join(found)
+    return "; ".join(notes)
 
 
 def rate_edge(selection: Selection | None) -> str:
@@ -97,13 +101,16 @@ def _near(value: float, other: float) -> bool:
     return math.isclose(value, other, rel_tol=1e-6)
 
 
-def _falls(choice: Choice, *, w1: float | None = None, w2: float | None = None) -> bool:
+def _falls(choice: Choice, *, lambda1: float | None = None, lambda2_units: float | None = None) -> bool:
     """Whether the least loss is clearly below that of the next place inwards, all else being the same."""
-    to_w1, to_w2 = choice.w1 if w1 is None else w1, choice.w2 if w2 is None else w2
+    to_lambda1 = choice.lambda1 if lambda1 is None else lambda1
+    to_units = choice.lambda2_units if lambda2_units is None else lambda2_units
+
+    omega = to_lambda1 if not choice.gradients else choice.omega_penalty
 
     def same(tried: Tried) -> bool:
-        omega = to_w1 if not math.isfinite(choice.w2) else choice.omega
-        return _near(tried.omega, omega) and _near(tried.w1, to_w1) and _equal(tried.w2, to_w2)
+        penalties = _near(tried.omega_penalty, omega) and _near(tried.lambda1, to_lambda1)
+        return penalties and _equal(tried.lambda2_units, to_units)
 
     inner = [tried.loss for tried in choice.path if same(tried)]
     return bool(inner) and choice.loss < min(inner) * (1 - NEGLIGIBLE)

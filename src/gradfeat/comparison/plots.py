@@ -14,8 +14,8 @@ from gradfeat.files.terminal import printable
 from gradfeat.files.writing import is_stream, write_whole
 
 if TYPE_CHECKING:
-    from gradfeat.fit.rounds import Rounds
-    from gradfeat.fit.selection import Choice, Tried
+    from gradfeat.fit.penalties import Choice, Tried
+    from gradfeat.fit.steps import Rounds
 
 INK = "#222222"
 COLOURS = {"activation": "#7b8794", "gradient": "#4fa3d1", "full": "#1f5fa8", "finetune": "#d9772b"}
@@ -71,20 +71,20 @@ def path_chart(path: str | Path, tried: Sequence[Tried], title: str = "") -> Pat
 
     Args:
         path: The PNG to write.
-        tried: The penalty path, from `gradfeat.fit.selection`.
+        tried: The penalty path, from `gradfeat.fit.penalties`.
         title: Above the picture.
     """
     axes, save = _axes(title)
-    for i, omega in enumerate(sorted({point.omega for point in tried})):
+    for i, omega in enumerate(sorted({point.omega_penalty for point in tried})):
         best: dict[float, float] = {}
         for point in tried:
-            if point.omega == omega and point.w2 < float("inf"):
-                best[point.w2] = min(point.loss, best.get(point.w2, float("inf")))
+            if point.omega_penalty == omega and point.lambda2_units < float("inf"):
+                best[point.lambda2_units] = min(point.loss, best.get(point.lambda2_units, float("inf")))
         if best:
             shades = list(best)
             colour = _SHADES[min(i, len(_SHADES) - 1)]
             axes.plot(shades, [best[w2] for w2 in shades], "o-", ms=3, color=colour, label=f"penalty of ω̄ {omega:.2g}")
-    plain = [point.loss for point in tried if point.w2 == float("inf")]
+    plain = [point.loss for point in tried if point.lambda2_units == float("inf")]
     if plain:
         axes.axhline(min(plain), color=INK, ls="--", lw=1, label="best probe")
     axes.set_xscale("log")

@@ -21,16 +21,17 @@ from gradfeat.data import Inputs
 from gradfeat.data.crops import check_crops
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
-from gradfeat.estimators.reading import check_lengths, labels_of, read_truth
+from gradfeat.estimators.reading import check_lengths, check_parameters, labels_of, read_truth
 from gradfeat.files.writing import write_text
-from gradfeat.fit.fitting import Fit, Problem, batch_logits, store_of
-from gradfeat.fit.stages import ACTIVATIONS, shared_stages, stages_of_mode
+from gradfeat.fit import Fit, Problem, solve
+from gradfeat.fit.predict import finite, store_logits, store_of
+from gradfeat.fit.stages import ACTIVATIONS, shared_stages, stages_of_plan
 from gradfeat.linearization.theta2 import layers_of
 from gradfeat.metrics.evaluation import agreement, mean_of_views, metrics_of, per_sample_of
 from gradfeat.model import MODES, OTHER_NAMES, GradientFeatureModel
 from gradfeat.progress import Progress, Stage
 from gradfeat.samples.store import SampleStore
-from gradfeat.solvers.schedule import SOLVERS
+from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 TITLES = {
     "accuracy": "accuracy %",
@@ -162,11 +163,7 @@ class Comparison:
                 if (rounds := estimator.rounds_) is not None
             },
             "penalties": {
-                # λ₂ is null without a gradient term: JSON has no infinity
-                mode: [
-                    {**asdict(tried), "w2": tried.w2 if math.isfinite(tried.w2) else None}
-                    for tried in estimator.choice_.path
-                ]
+                mode: [tried.to_dict() for tried in estimator.choice_.path]
                 for mode, estimator in self.estimators.items()
                 if estimator.choice_ is not None
             },
@@ -257,6 +254,7 @@ def compare(
     estimators: dict[str, Any] = {mode: cls(backbone, **_of_mode(mode, parameters)) for mode in modes}
     # `full` needs all that any mode needs to be kept of each sample
     base: Any = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
+    check_parameters(base)
     progress = Progress(base.verbose)
     X, targets, loss, weight = base._read(X, y, sample_weight)
     truth = read_truth(np.asarray(labels_of(X_test, y_test, base)), loss.task, getattr(base, "classes_", None))
@@ -265,7 +263,11 @@ def compare(
     nothing = np.zeros((len(truth), loss.n_outputs(torch.as_tensor(targets))))
     metrics_of(loss, nothing, truth)  # so that labels that cannot be judged are refused before any work
     stages = [*shared_stages(), Stage("test activations", ACTIVATIONS * len(truth) * crops / max(len(targets), 1))]
-    stages += [stage for mode in modes for stage in [*stages_of_mode(base, mode, len(targets)), Stage("test")]]
+    stages += [
+        stage
+        for mode in modes
+        for stage in [*stages_of_plan(base._plan(len(targets), mode), len(targets)), Stage("test")]
+    ]
     with progress.whole("compare", stages):
         problem = base._prepare(X, targets, loss, weight, progress)
         inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)
@@ -301,8 +303,8 @@ def _side_by_side(
     for k, mode in enumerate(estimators, 1):
         progress.part(f"{mode} (model {k}/{len(estimators)})")
         try:
-            fit = base._train(problem, mode, progress)
-            if _interrupted(fit) and _epochs(fit) == 0:
+            fit = solve(problem, base._plan(problem.n, mode, base._seed()), progress)
+            if fit.interrupted and fit.epochs == 0:
                 raise KeyboardInterrupt
             with progress.step("test"):
                 logits = mean_of_views(_logits(fit.model, store, base.batch_size), crops, loss)
@@ -326,7 +328,7 @@ def _side_by_side(
         edge = edge_note(estimators[mode], problem.n)
         if edge and edge not in edges.values():
             edges[mode] = edge
-        if _interrupted(fit):
+        if fit.interrupted:
             interrupted = True
             break
     theta2 = list(problem.linearization.theta2)
@@ -396,14 +398,6 @@ def _of_mode(mode: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {**parameters, "mode": mode} | ({"rounds": 1} if mode == "gradient" else {})
 
 
-def _interrupted(fit: Fit) -> bool:
-    return fit.history is not None and fit.history.stopped == "interrupted"
-
-
-def _epochs(fit: Fit) -> int:
-    return 0 if fit.history is None else len(fit.history.loss)
-
-
 def _note(problem: Problem, mode: str, fit: Fit) -> str:
     """Say what was chosen for a model, and whether its training was cut short."""
     parts = []
@@ -411,14 +405,14 @@ def _note(problem: Problem, mode: str, fit: Fit) -> str:
         parts.append(f"penalty {problem.probe.penalty:.3g}")
     if fit.selection is not None:
         parts.append(f"{fit.selection.best}, the best of {len(fit.selection.scores)} on held-out training data")
-    if fit.solution is not None and not (fit.solution.solver in SOLVERS and _interrupted(fit)):  # said below
+    if fit.solution is not None and not (fit.solution.solver in OPTIMIZERS and fit.interrupted):  # said below
         parts.append(str(fit.solution))
     if fit.choice is not None:
         parts.append(str(fit.choice))
     if fit.rounds is not None:
         parts.append(str(fit.rounds))
-    if _interrupted(fit):
-        parts.append(f"stopped after {_epochs(fit)} epochs")
+    if fit.interrupted:
+        parts.append(f"stopped after {fit.epochs} epochs")
     return "; ".join(parts)
 
 
@@ -441,10 +435,4 @@ def _share(base: Any, estimator: Any) -> None:
 
 
 def _logits(model: GradientFeatureModel, store: SampleStore, batch_size: int) -> Tensor:
-    store = store_of(model, store)
-    with torch.no_grad():
-        parts = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(batch_size)]
-    logits = torch.cat(parts)
-    if not bool(torch.isfinite(logits).all()):
-        raise ConvergenceError("its outputs are not finite")
-    return logits
+    return finite(store_logits(model, store, batch_size), "its outputs are not finite")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import binomtest, t
 
-from gradfeat.fit.selection import Choice
+from gradfeat.fit.penalties import Choice
 from gradfeat.model import MODES
 
 if TYPE_CHECKING:
-    from gradfeat.fit.rounds import Rounds
+    from gradfeat.fit.steps import Rounds
 
 UNLIKELY = 0.05
 """Chance of so large a difference between models that are equally good, below which it is called likely real."""
@@ -215,19 +215,19 @@ def verdict_of_fit(choice: Choice, rounds: Rounds | None = None) -> Verdict:
 
 def verdict_of_choice(choice: Choice) -> Verdict:
     """Say what the gradient term was worth on held-out training data, when penalties were chosen."""
-    probes = [tried.loss for tried in choice.path if not math.isfinite(tried.w2)]
-    gradients = [tried.loss for tried in choice.path if math.isfinite(tried.w2)]
+    probes = [tried.loss for tried in choice.path if not math.isfinite(tried.lambda2_units)]
+    gradients = [tried.loss for tried in choice.path if math.isfinite(tried.lambda2_units)]
     if not probes or not gradients:
         return Verdict(None, choice.mode, "")
     probe, gradient = min(probes), min(gradients)
     levels = f"On held-out training data the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
     if not choice.gradients:
-        text = f"{levels}: the model is the probe. --mode activation --penalty {choice.w1:.3g} gives the same, faster."
+        text = f"{levels}: the model is the probe. --mode activation --penalty {choice.lambda1:.3g} gives the same, faster."
         return Verdict("activation", "activation", text)
     if choice.gain is None or choice.gain_error is None:
         return Verdict(choice.mode, choice.mode, f"{levels}; whether that is more than chance, test data tell.")
     error = choice.gain_error
-    by = f", lower by {choice.gain:.3g} ± {error:.2g} on the same {choice.judged:,} samples"
+    by = f", lower by {choice.gain:.3g} ± {error:.2g} on the same {choice.n_validation:,} samples"
     flattered = "The same samples chose the penalties, so it looks a little better than it is: test data tell."
     if choice.gain > 2 * error:
         return Verdict(choice.mode, choice.mode, f"{levels}{by}: likely a real gain. {flattered}")

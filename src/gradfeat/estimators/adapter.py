@@ -29,9 +29,9 @@ from gradfeat.files.bounded import number_from_json, number_to_json
 from gradfeat.files.digests import sealed
 from gradfeat.files.tensor_file import tensor_file
 from gradfeat.files.writing import write_whole
-from gradfeat.fit.fitting import check_device, linearize_backbone, model_from_weights
+from gradfeat.fit.linearize import check_device, linearize_backbone
 from gradfeat.fit.merge import MergedHead
-from gradfeat.fit.rounds import Point
+from gradfeat.fit.point import Point
 from gradfeat.linearization import Linearization
 from gradfeat.losses import Squared, loss_for, target_mean
 from gradfeat.optional import offline
@@ -143,18 +143,10 @@ def load(
     _check_theta2(path, linearization.theta2, estimator.w2_)
     mean = target_mean(estimator.loss_)
     b = estimator.b_ if mean is None else estimator.b_ - mean
-    estimator._model = model_from_weights(
-        linearization,
-        estimator.mode,
-        estimator.parametrization,
-        estimator.omega_,
-        estimator.w1_,
-        b,
-        estimator.w2_,
-        estimator.theta2_,
-    )
-    theta2 = {name: value.detach().cpu() for name, value in linearization.theta2.items()}
-    point = Point(estimator.theta2_ or theta2, estimator.omega_, estimator.w1_, b, estimator.w2_)
+    point = Point(estimator.theta2_ or linearization.theta2, estimator.omega_, estimator.w1_, b, estimator.w2_)
+    estimator._model = point.model(linearization, estimator.mode, estimator.parametrization)
+    theta2 = {name: value.detach().cpu() for name, value in point.theta2.items()}
+    point = dataclasses.replace(point, theta2=theta2)
     restore(estimator, about["fit"] or UNKNOWN, point)
     return estimator
 

@@ -41,7 +41,7 @@ from gradfeat.files.bounded import (
     whole,
 )
 from gradfeat.files.digests import check_sealed
-from gradfeat.fit.fitting import PRECISIONS
+from gradfeat.fit.linearize import PRECISIONS
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.losses import LOSSES, loss_for
 from gradfeat.model import MODES

@@ -33,30 +33,22 @@ from gradfeat.estimators.reading import (
     shape_of,
 )
 from gradfeat.estimators.rebuilt import AS_FITTED, rebuilt_model, without_programs
+from gradfeat.fit import Fit, Plan, Problem, prepare, select_solver, solve
 from gradfeat.fit.checkpoint import Checkpoint, digest
-from gradfeat.fit.closed_form import fit_closed_form, takes_closed_form
-from gradfeat.fit.convex import fit_convex
 from gradfeat.fit.depth import Depth, choose_depth
-from gradfeat.fit.fitting import (
-    Fit,
-    Problem,
-    backbone_candidates,
-    linearize_backbone,
-    predict_logits,
-    prepare,
-)
+from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
 from gradfeat.fit.merge import MergedHead, MergedNetwork, fit_head, merge, report_on
-from gradfeat.fit.representer import fit_representer
-from gradfeat.fit.selection import as_pair
+from gradfeat.fit.penalties import given_penalties
+from gradfeat.fit.predict import predict_logits
 from gradfeat.fit.stages import HEAD, LINEARIZE, NETWORK, stages_of_fit
-from gradfeat.fit.training import fit_mode
 from gradfeat.linearization import Linearization
-from gradfeat.losses import Loss, Quadratic, target_mean
+from gradfeat.losses import Loss, target_mean
 from gradfeat.metrics.evaluation import mean_of_views
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.probe import Probe
-from gradfeat.solvers.schedule import SOLVERS, Schedule, paper_schedule
+from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
+from gradfeat.solvers.schedule import paper_schedule
 
 
 class GradientFeatureEstimator(BaseEstimator):
@@ -128,8 +120,9 @@ class GradientFeatureEstimator(BaseEstimator):
             raise
 
     def _fit(self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None) -> None:
+        check_parameters(self)
         progress = Progress(self.verbose)
-        with progress.whole(self.mode, stages_of_fit(self, len(y))):
+        with progress.whole(self.mode, stages_of_fit(self._plan(len(y)), len(y))):
             problem = self._prepare(X, y, loss, weight, progress)
             self._adopt(problem, self._fit_mode(problem, progress), progress)
 
@@ -188,7 +181,7 @@ class GradientFeatureEstimator(BaseEstimator):
                 targets,
                 loss,
                 weight=None if weight is None else torch.as_tensor(weight, dtype=torch.float64).to(targets.device),
-                penalty=self.penalty if isinstance(self.penalty, str) else as_pair(self.penalty)[0],
+                penalty=self.penalty if isinstance(self.penalty, str) else given_penalties(self.penalty).lambda1,
                 cv=cv,
                 cache=self.cache if self.mode != "activation" or self.cache != "auto" else "none",
                 batch_size=self.batch_size,
@@ -210,11 +203,8 @@ class GradientFeatureEstimator(BaseEstimator):
         problem, chosen, self.depths_ = choose_depth(
             backbone_candidates(backbone, example),
             problem_of,
-            mode="gradient" if self.mode == "gradient" else "full",
-            parametrization=self.parametrization,
-            metric=self.metric,
-            random_state=seed,
-            progress=progress,
+            self._plan(len(y), "gradient" if self.mode == "gradient" else "full", seed),
+            progress,
         )
         if chosen is not None:
             self.modules_ = list(chosen.modules)
@@ -229,85 +219,42 @@ class GradientFeatureEstimator(BaseEstimator):
         backbone = self.backbone_
         return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
 
-    def _schedule(self, n: int) -> Schedule:
-        solver = self.solver if self.solver in SOLVERS else "adam"
-        return paper_schedule(solver, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm)
-
-    def _solver(self, problem: Problem, mode: str) -> tuple[str, str]:
-        """Return what trains a mode, without a learning rate where samples stay, and why solver="auto" takes it."""
-        changing = problem.store.inputs.random
-        if self.solver == "subspace" and changing:
-            raise ConfigurationError(
-                "solver='subspace' needs samples that do not change, and this data set may change them: take "
-                "solver='adam'"
-            )
-        if self.solver != "auto":
-            return str(self.solver), ""
-        if changing:
-            asked = {
-                "metric='whitened' is": self.metric == "whitened",
-                "rounds are": self.rounds != 1 and mode == "full",
-            }
-            what = next((name for name, wanted in asked.items() if wanted), None)
-            if what is not None:
-                raise ConfigurationError(
-                    f"{what} of the subspace solver, which needs samples that do not change, and this data set may "
-                    "change them"
-                )
-            return "adam", "the data set may change its samples"
-        if (self.rounds == 1 or mode == "gradient") and self.metric != "whitened" and takes_closed_form(problem):
-            return "dual", "a squared loss, and few samples × outputs"
-        return "subspace", "the samples do not change" + ("" if self.rounds == 1 else ", and θ̄₂ moves")
-
-    def _train(self, problem: Problem, mode: str, progress: Progress) -> Fit:
-        """Train one of the four models on a prepared problem."""
-        seed = self._seed()
-        solver = self._solver(problem, mode)[0] if mode in ("gradient", "full") else ""
-        if solver == "dual":
-            fit_dual = fit_closed_form if isinstance(problem.loss, Quadratic) else fit_representer
-            return fit_dual(
-                problem,
-                mode,
-                penalty=self.penalty,
-                parametrization=self.parametrization,
-                random_state=seed,
-                progress=progress,
-            )
-        if solver == "subspace":
-            return fit_convex(
-                problem,
-                mode,
-                penalty=self.penalty,
-                rounds=self.rounds if mode == "full" else 1,
-                parametrization=self.parametrization,
-                metric=self.metric,
-                random_state=seed,
-                progress=progress,
-            )
-        schedule = self._schedule(problem.n)
-        return fit_mode(
-            problem, mode, schedule, parametrization=self.parametrization, random_state=seed, progress=progress
+    def _plan(self, n: int, mode: str | None = None, seed: int | None = None) -> Plan:
+        """Return how a mode is fitted to n samples, by default one's own."""
+        mode = self.mode if mode is None else mode
+        optimizer = self.solver if self.solver in OPTIMIZERS else "adam"
+        return Plan(
+            mode=mode,
+            solver=self.solver,
+            penalties=None if isinstance(self.penalty, str) else given_penalties(self.penalty),
+            rounds=self.rounds if mode == "full" else 1,
+            parametrization=self.parametrization,
+            metric=self.metric,
+            schedule=paper_schedule(
+                optimizer, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm
+            ),
+            seed=seed,
         )
 
     def _fit_mode(self, problem: Problem, progress: Progress) -> Fit:
+        plan = self._plan(problem.n, seed=self._seed())
+        linear = self.mode in ("gradient", "full")
         by_schedule = self.epochs is not None or self.clip_norm is not None
-        if by_schedule and self.mode in ("gradient", "full") and self._solver(problem, self.mode)[0] not in SOLVERS:
+        if by_schedule and linear and select_solver(problem, plan)[0] not in OPTIMIZERS:
             warnings.warn(
                 "epochs and clip_norm are of mode='finetune' and of solver='adam' or 'sgd'; this model is solved "
                 "without them",
                 GradfeatWarning,
                 stacklevel=3,
             )
-        pair = (
-            as_pair(self.penalty) if isinstance(self.penalty, Sequence) and not isinstance(self.penalty, str) else None
-        )
-        if pair and pair[1] > 0 and self.mode in ("gradient", "full") and self.solver in SOLVERS:
+        lambda2 = plan.penalties.lambda2 if plan.penalties is not None and isinstance(self.penalty, Sequence) else 0
+        if lambda2 > 0 and linear and self.solver in OPTIMIZERS:
             warnings.warn(
                 f"solver={self.solver!r} has no penalty of w₂: the second one is not used",
                 GradfeatWarning,
                 stacklevel=3,
             )
-        fit = self._train(problem, self.mode, progress)
+        fit = solve(problem, plan, progress)
         for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
             warnings.warn(note, GradfeatWarning, stacklevel=3)
         return fit
@@ -331,7 +278,7 @@ class GradientFeatureEstimator(BaseEstimator):
             "schedule": fit.selection,
         }
         if self.solver == "auto" and fit.model.mode in ("gradient", "full"):
-            name, why = self._solver(problem, fit.model.mode)
+            name, why = select_solver(problem, self._plan(problem.n, fit.model.mode))
             how["solver='auto'"] = f"{name}: {why}"
         self.how_ = {name: str(value) for name, value in how.items() if value is not None}
         self.seconds_ = {**problem.seconds, "train": fit.seconds}

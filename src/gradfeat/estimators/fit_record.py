@@ -26,8 +26,9 @@ from gradfeat.files.bounded import (
     whole,
 )
 from gradfeat.fit.depth import Depth
-from gradfeat.fit.rounds import Point, Rounds, Step
-from gradfeat.fit.selection import Choice, Tried
+from gradfeat.fit.penalties import Choice, ScaledPenalties, Tried
+from gradfeat.fit.point import Point
+from gradfeat.fit.steps import Rounds, Step
 from gradfeat.solvers.finetune import Selection
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.probe import Probe
@@ -110,6 +111,7 @@ def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
 
 _KINDS["list[Tried]"] = _list(_dataclass(Tried))
 _KINDS["list[Step]"] = _list(_dataclass(Step))
+_KINDS["ScaledPenalties | None"] = _optional(_dataclass(ScaledPenalties))
 _KINDS["Schedule"] = _dataclass(Schedule)
 _KINDS["list[tuple[Schedule, float]]"] = _list(_tuple(_KINDS["Schedule"], _FLOAT))
 

@@ -21,7 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
 from gradfeat.estimators.labels import as_labels, as_weights, refuse_missing
-from gradfeat.fit.fitting import PRECISIONS, check_device
+from gradfeat.fit.linearize import PRECISIONS, check_device
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES, OTHER_NAMES
 from gradfeat.samples.store import LEVELS

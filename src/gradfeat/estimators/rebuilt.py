@@ -9,7 +9,8 @@ from torch import nn
 
 from gradfeat.errors import BackboneError
 from gradfeat.files.digests import digest_tensors
-from gradfeat.fit.fitting import linearize_backbone, model_from_weights
+from gradfeat.fit.linearize import linearize_backbone
+from gradfeat.fit.point import Point
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.losses import target_mean
@@ -36,16 +37,9 @@ def rebuilt_model(estimator: Any) -> GradientFeatureModel:
             "or hooks belongs to another network, which has changed. Build the network anew, and fit again"
         )
     mean = target_mean(estimator.loss_)
-    return model_from_weights(
-        linearization,
-        given["mode"],
-        given["parametrization"],
-        estimator.omega_,
-        estimator.w1_,
-        estimator.b_ if mean is None else estimator.b_ - mean,
-        estimator.w2_,
-        estimator.theta2_,
-    )
+    b = estimator.b_ if mean is None else estimator.b_ - mean
+    point = Point(estimator.theta2_ or linearization.theta2, estimator.omega_, estimator.w1_, b, estimator.w2_)
+    return point.model(linearization, given["mode"], given["parametrization"])
 
 
 def without_programs(estimator: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from gradfeat.files.tensor_file import tensor_file
 from gradfeat.files.writing import write_whole
 
 FORMAT = "gradfeat.fit"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ABOUT = "configuration.json"
 
 T = TypeVar("T")

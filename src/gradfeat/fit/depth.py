@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradfeat.errors import Theta2Error
-from gradfeat.fit.convex import choose
-from gradfeat.fit.fitting import Problem
-from gradfeat.fit.selection import NEGLIGIBLE, STAGES, Stages, place_of_omega
+from gradfeat.fit.choose import STAGES, choose
+from gradfeat.fit.penalties import NEGLIGIBLE, best_omega_penalty
+from gradfeat.fit.plan import Plan
+from gradfeat.fit.problem import Problem
+from gradfeat.fit.run import Run
+from gradfeat.fit.spans import Stages
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
 from gradfeat.solvers.probe import Probe
@@ -47,14 +50,10 @@ class Depth:
 def choose_depth(
     candidates: Sequence[Candidate],
     build: Callable[[Sequence[str], Probe | None], Problem],
-    *,
-    mode: str,
-    parametrization: str = "standard",
-    metric: str = "auto",
-    random_state: int | None = None,
+    plan: Plan,
     progress: Progress | None = None,
 ) -> tuple[Problem, Depth | None, list[Depth]]:
-    """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the held-out loss falls.
+    """Linearize 1, 2, 4, 8 ... blocks and choose penalties for each, while the validation loss falls.
 
     A deeper θ₂ costs more to fit. So it is taken only where its loss is lower by `WORTH`, while still deeper ones are
     tried as long as it falls at all, since small falls may add up. All penalties of ω̄ are tried for the topmost block,
@@ -64,10 +63,7 @@ def choose_depth(
     Args:
         candidates: The choices of θ₂ from the top down (`gradfeat.linearization.build.theta2_candidates`).
         build: Returns the problem of one choice, with a probe that is known or, for None, its own.
-        mode: "full" or "gradient", the model whose held-out loss counts.
-        parametrization: The variables that w₂ is penalized in.
-        metric: What w₂ is penalized in.
-        random_state: Seed of the held-out part, the same for all depths.
+        plan: Of the model whose validation loss counts, "full" or "gradient"; its seed is that of all depths.
         progress: Shows how far it is.
 
     Returns:
@@ -84,27 +80,19 @@ def choose_depth(
     least = float("inf")
     chosen: Depth | None = None
     tried: list[Depth] = []
-    omegas: dict[str, list[int]] = {}
+    omega_penalties: dict[str, list[float]] = {}
     probe: Probe | None = None  # f(x), and with it the probe, is the same at all depths
     for candidate in _doubling(candidates):
         begun = time.perf_counter()
-        problem = replace(build(candidate.modules, probe), omegas=omegas)
+        problem = replace(build(candidate.modules, probe), omega_penalties=omega_penalties)
         probe = problem.probe
-        choice = choose(
-            problem,
-            mode,
-            parametrization=parametrization,
-            metric=metric,
-            random_state=random_state,
-            progress=progress,
-            stages=SHORT,
-        )
+        choice, _ = choose(problem, plan, Run.of(problem, plan, progress), SHORT)
         if choice is None:
             return problem, None, []
         parameters = sum(value.numel() for value in problem.linearization.theta2.values())
-        if not omegas:
-            omegas = {mode: [place_of_omega(choice, problem.probe)]}
-            problem = replace(problem, omegas=omegas)
+        if not omega_penalties:
+            omega_penalties = {plan.mode: [best_omega_penalty(choice, problem.probe)]}
+            problem = replace(problem, omega_penalties=omega_penalties)
         tried.append(Depth(candidate.modules, parameters, choice.loss, time.perf_counter() - begun))
         if chosen is None or choice.loss < chosen.loss * (1 - WORTH):
             best, chosen = problem, tried[-1]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gradfeat.contexts import computing, plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConvergenceError, GradfeatWarning
-from gradfeat.fit.fitting import store_of
+from gradfeat.fit.predict import store_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
 from gradfeat.linearization.copies import copied

@@ -1,173 +1,90 @@
-"""Step 3 by a schedule: Adam and SGD for the linear models, and fine-tuning with a search of its learning rate."""
+"""Training by minibatches, resumed from a checkpoint where there is one."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gradfeat.errors import ConvergenceError
-from gradfeat.fit.checkpoint import Part, keep_part, load_part, resumed
-from gradfeat.fit.fitting import Fit, Problem, batch_logits, hold_out, loss_at, new_model
+from gradfeat.fit.checkpoint import Part, keep_part, load_part
+from gradfeat.fit.plan import Plan
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import batch_logits
+from gradfeat.fit.problem import Problem
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.finetune import FINETUNE_GRID, select, trial_of
 from gradfeat.solvers.first_order import History, State, train
 from gradfeat.solvers.schedule import Schedule
-from gradfeat.solvers.subspace import Solution
-
-TRIAL_LENGTH = 0.25
-"""Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""
 
 
-def fit_mode(
-    problem: Problem,
-    mode: str,
-    schedule: Schedule,
-    *,
-    parametrization: str = "standard",
-    random_state: int | None = None,
-    progress: Progress | None = None,
-    finetuning: Sequence[Schedule] = FINETUNE_GRID,
-) -> Fit:
-    """Train one of the four models (step 3).
+@dataclass(frozen=True)
+class Training:
+    """A training of a plan's mode on some samples.
 
-    `activation` is the probe, which has converged already. `gradient` and `full` are trained by `schedule`.
-    `finetune` is trained by ordinary back-propagation through the same layers for as many epochs, with an optimizer
-    and learning rate chosen by runs a quarter as long, on a fifth of the training data that they have not seen.
-
-    Args:
-        problem: From `prepare`.
-        mode: "activation", "gradient", "full" or "finetune".
-        schedule: The optimizer and its schedule.
-        parametrization: The variables that w₂ is trained in.
-        random_state: Seed of the order of samples.
-        progress: Shows how far it is.
-        finetuning: Optimizers and learning rates for `finetune` to choose from.
+    Attributes:
+        problem: All samples.
+        plan: Mode, parametrization, seed.
+        indices: Samples to train on, (m,); a version of each is drawn for each minibatch.
+        title: What its progress is called.
+        part: What its part of a checkpoint is called.
     """
-    progress = progress or Progress(False)
-    start = time.perf_counter()
-    if mode == "activation":
-        return Fit(new_model(problem, mode, parametrization), None, None, 0.0)
-    shared: dict[str, Any] = {"parametrization": parametrization, "random_state": random_state, "progress": progress}
-    everything = torch.arange(problem.n)
-    selection = None
-    notes: list[str] = []
-    if mode == "finetune":
-        seen, unseen = hold_out(problem, random_state)
-        if len(finetuning) == 1:
-            schedule = schedule.with_optimizer(finetuning[0])
-        elif len(unseen):
-            trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
-            candidates = [trial.with_optimizer(candidate) for candidate in finetuning]
 
-            def score(candidate: Schedule, part: str) -> float:
-                with suppress(ConvergenceError):  # so that a checkpoint knows of it too
-                    model, history = _train(
-                        problem, mode, candidate, seen, title=trial_of(candidate), part=part, **shared
-                    )
-                    if history.stopped == "interrupted":  # half a search chooses nothing
-                        raise KeyboardInterrupt
-                    return -loss_at(problem, model, unseen)
-                return -math.inf
+    problem: Problem
+    plan: Plan
+    indices: Tensor
+    title: str
+    part: str
 
-            def run(candidate: Schedule) -> float:
-                name = f"finetune-trial-{candidates.index(candidate)}"
-                epochs = f"{name}-epochs"
-                found = resumed(
-                    problem.checkpoint,
-                    name,
-                    lambda: score(candidate, epochs),
-                    lambda value: Part({}, {"score": torch.tensor(value, dtype=torch.float64)}),
-                    lambda part: float(part.tensors["score"]),
-                )
-                if problem.checkpoint is not None:
-                    problem.checkpoint.drop(epochs)
-                return found
-
-            selection = select(candidates, run)
-            schedule = schedule.with_optimizer(selection.best)
-        else:
-            schedule = schedule.with_optimizer(finetuning[0])
-            notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-    model, history = _train(problem, mode, schedule, everything, title="fit", part=f"{mode}-epochs", **shared)
-    if history.stopped == "interrupted":
-        done = len(history.loss)
-        of = "of the last finished one" if done else "that training starts from"
-        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
-        notes.append(f"{mode}: interrupted after {done} epochs; the weights are those {of}{more}")
-    seconds = time.perf_counter() - start
-    solution: Solution | None = None
-    if mode != "finetune":  # convex, but by a schedule, which knows of no optimum
-        interrupted = history.stopped == "interrupted"
-        reason = f"{len(history.loss)} epochs of a schedule, which ends before or after the optimum"
-        solution = Solution(
-            schedule.optimizer,
-            False,
-            reason,
-            history.loss,
-            passes=history.passes,
-            seconds=seconds,
-            interrupted=interrupted,
-        )
-    return Fit(model, history, selection, seconds, notes, solution=solution)
-
-
-def _train(
-    problem: Problem,
-    mode: str,
-    schedule: Schedule,
-    indices: Tensor,
-    *,
-    title: str,
-    part: str,
-    parametrization: str,
-    random_state: int | None,
-    progress: Progress,
-) -> tuple[GradientFeatureModel, History]:
-    """Train on some samples; with a checkpoint from where its part of this name says, and its states are kept there."""
-    model = new_model(problem, mode, parametrization)
-    store, y, weight = problem.store, problem.y, problem.weight
-    generator = torch.Generator().manual_seed(np.random.RandomState(random_state).randint(2**31 - 1))
-
-    if weight is not None:  # of mean one over all samples, so that a minibatch of heavy samples counts for more
-        weight = weight / weight[indices].mean()
-
-    def step_loss(picked: Tensor) -> Tensor:
-        batch = problem.random_views(indices[picked], generator)
-        losses = problem.loss.per_sample(batch_logits(model, store, batch), y[batch])
-        return (losses if weight is None else losses * weight[batch].to(losses.dtype)).mean()
-
-    with progress.step(title) as done:
-        epochs = schedule.n_epochs(len(indices))
-
-        def on_epoch(epoch: int, history: History) -> None:
-            done(epoch, epochs)
+    def run(self, schedule: Schedule, progress: Progress) -> tuple[GradientFeatureModel, History]:
+        """Train by a schedule; with a checkpoint from where its part says, and its states are kept there."""
+        checkpoint, generator = self.problem.checkpoint, self.plan.generator()
+        model = starting_model(self.problem, self.plan.mode, self.plan.parametrization)
+        weight = self.problem.weight
+        if weight is not None:  # of mean one over all samples, so that a minibatch of heavy samples counts for more
+            weight = weight / weight[self.indices].mean()
 
         def keep(state: State) -> None:
             values = {"iteration": state.iteration, **asdict(state.history)}
-            keep_part(problem.checkpoint, part, Part(values, state.tensors), generator)
+            keep_part(checkpoint, self.part, Part(values, state.tensors), generator)
 
-        found = load_part(problem.checkpoint, part, generator)
-        resume = None
-        if found is not None:
-            tensors = {name: value for name, value in found.tensors.items() if name != "generator"}
-            resume = State(found.values.pop("iteration"), History(**found.values), tensors)
-        history = train(
-            model.trained(),
-            step_loss,
-            len(indices),
-            schedule,
-            generator=generator,
-            on_epoch=on_epoch,
-            resume=resume,
-            keep=None if problem.checkpoint is None else keep,
-        )
-    return model, history
+        with progress.step(self.title) as done:
+            epochs = schedule.n_epochs(len(self.indices))
+            history = train(
+                model.trained(),
+                lambda picked: self._loss(model, weight, picked, generator),
+                len(self.indices),
+                schedule,
+                generator=generator,
+                on_epoch=lambda epoch, _: done(epoch, epochs),
+                resume=self._resumed(generator),
+                keep=None if checkpoint is None else keep,
+            )
+        return model, history
+
+    def _loss(
+        self, model: GradientFeatureModel, weight: Tensor | None, picked: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return the mean loss of a minibatch, given as positions among the samples to train on."""
+        problem = self.problem
+        batch = problem.random_views(self.indices[picked], generator)
+        losses = problem.loss.per_sample(batch_logits(model, problem.store, batch), problem.y[batch])
+        return (losses if weight is None else losses * weight[batch].to(losses.dtype)).mean()
+
+    def _resumed(self, generator: torch.Generator) -> State | None:
+        """Return where the checkpoint says that the training was, and bring the random numbers there."""
+        kept = load_part(self.problem.checkpoint, self.part, generator)
+        if kept is None:
+            return None
+        tensors = {name: value for name, value in kept.tensors.items() if name != "generator"}
+        return State(kept.values.pop("iteration"), History(**kept.values), tensors)
+
+
+def interruption(problem: Problem, plan: Plan, history: History) -> list[str]:
+    """Say that a training was interrupted, if it was."""
+    if history.stopped != "interrupted":
+        return []
+    done = len(history.loss)
+    of = "of the last finished one" if done else "that training starts from"
+    more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
+    return [f"{plan.mode}: interrupted after {done} epochs; the weights are those {of}{more}"]

@@ -15,7 +15,7 @@ import torch
 from gradfeat._version import __version__
 from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.files.writing import write_text
-from gradfeat.fit.fitting import check_device
+from gradfeat.fit.linearize import check_device
 from gradfeat.reproduce import table1, table2, table3, table4
 from gradfeat.reproduce.ablation_table import Ablation, AblationTable
 from gradfeat.reproduce.cells import Cell, Result, Say, computed, finished_cells, run_cells

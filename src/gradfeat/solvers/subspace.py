@@ -41,8 +41,30 @@ _LEAST_DIRECTIONS, _MOST_DIRECTIONS = 8, 200  # of w₂, by memory; beyond, the 
 class Penalties:
     """The penalties λ₁ of w₁ and λ₂ of w₂."""
 
-    w1: float
-    w2: float
+    lambda1: float
+    lambda2: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss that is minimised, over some of the samples of a store; the others are known by their logits alone.
+
+    Attributes:
+        y: Targets of all samples.
+        loss: The task's loss.
+        train: Samples to fit to, (m,).
+        weight: A weight for each sample of the store, or None.
+    """
+
+    y: Tensor
+    loss: Loss
+    train: Tensor
+    weight: Tensor | None
+
+    @property
+    def share(self) -> Tensor:
+        """The share of each sample in the loss, (m,), in double precision."""
+        return _shares(self.train, self.weight, self.y.device)
 
 
 @dataclass
@@ -86,7 +108,7 @@ class Activations:
 
     Args:
         f: Of all samples of a store, (n, d).
-        seen: Samples to fit to, (m,).
+        train: Samples to fit to, (m,).
         weight: A weight for each sample of the store, or None.
 
     Attributes:
@@ -96,11 +118,11 @@ class Activations:
         axes: An orthonormal basis of their span, (d, r).
     """
 
-    def __init__(self, f: Tensor, seen: Tensor, weight: Tensor | None) -> None:
-        share = _shares(seen, weight, f.device)
-        self.mean = (share @ f[seen].double()).to(f)
+    def __init__(self, f: Tensor, train: Tensor, weight: Tensor | None) -> None:
+        share = _shares(train, weight, f.device)
+        self.mean = (share @ f[train].double()).to(f)
         self.centred = f - self.mean
-        scaled = self.centred[seen].double() * share.sqrt()[:, None]
+        scaled = self.centred[train].double() * share.sqrt()[:, None]
         wide = len(scaled) < scaled.shape[1]
         values, vectors = torch.linalg.eigh(scaled @ scaled.T if wide else scaled.T @ scaled)
         keep = values > values.max().clamp_min(0) * 1e-12
@@ -122,12 +144,9 @@ class Subspace:
 
     Args:
         features: The map Φ of ω̄.
-        f: Activations of all samples of the store, of the same `seen` and `weight`; None leaves w₁ out (mode
+        f: Activations of all samples of the store, of the same training samples and weights; None leaves w₁ out (mode
             `gradient`).
-        y: Targets of all samples.
-        loss: The task's loss.
-        seen: Samples to fit to, (m,).
-        weight: A weight for each sample of the store, or None.
+        objective: Targets, loss, and which samples are fitted to.
         start: Logits where the curvature is looked at, (n, c): those of a probe.
         generator: Draws signs for the preconditioner.
         metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
@@ -142,23 +161,20 @@ class Subspace:
         self,
         features: GradientFeatures,
         f: Activations | None,
-        y: Tensor,
-        loss: Loss,
+        objective: Objective,
         *,
-        seen: Tensor,
-        weight: Tensor | None,
         start: Tensor,
         generator: torch.Generator,
         metric: str = "plain",
     ) -> None:
-        self.features, self.f, self.loss, self.y, self.seen = features, f, loss, y, seen
-        self.share = _shares(seen, weight, y.device)
-        everything = torch.arange(len(features.store))
-        self._everything = everything
-        curvature = loss.curvature(start[seen].double())
+        self.features, self.f = features, f
+        self.loss, self.y, self.train = objective.loss, objective.y, objective.train
+        self.share = objective.share
+        self._everything = torch.arange(len(features.store))
+        curvature = self.loss.curvature(start[self.train].double())
         self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
-        self.factors = self._factors(start[seen])
+        self.factors = self._factors(start[self.train])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
             change, self.factors = self.factors.whitened()
@@ -177,7 +193,7 @@ class Subspace:
     @property
     def unit(self) -> float:
         """The unit of λ₂: `length` over m."""
-        return self.length / len(self.seen)
+        return self.length / len(self.train)
 
     # ---- the span ---------------------------------------------------------------------------------------------------
 
@@ -214,11 +230,13 @@ class Subspace:
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
-        ridge = torch.tensor([penalties.w1] * len(self._w1) + [penalties.w2] * len(self._w2), dtype=torch.float64)
+        ridge = torch.tensor(
+            [penalties.lambda1] * len(self._w1) + [penalties.lambda2] * len(self._w2), dtype=torch.float64
+        )
         if self._span is None:
-            some = len(self.seen) < len(self.y)
-            known = [logits[self.seen] if some else logits for logits in self._known]
-            self._span = Span(known, self.y[self.seen], self.loss, self.share, outputs=self._outputs)
+            some = len(self.train) < len(self.y)
+            known = [logits[self.train] if some else logits for logits in self._known]
+            self._span = Span(known, self.y[self.train], self.loss, self.share, outputs=self._outputs)
         found = self._span.minimum(ridge, start)
         if not math.isfinite(found.objective):
             raise ConvergenceError(f"the objective became {found.objective} with {penalties}")
@@ -265,22 +283,22 @@ class Subspace:
             What they promise at first order (the decrement), and how far the objective is above its minimum there, at
             most (see `Solution.gap`; the span's minimum has no gradient in b).
         """
-        logits = self.logits(point, self.seen)
-        slope = self.share[:, None] * self.loss.slope(logits, self.y[self.seen])
+        logits = self.logits(point, self.train)
+        slope = self.share[:, None] * self.loss.slope(logits, self.y[self.train])
         slope = slope.float() if self.features.omega.dtype != torch.float64 else slope
         k = len(self._w1)
-        gradient2 = self.features.transpose(slope, self.seen)
-        add_scaled(gradient2, penalties.w2, self.w2(point))
-        step2 = self.factors.precondition(gradient2, max(penalties.w2, 1e-9 * self.factors.trace, 1e-30))
+        gradient2 = self.features.transpose(slope, self.train)
+        add_scaled(gradient2, penalties.lambda2, self.w2(point))
+        step2 = self.factors.precondition(gradient2, max(penalties.lambda2, 1e-9 * self.factors.trace, 1e-30))
         promised = inner(gradient2, step2)
-        above = 0.5 * inner(gradient2, gradient2) / penalties.w2 if penalties.w2 > 0 else math.inf
+        above = 0.5 * inner(gradient2, gradient2) / penalties.lambda2 if penalties.lambda2 > 0 else math.inf
         if self.f is not None:
-            gradient = self.f.centred[self.seen].T @ slope.to(self.f.centred)
+            gradient = self.f.centred[self.train].T @ slope.to(self.f.centred)
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
-                gradient.add_(direction, alpha=penalties.w1 * factor)
-            step = self.f.step(gradient, self._curvature, penalties.w1)
+                gradient.add_(direction, alpha=penalties.lambda1 * factor)
+            step = self.f.step(gradient, self._curvature, penalties.lambda1)
             promised += float((gradient * step).sum())
-            above += 0.5 * float(gradient.square().sum()) / penalties.w1 if penalties.w1 > 0 else math.inf
+            above += 0.5 * float(gradient.square().sum()) / penalties.lambda1 if penalties.lambda1 > 0 else math.inf
             self.add_w1(step)
         self.add_w2(gradient2 if plain else step2)
         if not math.isfinite(promised):
@@ -315,7 +333,7 @@ class Subspace:
         try:
             for iteration in range(iterations):
                 if iteration and iteration % _REFRESH == 0 and not self._fixed:
-                    self.factors = self._factors(self.logits(point, self.seen))
+                    self.factors = self._factors(self.logits(point, self.train))
                 if len(self._w2) >= self._most:
                     self._join(point)
                     point = self.minimum(penalties)
@@ -351,9 +369,9 @@ class Subspace:
         return point, solution
 
     def _factors(self, logits: Tensor) -> KroneckerFactors:
-        seen, logits = self.seen, logits.to(self.features.omega)
-        weight = self.share * len(seen)  # of mean one
-        return estimate_factors(self.features, self.loss, logits, self.y[seen], seen, self._generator, weight)
+        train, logits = self.train, logits.to(self.features.omega)
+        weight = self.share * len(train)  # of mean one
+        return estimate_factors(self.features, self.loss, logits, self.y[train], train, self._generator, weight)
 
     def _fitting(self, start: Combination | None, penalties: Penalties) -> Combination:
         known = len(self._known)
@@ -406,11 +424,11 @@ def _stalled(objective: list[float]) -> bool:
     return len(objective) > _STALLED and objective[-_STALLED - 1] - objective[-1] <= _PROGRESS * abs(objective[-1])
 
 
-def _shares(seen: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:
+def _shares(train: Tensor, weight: Tensor | None, device: torch.device) -> Tensor:
     """Return the share of each sample in the loss, (m,), in double precision."""
-    share = torch.ones(len(seen), dtype=torch.float64, device=device)
+    share = torch.ones(len(train), dtype=torch.float64, device=device)
     if weight is not None:
-        share = weight[seen].to(share)
+        share = weight[train].to(share)
     return share / share.sum()
 
 

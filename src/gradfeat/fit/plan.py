@@ -1,0 +1,59 @@
+"""How a problem is to be solved (step 3): one value, which every solver takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradfeat.solvers.finetune import FINETUNE_GRID
+from gradfeat.solvers.schedule import Schedule, paper_schedule
+from gradfeat.solvers.subspace import Penalties
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is to be solved.
+
+    Attributes:
+        mode: "activation", "gradient", "full" or "finetune".
+        solver: Of `gradfeat.fit.SOLVERS`, or "auto" (`gradfeat.fit.select_solver`).
+        penalties: λ₁ and λ₂ where they are given; ω̄ is then the problem's probe. None: chosen on validation data, which
+            are a part of the training data.
+        rounds: Most linearizations; "auto" goes on while the validation loss falls (see `gradfeat.fit.rounds`). Of mode
+            "full" alone.
+        parametrization: The variables that w₂ is penalized and trained in.
+        metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
+            plain where penalties are given, whitened where they are chosen; the better of both on validation data where
+            there are fewer than `gradfeat.fit.splits.ONE_SPLIT_FROM` samples.
+        splits: Validation parts, one after another; None: five for few samples, each sample in one of them, or three at
+            random where a class has fewer than five; else one.
+        schedule: Of Adam, SGD and fine-tuning; None: the paper's.
+        finetuning: Optimizers and learning rates for fine-tuning to choose from.
+        seed: Of splits, views, signs of the preconditioner, order of samples; None draws one.
+    """
+
+    mode: str = "full"
+    solver: str = "auto"
+    penalties: Penalties | None = None
+    rounds: int | str = 1
+    parametrization: str = "standard"
+    metric: str = "auto"
+    splits: int | None = None
+    schedule: Schedule | None = None
+    finetuning: Sequence[Schedule] = FINETUNE_GRID
+    seed: int | None = None
+
+    def draw(self, below: int = 2**31 - 1) -> int:
+        """Return a number below a limit: the seed's first one."""
+        return int(np.random.RandomState(self.seed).randint(below))
+
+    def generator(self) -> torch.Generator:
+        """Return a source of random numbers, of this seed."""
+        return torch.Generator().manual_seed(self.draw())
+
+    def schedule_of(self, solver: str, n: int) -> Schedule:
+        """Return the schedule, by default the paper's for an optimizer and n samples."""
+        return self.schedule or paper_schedule(solver, n)

@@ -1,0 +1,48 @@
+"""What a fit ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradfeat.fit.penalties import Choice
+from gradfeat.fit.steps import Rounds
+from gradfeat.model import GradientFeatureModel
+from gradfeat.solvers.finetune import Selection
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.subspace import Solution
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model of one mode.
+
+    Attributes:
+        model: The model with its trained weights.
+        seconds: Time of training this model alone, with its choices.
+        history: Loss and time by epoch, or objective by iteration; None where nothing was trained.
+        notes: What the user should know.
+        choice: Penalties that were chosen, and the path; None where none were.
+        solution: How the solver of a linear model ended; None for the probe, for fine-tuning, and where no gradient
+            term was chosen.
+        rounds: The moves of θ̄₂ before the last linearization; None where there was one linearization.
+        selection: For fine-tuning, the learning rates tried and their scores on validation data.
+    """
+
+    model: GradientFeatureModel
+    seconds: float = 0.0
+    history: History | None = None
+    notes: list[str] = field(default_factory=list)
+    choice: Choice | None = None
+    solution: Solution | None = None
+    rounds: Rounds | None = None
+    selection: Selection | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it; the weights are those of what was finished."""
+        return self.history is not None and self.history.stopped == "interrupted"
+
+    @property
+    def epochs(self) -> int:
+        """Finished epochs or iterations."""
+        return 0 if self.history is None else len(self.history.loss)
