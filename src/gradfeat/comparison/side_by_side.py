@@ -263,11 +263,8 @@ def compare(
     nothing = np.zeros((len(truth), loss.n_outputs(torch.as_tensor(targets))))
     metrics_of(loss, nothing, truth)  # so that labels that cannot be judged are refused before any work
     stages = [*shared_stages(), Stage("test activations", ACTIVATIONS * len(truth) * crops / max(len(targets), 1))]
-    stages += [
-        stage
-        for mode in modes
-        for stage in [*stages_of_plan(base._plan(len(targets), mode), len(targets)), Stage("test")]
-    ]
+    for mode in modes:
+        stages += [*stages_of_plan(base._plan(len(targets), mode), len(targets)), Stage("test")]
     with progress.whole("compare", stages):
         problem = base._prepare(X, targets, loss, weight, progress)
         inputs = test if isinstance(test, Inputs) else Inputs(test, base.backbone_.preprocessing)

@@ -222,7 +222,8 @@ def verdict_of_choice(choice: Choice) -> Verdict:
     probe, gradient = min(probes), min(gradients)
     levels = f"On held-out training data the loss is {gradient:.4g} with the gradient term and {probe:.4g} without"
     if not choice.gradients:
-        text = f"{levels}: the model is the probe. --mode activation --penalty {choice.lambda1:.3g} gives the same, faster."
+        same = f"--mode activation --penalty {choice.lambda1:.3g}"
+        text = f"{levels}: the model is the probe. {same} gives the same, faster."
         return Verdict("activation", "activation", text)
     if choice.gain is None or choice.gain_error is None:
         return Verdict(choice.mode, choice.mode, f"{levels}; whether that is more than chance, test data tell.")

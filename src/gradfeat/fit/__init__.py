@@ -1,7 +1,7 @@
 """Steps 1 to 3 of the method (Sec. 3.1) on a problem: linearize, probe, solve. Knows no estimator.
 
-A researcher's way in, between `gradfeat.linearize` and the estimators: `prepare` runs the network's bottom once for each
-sample and fits the probe; `solve` fits one of the four models to the `Problem` by a `Plan`.
+A researcher's way in, between `gradfeat.linearize` and the estimators: `prepare` runs the network's bottom once for
+each sample and fits the probe; `solve` fits one of the four models to the `Problem` by a `Plan`.
 """
 
 from gradfeat.fit.contract import LinearSolver, Solver

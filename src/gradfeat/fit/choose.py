@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -191,17 +191,7 @@ class _Path:
 
     def choice(self, candidate: _Candidate) -> Choice:
         """Return the least validation loss of all that was tried, with and without the gradient term."""
-        points = [
-            (
-                Tried(
-                    self.light * one.omega, self.lambda1[j], GRID.lambda2_units[k], float(one.losses[:, j, k].mean())
-                ),
-                one.length,
-                one.losses[:, j, k],
-            )
-            for one in self.tried
-            for j, k in np.ndindex(*one.losses.shape[1:])
-        ]
+        points = [point for one in self.tried for point in self._points(one)]
         gain = _Gain()
         if self.plan.mode == "full":  # among equals the probe
             alone = [(self.light * factor, self._probe_losses(i)) for i, factor in enumerate(GRID.omega)]
@@ -224,6 +214,14 @@ class _Path:
             gain.error,
             gain.n,
         )
+
+    def _points(self, candidate: _Candidate) -> Iterator[tuple[Tried, float, np.ndarray]]:
+        """Yield the points of one ω̄: penalties and loss, the length of its features, the loss of each split."""
+        omega = self.light * candidate.omega
+        for j, k in np.ndindex(*candidate.losses.shape[1:]):
+            losses = candidate.losses[:, j, k]
+            tried = Tried(omega, self.lambda1[j], GRID.lambda2_units[k], float(losses.mean()))
+            yield tried, candidate.length, losses
 
     # ---- one ω̄ -----------------------------------------------------------------------------------------------------
 

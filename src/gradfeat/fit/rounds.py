@@ -63,9 +63,9 @@ def fit_in_rounds(problem: Problem, plan: Plan, choice: Choice, run: Run) -> Fit
     if not search.interrupted and (not search.steps or search.last_loss > choice.losses[0]):  # on the same samples
         run.passes += passes
         return None
-    model = (
-        _model(problem, plan, search.point) if search.steps else starting_model(problem, "full", plan.parametrization)
-    )
+    model = starting_model(problem, "full", plan.parametrization)
+    if search.steps:
+        model = _model(problem, plan, search.point)
     solution: Solution | None = None
     interrupted = search.interrupted
     if not interrupted:

@@ -75,9 +75,8 @@ class SubspaceSolver(LinearSolver):
         if start.w2 is not None:
             subspace.add_w2(subspace.features.variables(start.w2))
         with run.progress.step("fit") as done:
-            combination, solution = self._minimum(
-                subspace, self._penalties(problem, plan, start, subspace), start, done
-            )
+            penalties = self._penalties(problem, plan, start, subspace)
+            combination, solution = self._minimum(subspace, penalties, start, done)
         solution.passes = subspace.features.passes
         w1, b, w2 = subspace.weights(combination)
         point = Point(problem.linearization.theta2, omega, omega if w1 is None else w1, b, w2)

@@ -157,6 +157,7 @@ def subspace_at(
 
 
 def weights_of(subspace: Subspace, minimum: Combination) -> tuple[Tensor, Tensor, Weights]:
+    """Return w₁, b and w₂ of a minimum over the span, of mode `full`."""
     w1, b, w2 = subspace.weights(minimum)
     if w1 is None:
         raise ConvergenceError("rounds need w₁")

@@ -230,9 +230,8 @@ class Subspace:
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
-        ridge = torch.tensor(
-            [penalties.lambda1] * len(self._w1) + [penalties.lambda2] * len(self._w2), dtype=torch.float64
-        )
+        of_each = [penalties.lambda1] * len(self._w1) + [penalties.lambda2] * len(self._w2)
+        ridge = torch.tensor(of_each, dtype=torch.float64)
         if self._span is None:
             some = len(self.train) < len(self.y)
             known = [logits[self.train] if some else logits for logits in self._known]
