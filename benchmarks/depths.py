@@ -13,12 +13,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gradfeat.fit.fitting import backbone_candidates, linearize_backbone
-
 from benchmarks.low_shot import fit
 from benchmarks.time_to_accuracy import TITLES, changes_of, data_parser, markdown, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
+from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
 
 WAYS = ("probe", "gradient", "full", "finetune")
 

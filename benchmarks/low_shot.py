@@ -21,15 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Fit, Problem, new_model
 
 from benchmarks.time_to_accuracy import Judge, clocks, data_parser, earlier, prepared, title_of, write
 from gradfeat.comparison.plots import save_figure
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
+from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.fit.merge import fit_head
-from gradfeat.fit.training import fit_mode
+from gradfeat.fit.point import starting_model
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 
@@ -52,12 +51,12 @@ def draw(y: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor
 def fit(problem: Problem, way: str, epochs: int) -> Fit:
     """Fit one model."""
     if way == "probe":
-        return Fit(new_model(problem, "activation", "standard"), None, None, problem.seconds["probe"])
+        return Fit(starting_model(problem, "activation"), problem.seconds["probe"])
     if way == "finetune":
         schedule = paper_schedule("adam", problem.n, batch_size=min(64, problem.n), epochs=epochs)
-        return fit_mode(problem, "finetune", schedule, random_state=0)
+        return solve(problem, Plan(mode="finetune", schedule=schedule, seed=0))
     mode = "gradient" if way == "gradient" else "full"
-    return fit_convex(problem, mode, rounds="auto" if way == "rounds" else 1, random_state=0)
+    return solve(problem, Plan(mode=mode, solver="subspace", rounds="auto" if way == "rounds" else 1, seed=0))
 
 
 def merged(problem: Problem, full: Fit) -> Fit:
@@ -65,7 +64,7 @@ def merged(problem: Problem, full: Fit) -> Fit:
     head = fit_head(full.model, problem.store, views=problem.views, random_state=0)
     if head is None:
         raise ConvergenceError("the moved network is not finite")
-    model = new_model(problem, "finetune", "standard")
+    model = starting_model(problem, "finetune")
     w2 = {name: head.step * value for name, value in full.model.w2.items()}
     model.set_weights(w1=head.weight, b=head.bias, w2=w2)
     return replace(full, model=model)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gradfeat.fit.selection import Choice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +19,6 @@ from PIL import Image
 from gradfeat import load
 from gradfeat.cli.following import after_fit
 from gradfeat.cli.given import Given, command, wrapped
-from gradfeat.fit.selection import Choice
 
 # ---- options that would do nothing --------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.selection import GRID, HEADS, HEAVIER, Choice, Tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -17,7 +18,6 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.comparison.edges import choice_edge, edge_note, probe_edge, rate_edge
 from gradfeat.comparison.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
-from gradfeat.fit.selection import GRID, HEADS, HEAVIER, Choice, Tried
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe

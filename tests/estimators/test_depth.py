@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.convex import choose, fit_convex
+from gradfeat.fit.fitting import hold_out
+from gradfeat.fit.selection import HEAVIER, place_of_omega
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -17,10 +20,7 @@ import gradfeat
 from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fit import convex, fitting
-from gradfeat.fit.convex import choose, fit_convex
 from gradfeat.fit.depth import SHORT, WORTH
-from gradfeat.fit.fitting import hold_out
-from gradfeat.fit.selection import HEAVIER, place_of_omega
 
 
 class Block(nn.Module):

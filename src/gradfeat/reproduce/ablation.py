@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
-from gradfeat.fit.fitting import Problem
+from gradfeat.fit import Problem
 from gradfeat.linearization import Linearization
 from gradfeat.losses import Loss
 from gradfeat.pretrain.encoder import ConvEncoder
@@ -148,7 +148,7 @@ def ablation_problem(
     loss: Loss,
     probe: Probe,
     *,
-    head: Probe | None = None,
+    omega: Probe | None = None,
     cache: str = "auto",
 ) -> Problem:
     """Return a problem whose activations and probe are of one network, and whose gradients are of another.
@@ -160,11 +160,11 @@ def ablation_problem(
         y: Targets, (n,).
         loss: The task's loss.
         probe: Fitted to `activations`: where w₁ starts.
-        head: ω of the gradients, if it is not a probe on `activations`.
+        omega: ω of the gradients, if it is not a probe on `activations`.
         cache: What is kept of each sample.
     """
     store = SampleStore(linearization, inputs, cache=cache, features=activations)
-    return Problem(store, y, None, loss, probe, {}, head=head)
+    return Problem(store, y, None, loss, probe, fixed_omega=omega)
 
 
 def _batches(n: int) -> Sequence[range]:

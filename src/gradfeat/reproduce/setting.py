@@ -17,8 +17,10 @@ from gradfeat.backbones import Backbone
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops, views_of
 from gradfeat.data.inputs import in_parts
+from gradfeat.fit import Fit, Problem
 from gradfeat.fit.checkpoint import Checkpoint
-from gradfeat.fit.fitting import Fit, Problem, batch_logits, linearize_backbone
+from gradfeat.fit.linearize import linearize_backbone
+from gradfeat.fit.predict import store_logits
 from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
 from gradfeat.losses import Loss
 from gradfeat.metrics.evaluation import mean_of_views, metrics_of
@@ -190,7 +192,7 @@ class Setting:
             self._kept = (key, problem, test)
         _, problem, test = self._kept
         if gradients.omega == "random":
-            problem = replace(problem, head=random_probe(samples.probe, seed))
+            problem = replace(problem, fixed_omega=random_probe(samples.probe, seed))
         return problem, test
 
     def _network(self, seed: int, gradients: Gradients, samples: Samples) -> Backbone:
@@ -222,9 +224,7 @@ class Setting:
         found = fit(
             problem, mode, self.protocol, iterations=self.scale.iterations, splits=self.scale.splits, random_state=seed
         )
-        batches = torch.arange(len(test)).split(_BATCH)
-        with torch.no_grad():
-            logits = torch.cat([batch_logits(found.model, test, batch) for batch in batches])
+        logits = store_logits(found.model, test, _BATCH)
         return {**self._judge(logits, self.samples(seed).y_test), "how": _how(found), "notes": found.notes}
 
     def _judge(self, logits: Tensor, truth: np.ndarray) -> dict[str, float]:
