@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,8 +114,8 @@ def test_commands_of_the_readme(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = str(encoder(Path("encoder/encoder.safetensors"), channels=3, size=8))
-    draw(Path("photos/train"), 8)
-    draw(Path("photos/test"), 4)
+    draw(Path("photos/train"), 4)
+    draw(Path("photos/test"), 2)
     draw(Path("new-photos"), 2)
     ran = []
     for arguments in commands(README):
@@ -128,6 +130,29 @@ def test_commands_of_the_readme(
     assert {path.name for path in Path("results").iterdir()} >= {"comparison.json", "comparison.png"}
     rows = capsys.readouterr().out.split("sample,prediction")[-1].splitlines()[1:]  # of `predict`
     assert [row.split(",")[1] for row in rows] == ["cat", "cat", "dog", "dog"]
+
+
+# ---- other pages that run ----------------------------------------------------------------------
+
+
+def test_the_engine_of_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in python_blocks(ROOT / "docs" / "guide.md") if "gradfeat.linearize(" in block]
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(block, "guide.md", "exec"), names)
+    pulled = sum((names["gradients"][name] * value).sum() for name, value in names["w2"].items())
+    torch.testing.assert_close(names["tangent"].sum(), pulled)  # ⟨1, J w₂⟩ = ⟨Jᵀ1, w₂⟩
+    assert "2.weight" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_python_of_the_baselines() -> None:
+    names: dict[str, Any] = {}
+    for block in python_blocks(ROOT / "docs" / "baselines.md"):
+        exec(compile(block, "baselines.md", "exec"), names)
+    assert names["vote"].score(names["f_test"], names["y_test"]) > 0.5
+    for model in ("probe", "model"):
+        assert names[model].score(names["X_test"], names["y_test"]) > 0.5
 
 
 # ---- all documents ------------------------------------------------------------------------------
@@ -163,6 +188,12 @@ def test_commands_have_these_options(document: Path) -> None:
 def test_python_is_python(document: Path) -> None:
     for block in python_blocks(document):
         compile(block, str(document), "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dotted_names_exist(document: Path) -> None:
+    for name in re.findall(r"`(gradfeat(?:\.[a-zA-Z_]\w*)+)[`(]", text(document)):
+        pkgutil.resolve_name(name)
 
 
 def test_every_decision_is_listed() -> None:
