@@ -63,7 +63,7 @@ def encoder(path: Path, channels: int, size: int) -> Path:
     torch.manual_seed(0)
     scaling = {"size": [size, size], "crop_pct": 1.0, "channels": channels}
     scaling |= {"mean": [0.5] * channels, "std": [0.5] * channels}
-    network = ConvEncoder(channels, channels=(8, 8), strides=(2, 2)).eval()
+    network = ConvEncoder(channels, channels=(8, 4), strides=(2, 2)).eval()
     path.parent.mkdir(exist_ok=True)
     return save_encoder(network, path, task="vae", preprocessing=scaling)
 
@@ -114,7 +114,7 @@ def test_commands_of_the_readme(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = str(encoder(Path("encoder/encoder.safetensors"), channels=3, size=8))
-    draw(Path("photos/train"), 4)
+    draw(Path("photos/train"), 5)
     draw(Path("photos/test"), 2)
     draw(Path("new-photos"), 2)
     ran = []
