@@ -135,14 +135,23 @@ def test_commands_of_the_readme(
 # ---- other pages that run ----------------------------------------------------------------------
 
 
-def test_the_engine_of_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = [block for block in python_blocks(ROOT / "docs" / "guide.md") if "gradfeat.linearize(" in block]
+def test_the_engine_and_the_plan_of_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = python_blocks(ROOT / "docs" / "guide.md")
+    (engine,) = [block for block in blocks if "gradfeat.linearize(" in block]
+    (plan,) = [block for block in blocks if "prepare(lin" in block]
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(compile(block, "guide.md", "exec"), names)
+    exec(compile(engine, "guide.md", "exec"), names)
     pulled = sum((names["gradients"][name] * value).sum() for name, value in names["w2"].items())
     torch.testing.assert_close(names["tangent"].sum(), pulled)  # ⟨1, J w₂⟩ = ⟨Jᵀ1, w₂⟩
     assert "2.weight" in capsys.readouterr().out
+    exec(compile(plan, "guide.md", "exec"), names)
+    fit, problem = names["fit"], names["problem"]
+    assert "subspace" in capsys.readouterr().out
+    assert fit.solution.converged
+    probe = names["f"] @ problem.probe.omega + problem.probe.bias
+    assert problem.loss.value(names["logits"], problem.y) < problem.loss.value(probe, problem.y)
+    assert len(names["few"].solution.objective) > 0
 
 
 @pytest.mark.slow
