@@ -17,7 +17,7 @@ from gradfeat.fit.convex import choose
 from gradfeat.fit.fitting import Fit, Problem, new_model
 from gradfeat.fit.selection import Choice, as_pair, lightest
 from gradfeat.progress import Progress
-from gradfeat.solvers.dual_newton import curvature_unit, newton_dual
+from gradfeat.solvers.dual_newton import DualProblem, curvature_unit, newton_dual
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.subspace import GAP, Penalties, Solution, bound
 
@@ -89,16 +89,8 @@ def fit_representer(
             w1, w2 = probe.penalty, unit * problem.views
         else:
             w1, w2 = as_pair(penalty)
-        point = newton_dual(
-            kernel,
-            samples.f,
-            samples.y,
-            problem.loss,
-            samples.weight,
-            w1,
-            w2,
-            outputs=samples.outputs,
-        )
+        dual = DualProblem(kernel, samples.f, samples.y, problem.loss, samples.weight, samples.outputs)
+        point = newton_dual(dual, w1, w2)
         model, gap = samples.model(probe, point, Penalties(w1, w2))
         notes += samples.raised(w2, point) or samples.rounded(gap, (w1, w2))
     seconds, passes = time.perf_counter() - begun, samples.passes + (0.0 if choice is None else choice.passes)

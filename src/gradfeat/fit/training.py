@@ -19,7 +19,7 @@ from gradfeat.fit.fitting import Fit, Problem, batch_logits, hold_out, loss_at, 
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.finetune import FINETUNE_GRID, select, trial_of
-from gradfeat.solvers.first_order import History, State, train
+from gradfeat.solvers.first_order import History, Resuming, State, train
 from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Solution
 
@@ -167,7 +167,6 @@ def _train(
             schedule,
             generator=generator,
             on_epoch=on_epoch,
-            resume=resume,
-            keep=None if problem.checkpoint is None else keep,
+            resuming=Resuming(resume, None if problem.checkpoint is None else keep),
         )
     return model, history

@@ -12,8 +12,12 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
 
-_CHUNK = 1 << 20  # entries of the directions' logits that are looked at together: so many stay in a processor's cache
-_MOST = 1 << 27  # entries that are kept side by side; more are put there again for each step
+CHUNK = 1 << 20
+"""Entries of the directions' logits that are looked at together: so many stay in a processor's cache."""
+
+MOST_KEPT = 1 << 27
+"""Entries that are kept side by side; more are put there again for each step."""
+
 _ITERATIONS, _HALVINGS = 100, 30
 # an older Hessian is taken anew after a step that leaves more than `_SLOW` of the decrement, or that would lower the
 # objective by less than `_ENOUGH` of it (half of it is what a quadratic loss falls by)
@@ -55,14 +59,26 @@ class Span:
         loss: A convex loss.
         share: Weight of each sample, (n,), of sum one.
         outputs: c; these samples may lack the last classes.
+        chunk: Entries of the logits Z_j that are looked at together.
+        most_kept: Entries up to which they are kept side by side between steps.
     """
 
-    def __init__(self, known: Sequence[Tensor], y: Tensor, loss: Loss, share: Tensor, *, outputs: int) -> None:
+    def __init__(
+        self,
+        known: Sequence[Tensor],
+        y: Tensor,
+        loss: Loss,
+        share: Tensor,
+        *,
+        outputs: int,
+        chunk: int = CHUNK,
+        most_kept: int = MOST_KEPT,
+    ) -> None:
         self.known, self.y, self.loss, self.share, self.outputs = list(known), y, loss, share.double(), outputs
         width = outputs * max(len(self.known), 1)
-        size = max(1, _CHUNK // width)
+        size = max(1, chunk // width)
         self._chunks = [slice(first, first + size) for first in range(0, len(y), size)]
-        keep = len(y) * width <= _MOST
+        keep = len(y) * width <= most_kept
         self._kept = [self._joined(rows) for rows in self._chunks] if keep else None
         self._hessian: Tensor | None = None
 
