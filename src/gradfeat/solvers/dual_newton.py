@@ -113,7 +113,7 @@ def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss, weight
 
     Args:
         kernel: ``Φ Φᵀ``, (n · c, n · c).
-        logits: Where the curvature is looked at, (n, c): those of a probe.
+        logits: Where the curvature is taken, (n, c): those of a probe.
         y: Targets.
         loss: The task's loss.
         weight: Of each sample, (n,).
@@ -261,12 +261,12 @@ class _Objective:
         The squared norms of w₁ and w₂ are known along the step, without another product with the kernel.
         """
         logits_step = step.pulled + step.b
-        linear, bent = float((point.pulled * step.a).sum()), float((step.a * step.pulled).sum())
-        norms_here, descent = float((point.a * point.pulled).sum()), float((slopes.rho * logits_step).sum())
+        linear, quadratic = float((point.pulled * step.a).sum()), float((step.a * step.pulled).sum())
+        norms_before, descent = float((point.a * point.pulled).sum()), float((slopes.rho * logits_step).sum())
         size = 1.0
         for _ in range(_HALVINGS):
             logits = point.logits + size * logits_step
-            norms = norms_here + 2 * size * linear + size**2 * bent
+            norms = norms_before + 2 * size * linear + size**2 * quadratic
             objective = self._loss(logits) + 0.5 * norms
             if objective <= point.objective - 1e-4 * size * descent + 4e-16 * abs(point.objective):
                 a, b = point.a + size * step.a, point.b + size * step.b

@@ -20,7 +20,7 @@ from gradfeat.linearization.lengths import Split
 from gradfeat.samples.store import SampleStore, available_memory
 from gradfeat.solvers.gradient_features import GradientFeatures
 
-_BUDGET = 2 << 30  # bytes of gradient features that are held at a time, at most
+_BUDGET = 2 << 30  # bytes of gradient features in memory at a time, at most
 _COLUMNS = 1 << 14  # entries of θ₂ that are brought to float64 at a time
 _STRIPES = 4  # of a symmetric product only the blocks above the diagonal are computed
 

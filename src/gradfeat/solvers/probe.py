@@ -79,7 +79,7 @@ def fit_probe(
         sample_weight: (n,), none below zero; a sample of weight zero is as good as absent.
         penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this
             data, and the heaviest among those that differ from it by less than a thousandth.
-        cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (fitted, held out).
+        cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (training, validation).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
         outputs: k, where these samples may lack the last classes; None reads it off y.
