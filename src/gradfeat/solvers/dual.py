@@ -121,15 +121,16 @@ class Dual:
         check_samples(kernel, share, n, c)
         self.views = views
         self._share = share.detach().cpu().double() / float(share.double().sum())
-        self._root = root = self._share.sqrt()
+        self._root = root = self._share.sqrt()  # the diagonal of D, (n,)
         self._y = targets.detach().cpu().double()
         lengths = kernel.detach().diagonal().cpu().double().view(n, c).sum(1)
         self.unit = max(float(self._share @ lengths) / n, 1e-30)
         blocks = kernel.detach().cpu().double().view(n, c, n, c) * (root[:, None, None, None] * root[:, None])
         self._mean = torch.einsum("i,iljk->ljk", root, blocks)  # mean rows, (c, n, c): for the intercept
         self._least2 = (LEAST_SINGLE if single else LEAST) * max(float(torch.einsum("ikik->", blocks)), 1e-30)
-        self._kernel = self._projected(blocks).reshape(n * c, n * c)
+        self._kernel = self._projected(blocks).reshape(n * c, n * c)  # P D Φ Φᵀ D P
         self._f_mean: Tensor | None = None
+        # P D F Fᵀ D P by its eigenvalues, (n,), and eigenvectors, (n, n)
         self._squares, self._axes = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
         if f is not None:
             f = f.detach().cpu().double()

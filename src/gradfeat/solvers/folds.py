@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradfeat.errors import DataError
@@ -14,12 +15,14 @@ from gradfeat.losses import Loss
 ONE_FOLD_FROM = 20_000
 """From this number of samples on, one held-out part is as good as several, and several times cheaper."""
 
-Folds = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+Indices = NDArray[np.intp]
+
+Folds = list[tuple[Indices, Indices]]
 """Pairs of indices: of the training part, and of the validation part."""
 
 
 def folds(
-    y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: np.ndarray[Any, Any] | None = None
+    y: Tensor, loss: Loss, cv: Any, random_state: int | None, present: Indices | None = None
 ) -> tuple[Folds, str]:
     """Split the training data; a class with one sample is always in the part that is fitted.
 
@@ -47,7 +50,7 @@ def folds(
     return pairs, f"{len(pairs)} folds instead of {cv}: {reason}" if len(pairs) < k else ""
 
 
-def _given(y: Tensor, cv: Any, present: np.ndarray[Any, Any]) -> Folds:
+def _given(y: Tensor, cv: Any, present: Indices) -> Folds:
     """Return the folds of a scikit-learn splitter, or given pairs as indices of the samples that count."""
     if hasattr(cv, "split"):
         return list(cv.split(np.zeros(len(y)), y.cpu().numpy()))
@@ -57,7 +60,7 @@ def _given(y: Tensor, cv: Any, present: np.ndarray[Any, Any]) -> Folds:
     return pairs
 
 
-def _among(indices: Any, present: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _among(indices: Any, present: Indices) -> Indices:
     """Return the positions of samples among those present, leaving out the rest."""
     return np.flatnonzero(np.isin(present, np.asarray(indices)))
 

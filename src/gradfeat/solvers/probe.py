@@ -20,7 +20,7 @@ from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import Loss, Squared
 from gradfeat.progress import Step
-from gradfeat.solvers.folds import Folds, folds
+from gradfeat.solvers.folds import Folds, Indices, folds
 from gradfeat.solvers.probe_basis import Basis, BasisSolution, Stop, Targets
 from gradfeat.solvers.probe_path import GRID, choose_penalty
 
@@ -155,7 +155,7 @@ class _Samples:
     f: Tensor
     targets: Targets
     weight: Tensor | None
-    present: np.ndarray[Any, Any]
+    present: Indices
 
 
 def _read(f: Tensor, y: Tensor, loss: Loss, sample_weight: Tensor | None, outputs: int | None) -> _Samples:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -182,7 +183,7 @@ class _Objective:
     def _lbfgs(self, point: Tensor, spread: Tensor, tolerance: float, iterations: int) -> Any:
         """Return SciPy's result of a round of L-BFGS from a point, in coordinates divided by `spread`, (r + 1, k)."""
 
-        def objective(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             value, gradient = self._value_and_gradient(torch.from_numpy(flat).to(self._z).view_as(spread) * spread)
             return value, (gradient * spread).double().cpu().numpy().ravel()
 

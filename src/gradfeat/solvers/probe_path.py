@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Squared
 from gradfeat.progress import Step
-from gradfeat.solvers.folds import Folds
+from gradfeat.solvers.folds import Folds, Indices
 from gradfeat.solvers.probe_basis import Basis, Stop, Targets
 
 GRID = tuple(10.0 ** (2 * exponent / 3) for exponent in range(3, -10, -1))
@@ -108,9 +107,7 @@ def choose_penalty(
     return ChosenPenalty(penalty, start, path)
 
 
-def _prepared(
-    whole: Basis, f: Tensor, targets: Targets, train: np.ndarray[Any, Any], validation: np.ndarray[Any, Any]
-) -> _Fold:
+def _prepared(whole: Basis, f: Tensor, targets: Targets, train: Indices, validation: Indices) -> _Fold:
     """Return a fold; the folds share the basis of all samples, and the closed form needs its own.
 
     The basis of all samples conditions the folds' problems nearly as well as their own.
