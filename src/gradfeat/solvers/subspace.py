@@ -379,7 +379,7 @@ class Subspace:
 
     def _padded(self, point: Combination, before: tuple[int, int]) -> Combination:
         """Return a point of the span that had so many directions of w₁ and w₂ as one of the present span."""
-        first, second = torch.split(point.coefficients, before)
+        first, second = torch.split(point.coefficients, list(before))
         first_new = first.new_zeros(len(self._w1) - before[0])
         second_new = second.new_zeros(len(self._w2) - before[1])
         return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)
