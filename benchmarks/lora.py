@@ -36,12 +36,12 @@ class LowRank(nn.Module):
             if value.ndim < 2:
                 continue
             outputs, inputs = len(value), value[0].numel()
-            own = min(rank, outputs, inputs)
-            a = torch.empty(own, inputs)
+            rank_of_weight = min(rank, outputs, inputs)
+            a = torch.empty(rank_of_weight, inputs)
             nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
             self.shapes[name] = value.shape
             self.a.append(nn.Parameter(a.to(value)))
-            self.b.append(nn.Parameter(torch.zeros(outputs, own).to(value)))
+            self.b.append(nn.Parameter(torch.zeros(outputs, rank_of_weight).to(value)))
         self.w1 = nn.Parameter(problem.probe.omega.clone())
         self.bias = nn.Parameter(problem.probe.bias.clone())
 
@@ -80,16 +80,16 @@ def train_lora(problem: Problem, indices: Tensor, schedule: Schedule, rank: int,
 def fit_lora(problem: Problem, schedule: Schedule, *, rank: int = RANK, seed: int = 0) -> Fit:
     """Fit as fine-tuning is: optimizer and rate from the same grid by held-out training data, then all samples."""
     begun = time.perf_counter()
-    seen, unseen = hold_out(problem, seed)
+    training, validation = hold_out(problem, seed)
     selection = None
-    if len(unseen):
+    if len(validation):
         trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
 
         def run(candidate: Schedule) -> float:
-            lora, history = train_lora(problem, seen, candidate, rank, seed)
+            lora, history = train_lora(problem, training, candidate, rank, seed)
             if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
-            return -loss_at(problem, lora.model(), unseen)
+            return -loss_at(problem, lora.model(), validation)
 
         selection = select([trial.with_optimizer(candidate) for candidate in FINETUNE_GRID], run)
     schedule = schedule.with_optimizer(FINETUNE_GRID[0] if selection is None else selection.best)
