@@ -39,12 +39,12 @@ class LowRank(nn.Module):
             if value.ndim < 2:
                 continue
             outputs, inputs = len(value), value[0].numel()
-            own = min(rank, outputs, inputs)
-            a = torch.empty(own, inputs)
+            rank_of_weight = min(rank, outputs, inputs)
+            a = torch.empty(rank_of_weight, inputs)
             nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
             self.shapes[name] = value.shape
             self.a.append(nn.Parameter(a.to(value)))
-            self.b.append(nn.Parameter(torch.zeros(outputs, own).to(value)))
+            self.b.append(nn.Parameter(torch.zeros(outputs, rank_of_weight).to(value)))
         self.w1 = nn.Parameter(problem.probe.omega.clone())
         self.bias = nn.Parameter(problem.probe.bias.clone())
 

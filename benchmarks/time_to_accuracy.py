@@ -140,12 +140,12 @@ def by_solver(problem: Problem, judge: Judge, first: Reading) -> list[Reading]:
     generator = torch.Generator().manual_seed(0)
     subspace = subspace_of(problem, plan, probe.omega, probe.bias, len(problem.store), generator)
     subspace.add_w1(probe.omega)
-    penalties, found, converged = Penalties(probe.penalty, LAMBDA2 * subspace.unit), None, False
+    penalties, coordinates, converged = Penalties(probe.penalty, LAMBDA2 * subspace.unit), None, False
     while not converged and len(readings) <= ITERATIONS:
-        found, solution = subspace.solve(penalties, start=found, iterations=1)
+        coordinates, solution = subspace.solve(penalties, start=coordinates, iterations=1)
         converged, now = solution.converged, clocks()
         model = starting_model(problem, "full")
-        w1, b, w2 = subspace.weights(found)
+        w1, b, w2 = subspace.weights(coordinates)
         model.set_weights(w1=w1, b=b, w2=w2)
         readings.append(Reading(*(now - begun - paused).tolist(), subspace.features.passes, judge(model)))
         paused += clocks() - now
@@ -249,14 +249,14 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
-def table(found: dict[str, list[Reading]]) -> str:
+def table(fits: dict[str, list[Reading]]) -> str:
     """Return the last reading of each way, and when it first was as good as Adam ended."""
-    names = list(found["probe"][0].metrics)
+    names = list(fits["probe"][0].metrics)
     titles = [TITLES[name] for name in names]
     last_columns = ["passes", "time", "processor time", "processor time to Adam's last accuracy"]
     rows = []
-    goal = found["adam"][-1].metrics[names[0]] if "adam" in found else float("nan")
-    for way, readings in found.items():
+    goal = fits["adam"][-1].metrics[names[0]] if "adam" in fits else float("nan")
+    for way, readings in fits.items():
         last = readings[-1]
         reached = next((f"{r.processor:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
         times = [f"{last.passes:.0f}", f"{last.seconds:.1f} s", f"{last.processor:.1f} s", reached]
@@ -264,12 +264,12 @@ def table(found: dict[str, list[Reading]]) -> str:
     return markdown(["way", *titles, *last_columns], rows)
 
 
-def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
+def plot(fits: dict[str, list[Reading]], path: Path, title: str) -> None:
     """Draw the main metric against time and against passes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    name = next(iter(found["probe"][0].metrics))
+    name = next(iter(fits["probe"][0].metrics))
     factor = 100 if name in PERCENT else 1
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -278,7 +278,7 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
         ("passes", "passes over the training data"),
     )
     for axes, (key, label) in zip(panels, about, strict=True):
-        for way, readings in found.items():
+        for way, readings in fits.items():
             if way == "probe":
                 axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
                 continue
@@ -344,13 +344,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
     before = earlier("time_to_accuracy", arguments)
-    found = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()}
+    fits = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()}
     for name, new in run(arguments):  # each is written when it is there, for the next may take an hour
-        found = {way: new if way == name else found[way] for way in ("probe", *WAYS) if way in (*found, name)}
-        readings = {way: [asdict(reading) for reading in own] for way, own in found.items()}
-        write("time_to_accuracy", arguments, table(found), {"readings": readings})
-        plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))
-    print(table(found))
+        fits = {way: new if way == name else fits[way] for way in ("probe", *WAYS) if way in (*fits, name)}
+        readings = {way: [asdict(reading) for reading in each] for way, each in fits.items()}
+        write("time_to_accuracy", arguments, table(fits), {"readings": readings})
+        plot(fits, arguments.out / "time_to_accuracy.png", title_of(arguments))
+    print(table(fits))
 
 
 if __name__ == "__main__":

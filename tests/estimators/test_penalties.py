@@ -140,6 +140,7 @@ def test_given_penalties_are_used() -> None:
     np.testing.assert_allclose(heavy.w1_, heavy.omega_, atol=0.02)
 
 
+@pytest.mark.slow
 def test_deterministic_and_the_same_after_saving(tmp_path: object) -> None:
     from gradfeat import load
 
