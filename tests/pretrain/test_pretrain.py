@@ -9,7 +9,7 @@ from torch import nn
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.pretrain import ConvEncoder, input_scaling, pretrain_encoder
-from gradfeat.pretrain.loop import Task, scaled, seeded, train
+from gradfeat.pretrain.loop import Recipe, Task, scaled, seeded, train
 from gradfeat.pretrain.vae import VariationalAutoencoder
 
 
@@ -112,7 +112,7 @@ def test_divergence_is_an_error():
             return (self.a * torch.inf).sum()
 
     with pytest.raises(ConvergenceError, match="epoch 1"):
-        train(Diverges(), torch.zeros(4, 1, 4, 4), epochs=2, batch_size=2, learning_rate=0.1)
+        train(Diverges(), torch.zeros(4, 1, 4, 4), recipe=Recipe(2, 2, 0.1))
 
 
 def test_a_last_batch_of_one_image_is_left_out():
@@ -127,5 +127,5 @@ def test_a_last_batch_of_one_image_is_left_out():
             sizes.append(len(x))
             return self.a.sum()
 
-    train(Sizes(), torch.zeros(9, 1, 4, 4), epochs=1, batch_size=4, learning_rate=0.1)
+    train(Sizes(), torch.zeros(9, 1, 4, 4), recipe=Recipe(1, 4, 0.1))
     assert sizes == [4, 4]
