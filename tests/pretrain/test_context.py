@@ -71,7 +71,7 @@ def test_one_colour_of_each_patch_is_kept() -> None:
     task = Context(ConvEncoder(3), (3, 16, 16), drop_colours=True)
     torch.manual_seed(0)
     patches = torch.rand(300, 3, 6, 6) + 5
-    dropped = task._drop(patches)
+    dropped = task.one_colour(patches)
     same = (dropped == patches).all(3).all(2)  # (n, 3)
     assert (same.sum(1) == 1).all()
     assert (same.sum(0) > 60).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -141,9 +141,10 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         scored = self._fit_probe(f, targets, cv=cv)
         self.path_ = []
         if splits and len(fractions) > 1:
-            seen, held = splits[0]
-            of_seen = self._fit_probe(f[seen], targets[seen], penalty=scored.penalty if many else "auto")
-            self.path_ = self._try_fractions(f, targets, fractions, of_seen, seen, held, scored if many else None)
+            train, _ = split = splits[0]
+            of_train = self._fit_probe(f[train], targets[train], penalty=scored.penalty if many else "auto")
+            features = {fraction: best_features(of_train, fraction) for fraction in fractions}
+            self.path_ = self._validation_losses(f, targets, features, split, scored if many else None)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         best = best_features(scored, self.fraction_)
         probe = scored if len(best) == f.shape[1] else self._fit_probe(f[:, best], targets, cv=cv)
@@ -154,25 +155,27 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         self.layers_ = list(zip(self._layers.layers, self._layers.sizes, kept, strict=True))
         return self
 
-    def _try_fractions(
+    def _validation_losses(
         self,
         f: Tensor,
         y: Tensor,
-        fractions: Sequence[float],
-        scored: Probe,
-        seen: np.ndarray,
-        held: np.ndarray,
+        features: Mapping[float, Tensor],
+        split: tuple[np.ndarray, np.ndarray],
         whole: Probe | None,
     ) -> list[tuple[float, float]]:
-        """Return (share, held-out loss), the scores (of a given probe) and the probe being those of the rest.
+        """Return (share, validation loss) of the features of each share.
 
-        The probe on all features is `whole`, where its path on this split is known already.
+        Args:
+            f: All features, (n, D).
+            y: Targets, (n,) or (n, c).
+            features: Indices of the best ones on the training part, by their share.
+            split: Indices of the training and the validation part.
+            whole: The probe on all features, where its path on this split is known already.
         """
         path = []
-        for fraction in fractions:
-            kept = best_features(scored, fraction)
-            known = whole if len(kept) == f.shape[1] else None
-            probe = known or self._fit_probe(f[:, kept], y, cv=[(seen, held)])
+        for fraction, indices in features.items():
+            known = whole if len(indices) == f.shape[1] else None
+            probe = known or self._fit_probe(f[:, indices], y, cv=[split])
             path.append((fraction, min(loss for _, loss, _ in probe.path)))
         return path
 
