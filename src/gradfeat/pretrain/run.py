@@ -108,8 +108,7 @@ def pretrain_encoder(
     kind = _task_named(task)
     recipe = Recipe(epochs, batch_size, kind.learning_rate if learning_rate is None else learning_rate)
     _check_numbers(recipe, checkpoint_every)
-    network = kind.network if network is None else network
-    _check_network(network)
+    network = _known_network(kind.network if network is None else network)
     options = dict(options or {})
     _check_options(task, options)
     x = _to_input(images)
@@ -118,29 +117,15 @@ def pretrain_encoder(
         options["classes"] = int(y.max()) + 1
     checkpoint = None
     if folder is not None:
-        configuration = {
-            "task": task,
-            **options,
-            **_about_network(network),
-            **_about_data(x, y),
-            **asdict(recipe),
-            "random_state": random_state,
-        }
+        about = {**_about_network(network), **_about_data(x, y), **asdict(recipe)}
+        configuration = {"task": task, **options, **about, "random_state": random_state}
         checkpoint = Checkpoint(folder, configuration, restart=not resume, every=checkpoint_every)
     with float32_by_default(), seeded(random_state):
-        channels, *_ = shape = tuple(x.shape[1:])
-        encoder = NETWORKS[network](channels) if isinstance(network, str) else network
-        objective = kind(encoder, shape, **options)
+        encoder = NETWORKS[network](x.shape[1]) if isinstance(network, str) else network
+        objective = kind(encoder, tuple(x.shape[1:]), **options)
         objective.look_at(x)
-        train(
-            objective,
-            x,
-            y,
-            recipe=recipe,
-            device=device,
-            checkpoint=checkpoint,
-            listeners=Listeners(epoch=progress, batch=step),
-        )
+        listeners = Listeners(epoch=progress, batch=step)
+        train(objective, x, y, recipe=recipe, device=device, checkpoint=checkpoint, listeners=listeners)
         objective.cpu()
         if folder is not None:
             _draw_pictures(objective, x[:_SHOWN], Path(folder).expanduser() / "pictures.png")
@@ -161,11 +146,12 @@ def _check_numbers(recipe: Recipe, checkpoint_every: int) -> None:
         )
 
 
-def _check_network(network: str | nn.Module) -> None:
+def _known_network(network: str | nn.Module) -> str | nn.Module:
     if isinstance(network, str) and network not in NETWORKS:
         raise ConfigurationError(
             f"Unknown network {network!r}. Known: {', '.join(NETWORKS)}." + did_you_mean(network, NETWORKS)
         )
+    return network
 
 
 def _draw_pictures(objective: Task, images: Tensor, path: Path) -> None:
