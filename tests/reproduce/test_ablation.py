@@ -80,7 +80,7 @@ def test_logits_are_activations_of_one_network_and_gradients_of_the_other(parts,
     probe = fit_probe(f, y, loss, penalty=0.1)
     omega = random_probe(probe, 3)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, loss, probe, omega=omega, cache=cache)
+    problem = ablation_problem(SampleStore(lin, x, cache=cache, features=f), y, loss, probe, omega=omega)
     model = starting_model(problem, mode)
     names, jacobian, folded = dense(b, x)
     torch.manual_seed(1)
@@ -111,7 +111,8 @@ def test_the_fit_is_the_minimum_over_dense_features_of_both_networks(parts, mode
     f = features(a, x)
     probe = fit_probe(f, y, loss, penalty=0.1)
     omega = random_probe(probe, 3)
-    problem = ablation_problem(linearize(b, x.example(3), top_layers(b, DEPTH)), x, f, y, loss, probe, omega=omega)
+    lin = linearize(b, x.example(3), top_layers(b, DEPTH))
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, loss, probe, omega=omega)
     lambda1, lambda2 = 0.05, 0.02
     fit = solve(problem, Plan(mode=mode, penalties=Penalties(lambda1, lambda2), seed=0))
     names, jacobian, _ = dense(b, x)
@@ -146,7 +147,7 @@ def test_w1_starts_as_the_probe_and_omega_is_the_given_one(parts):
     probe = fit_probe(f, y, CrossEntropy(), penalty=0.1)
     omega = random_probe(probe, 3)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, CrossEntropy(), probe, omega=omega)
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, CrossEntropy(), probe, omega=omega)
     model = starting_model(problem, "full")
     assert torch.equal(model.w1.detach(), probe.omega)
     assert torch.equal(model.omega, omega.omega)
@@ -163,7 +164,7 @@ def test_what_an_ablation_cannot_be_is_refused(parts):
     f = features(a, x)
     probe = fit_probe(f, y, CrossEntropy(), penalty=0.1)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, CrossEntropy(), probe, omega=random_probe(probe, 0))
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, CrossEntropy(), probe, omega=random_probe(probe, 0))
     with pytest.raises(ConfigurationError, match="no finetune"):
         starting_model(problem, "finetune")
     with pytest.raises(ConfigurationError, match="rounds=1"):
