@@ -68,7 +68,7 @@ PASSED_ON = {
     "linearization.rules.": "arguments of torch's operation",
     "linearization.trace.Trace.": "arguments of torch's operation",
     "optional.from_pretrained": "arguments of transformers",
-    "testing.rules.check_rule": "arguments of torch's operation",
+    "testing.rules.": "arguments of torch's operation",
 }
 # A mapping with one of these names is what a file says, or is going to say, as JSON; or, at the end, what users give by
 # name.
