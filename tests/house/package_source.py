@@ -54,7 +54,7 @@ class Function:
     @property
     def body_lines(self) -> int:
         """`lines` without the signature."""
-        return self.node.body[-1].end_lineno - self.node.body[0].lineno + 1 - self._docstring  # type: ignore[operator]
+        return self.node.body[-1].end_lineno - self.node.body[0].lineno + 1 - self._docstring
 
     @property
     def _docstring(self) -> int:
@@ -71,7 +71,7 @@ class Mapped:
 
 
 def _span(node: ast.stmt) -> int:
-    return node.end_lineno - node.lineno + 1  # type: ignore[operator]
+    return node.end_lineno - node.lineno + 1
 
 
 def read_modules(source: Path) -> dict[str, Module]:
@@ -146,7 +146,7 @@ def mapped_of(module: Module) -> Iterator[Mapped]:
             ]
             for each in fields:
                 if _is_open_mapping(each.annotation):
-                    yield Mapped(f"{prefix}.{node.name}", each.target.id, starred=False)  # type: ignore[union-attr]
+                    yield Mapped(f"{prefix}.{node.name}", each.target.id, starred=False)
         elif isinstance(node, _FUNCTIONS):
             function = Function(f"{prefix}.{node.name}", node, is_method)
             for argument in function.arguments:
@@ -159,7 +159,7 @@ def _walk(node: ast.AST, prefix: str, in_class: bool) -> Iterator[tuple[ast.AST,
     for child in ast.iter_child_nodes(node):
         yield child, prefix, in_class
         named = isinstance(child, (*_FUNCTIONS, ast.ClassDef))
-        inside = f"{prefix}.{child.name}" if named else prefix  # type: ignore[attr-defined]
+        inside = f"{prefix}.{child.name}" if named else prefix
         yield from _walk(child, inside, isinstance(child, ast.ClassDef) if named else in_class)
 
 
