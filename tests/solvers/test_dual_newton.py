@@ -20,7 +20,7 @@ from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.dual_newton import DualProblem, NewtonPoint, curvature_unit, newton_dual
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.kernel import gram
-from gradfeat.solvers.subspace import Activations, Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Objective, Penalties, Subspace
 
 N, C, D = 14, 3, 5
 PAIR = (0.05, 0.02)
@@ -144,10 +144,7 @@ def test_subspace_solver_reaches_the_same_objective(loss: Loss, mode: str) -> No
     subspace = Subspace(
         features,
         None if f is None else Activations(f, torch.arange(N), weight),
-        y,
-        loss,
-        seen=torch.arange(N),
-        weight=weight,
+        Objective(y, loss, torch.arange(N), weight),
         start=start,
         generator=torch.Generator().manual_seed(0),
     )
