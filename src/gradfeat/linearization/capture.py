@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from gradfeat.contexts import alone, callers_device
+from gradfeat.contexts import callers_device
 from gradfeat.errors import ConfigurationError, GradfeatWarning, LinearizationError, did_you_mean
 from gradfeat.linearization.inplace import write_out_of_place
 from gradfeat.linearization.quiet import quiet
@@ -183,7 +183,7 @@ def _exported(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[s
     batch = torch.export.Dim("batch", max=65_535)
     shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
     try:
-        with alone(), evaluation_mode(extractor), torch.no_grad(), callers_device(), quiet():
+        with quiet(), evaluation_mode(extractor), torch.no_grad(), callers_device():
             return torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
     except ConfigurationError:
         raise
@@ -196,7 +196,7 @@ def _exported(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[s
 
 def _functionalized(program: ExportedProgram, keep: set[Any]) -> ExportedProgram:
     """Let torch itself rewrite what writes in place, which decomposes all operations but those of `keep`."""
-    with alone(), quiet():
+    with quiet():
         table = torch.export.default_decompositions()
         for operation in keep & set(table):
             table.pop(operation)

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from gradfeat.contexts import alone
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Show none of the warnings of this thread, none of torch's log records in it, and nothing of its standard error.
 
-    Critical records are shown.
+    Critical records are shown. No other thread of the library is quiet, captures or computes meanwhile.
 
     Example:
         >>> with quiet():
@@ -27,7 +29,7 @@ def quiet() -> Iterator[None]:
     """
     here = _Here()
     try:
-        with _warnings_ignored(here), _records_dropped(here), _standard_error_dropped(here):
+        with alone(), _warnings_ignored(here), _records_dropped(here), _standard_error_dropped(here):
             yield
     finally:
         here.active = False
