@@ -129,12 +129,12 @@ def test_a_row_says_what_its_option_is_for(pictures: Path) -> None:
         words = ["fit", str(pictures), "-b", "gradfeat/none", "--mode", "activation", "--extra", "x"]
         return str(CliRunner().invoke(app_of((*TABLE, row)), words).exception)
 
-    assert refused(data="texts") == "--extra would do nothing: it is for texts, and the data are images"
+    assert refused(only_for="texts") == "--extra would do nothing: it is for texts, and the data are images"
     assert (
         refused(idle=lambda plan: f"{plan} is too little")
         == "--extra would do nothing: --mode activation is too little"
     )
-    assert "would do nothing" not in refused(data="images", idle=lambda plan: None)
+    assert "would do nothing" not in refused(only_for="images", idle=lambda plan: None)
 
 
 def test_what_must_be_given_is_asked_for() -> None:

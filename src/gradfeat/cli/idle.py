@@ -63,7 +63,7 @@ def idle_for_data(given: Given, kind: str, task: str | None = None, table: bool 
     if task in ("regression", "multilabel"):
         what = "regression has no classes" if task == "regression" else "samples have several labels"
         reasons[CLASSES] = f"it is for one class a sample, and here {what}"
-    return {name: reasons[option.data] for name, option in given.options.items() if option.data in reasons}
+    return {name: reasons[option.only_for] for name, option in given.options.items() if option.only_for in reasons}
 
 
 def refuse(given: Given, idle: dict[str, str]) -> None:

@@ -35,7 +35,7 @@ class Option:
         parameter: The estimator's parameter that it is; ``name.entry`` is an entry of one that is a mapping. None is no
             parameter. An option that is not given and has no default leaves the parameter to the estimator's.
         convert: What the parameter is made by; None takes the value as it is.
-        data: The kind of data that it is for alone, a constant of `gradfeat.cli.rules`; None is any.
+        only_for: The kind of data that it is for alone, a constant of `gradfeat.cli.rules`; None is any.
         idle: Says why it would do nothing for what shall be fitted; None is never.
     """
 
@@ -50,7 +50,7 @@ class Option:
     least: int | None = None
     parameter: str | None = None
     convert: Convert | None = None
-    data: str | None = None
+    only_for: str | None = None
     idle: Rule | None = None
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json as json_module
 from collections.abc import Iterable, Sequence
@@ -20,18 +19,14 @@ from gradfeat.cli.requests import Evaluate, Predict, SavedModel, Source
 from gradfeat.cli.rules import TEXTS
 from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.cli.show_report import show_report
+from gradfeat.cli.unlabelled import as_fitted, is_recordings, samples_of
 from gradfeat.comparison.report_charts import report_chart
 from gradfeat.comparison.side_by_side import PERCENT, TITLES
-from gradfeat.data import Dataset, TextPreprocessing, load_images
-from gradfeat.data.audio import RATE, SECONDS, load_recordings
-from gradfeat.data.audio import SUFFIXES as SOUND
+from gradfeat.data import Dataset
 from gradfeat.data.dataset import WHOLE
-from gradfeat.data.folder import part_folder
-from gradfeat.data.images import SUFFIXES as IMAGES
-from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import TABLES, existing, is_sound, official
-from gradfeat.data.table import SUFFIXES, Columns, is_table, load_table_images, load_texts
-from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.data.load import TABLES
+from gradfeat.data.table import is_table
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.adapter import load
 from gradfeat.estimators.reading import read_truth
 from gradfeat.files.writing import is_stream, write_text
@@ -45,7 +40,7 @@ def predict_command(request: Predict) -> None:
     check_file(out, request.saved.model, request.data)
     estimator = _load(request.saved, request.json)
     _refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
-    X, names = _samples(estimator, request)
+    X, names = samples_of(estimator, request)
     regression = estimator.loss_.task == "regression"
     header, rows = (_values if regression else _probabilities)(estimator, X, request.crops)
     if request.json:
@@ -100,7 +95,7 @@ def _labelled(estimator: Any, request: Evaluate) -> Dataset:
     """Return the data to judge a model on: of the kind that it was fitted to."""
     data = request.data.expanduser()
     _refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, _as_fitted(estimator, data, request.source), _fitted_to(estimator))
+    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), _fitted_to(estimator))
     check_part(request.data, request.split, "test", dataset)
     if dataset.split == WHOLE:
         note(
@@ -134,83 +129,6 @@ def _load(saved: SavedModel, json: bool) -> Any:
     return estimator
 
 
-def _samples(estimator: Any, request: Predict) -> tuple[Any, list[str]]:
-    """Return samples and their names; texts, and images or recordings in a folder, need no labels."""
-    data, split, source = request.data.expanduser(), request.split, request.source
-    if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.data_format in ("auto", *TABLES):
-        if _of_images(source):
-            raise ConfigurationError("the model reads texts: --image-column and --image-root are for models of images")
-        columns = {"text_column": source.text_column, "encoding": source.encoding}
-        texts = load_texts(existing(data), split, source.data_format, **columns)
-        return texts, list(texts)
-    if source.data_format in TABLES or (source.data_format == "auto" and _may_list_images(data, source)):
-        images = _images_of_table(data, split, source)
-        if images is not None:
-            return images
-    part = part_folder(data, split, (*IMAGES, *SOUND))
-    if "split" in request.given and part == data:
-        _check_has_parts(data, split)
-    if _is_sound(part, source):
-        recordings, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
-        return recordings, [str(file) for file in files]
-    if _is_layout(data, source):
-        X = read(data, split, source).X
-    else:
-        loose = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
-        X = without_unreadable(loose, source.on_error).X
-    return X, [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
-
-
-def _images_of_table(data: Path, split: str, source: Source) -> tuple[Any, list[str]] | None:
-    """Return the images that a table lists, and what it calls them; None where it is not one of images."""
-    about = Columns(
-        text_column=source.text_column,
-        image_column=source.image_column,
-        image_root=source.image_root,
-        encoding=source.encoding,
-    )
-    return load_table_images(existing(data), split, source.data_format, columns=about, on_error=source.on_error)
-
-
-def _check_has_parts(data: Path, split: str) -> None:
-    """Refuse a part, which the user named, of data in no known layout that have none."""
-    if not data.exists() or (data.is_dir() and official(data) is not None):
-        return
-    if data.suffix.lower() not in (".npz", *SUFFIXES) and not is_table(data):
-        parts = [folder.name for folder in data.iterdir() if folder.is_dir()] if data.is_dir() else []
-        raise DataError(f"{data} has no part {split!r}: leave out --split.{did_you_mean(split, parts)}")
-
-
-def _is_layout(data: Path, source: Source) -> bool:
-    """Whether data are to be read as a known layout is, rather than as files of images."""
-    if source.data_format != "auto" or _of_images(source) or not data.exists():
-        return True
-    return data.suffix.lower() in (".npz", *SUFFIXES) or official(data) is not None
-
-
-def _of_images(source: Source) -> bool:
-    """Whether a table of images is asked for."""
-    return source.image_column is not None or source.image_root is not None
-
-
-def _may_list_images(data: Path, source: Source) -> bool:
-    """Whether data may be a table of images: by its suffix, or because that is asked for of a folder with tables."""
-    return data.suffix.lower() in SUFFIXES or (_of_images(source) and data.is_dir())
-
-
-def _is_sound(data: Path, source: Source) -> bool:
-    if data.is_file():
-        return data.suffix.lower() in SOUND
-    return source.data_format == "wav" or (source.data_format == "auto" and data.is_dir() and is_sound(data))
-
-
-def _as_fitted(estimator: Any, data: Path, source: Source) -> Source:
-    """Let recordings have the length that the model was fitted to, unless another one is asked for."""
-    if source.seconds is not None or not _is_sound(data, source) or estimator.example_.ndim != 2:
-        return source
-    return dataclasses.replace(source, seconds=estimator.example_.shape[1] / RATE)
-
-
 def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
     """Return the head and the rows of the predictions: class (for multi-label the classes), then all probabilities."""
     names = _class_names(estimator)
@@ -230,7 +148,7 @@ def _class_names(estimator: Any) -> list[str]:
 def _refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
     """Refuse options that do nothing for the samples that a model takes."""
     preprocessing = estimator.backbone_.preprocessing
-    kind = kind_for(preprocessing, _is_sound(data, source) if data.exists() else False)
+    kind = kind_for(preprocessing, is_recordings(data, source) if data.exists() else False)
     table = source.data_format in TABLES or is_table(data)
     refuse(given, idle_for_data(given, kind, task, table=kind == TEXTS or table))
 

@@ -111,13 +111,13 @@ TABLE = (
     Option("split", ("pretrain",), str, "train", "Part of the data to train on."),
     Option("test_split", ("compare",), str, "test", "Part to report on."),
     Option("modes", ("compare",), str, "activation,gradient,full,finetune", "Models to compare."),
-    Option("crops", ("compare", *SAVED), int, 1, least=1, data=IMAGES,
+    Option("crops", ("compare", *SAVED), int, 1, least=1, only_for=IMAGES,
            help="Random crops of each test image, averaged (Table 4 of the paper: 10). 1: centre crop."),
 
     # ---- how data are read ----
     Option("data_format", (*READING, "pretrain"), str, "auto",
            "Layout of the data: auto, folder, npz, cifar, svhn, voc, coco, wav, csv, tsv or jsonl."),
-    Option("text_column", READING, str | None, None, data=TABLES,
+    Option("text_column", READING, str | None, None, only_for=TABLES,
            help="Column of a table that holds the texts. [by the usual names]"),
     Option("label_column", LABELLED, str | None, None,
            "Column of a table that holds the labels. [by the usual names]"),
@@ -128,9 +128,9 @@ TABLE = (
     Option("label_separator", LABELLED, str | None, None,
            "What stands between several labels of a row; '' takes every label as it is. [| where its parts stand "
            "alone too]"),
-    Option("encoding", READING, str | None, None, data=TABLES,
+    Option("encoding", READING, str | None, None, only_for=TABLES,
            help="Encoding of a table or text file. [by its mark, or utf-8]"),
-    Option("seconds", READING, float | None, None, data=RECORDINGS,
+    Option("seconds", READING, float | None, None, only_for=RECORDINGS,
            help="Length of every recording: longer ones are cut. [1]"),
 
     # ---- `pretrain`: its folder ----
@@ -155,20 +155,20 @@ TABLE = (
     Option("theta2", ("inspect",), list[str] | None, None,
            "Only this θ₂: module, parameter or glob; may be given several times. [from the top down]"),
     Option("mode", ("fit",), str, "full", "activation, gradient, full or finetune.", parameter="mode"),
-    Option("image_size", (*FITTING, "inspect"), int | None, None, parameter="image_size", data=IMAGES,
+    Option("image_size", (*FITTING, "inspect"), int | None, None, parameter="image_size", only_for=IMAGES,
            help="Side that images are brought to, with no border cut off unless --crop-pct says so. [the backbone's "
            "own]"),
     Option("most", ("inspect",), int, 5, "How many candidates of θ₂ to show.", least=1),
-    Option("mean", FITTING, str | None, None, parameter="preprocessing.mean", convert=numbers, data=IMAGES,
+    Option("mean", FITTING, str | None, None, parameter="preprocessing.mean", convert=numbers, only_for=IMAGES,
            help="Mean of the backbone's input, one number or one for each channel: 0.5 or 0.485,0.456,0.406"),
-    Option("std", FITTING, str | None, None, parameter="preprocessing.std", convert=numbers, data=IMAGES,
+    Option("std", FITTING, str | None, None, parameter="preprocessing.std", convert=numbers, only_for=IMAGES,
            help="Standard deviation of the backbone's input, as for --mean."),
-    Option("resize", FITTING, str | None, None, parameter="preprocessing.resize", data=IMAGES,
+    Option("resize", FITTING, str | None, None, parameter="preprocessing.resize", only_for=IMAGES,
            help="How images are brought to size: shortest (crop) or squash."),
-    Option("crop_pct", FITTING, float | None, None, parameter="preprocessing.crop_pct", data=IMAGES,
+    Option("crop_pct", FITTING, float | None, None, parameter="preprocessing.crop_pct", only_for=IMAGES,
            help="Part of a resized image's side that the crop keeps: 0.875 leaves room for --crops. [the backbone's "
            "own; 1 with --image-size]"),
-    Option("max_length", FITTING, int | None, None, parameter="preprocessing.max_length", data=TEXTS,
+    Option("max_length", FITTING, int | None, None, parameter="preprocessing.max_length", only_for=TEXTS,
            help="Tokens after which a text is cut. [256, or what the model says]"),
 
     # ---- the fit ----
@@ -176,7 +176,7 @@ TABLE = (
            help="auto, or L2 penalties by hand: one number, or one of w₁ and one of w₂ (0.01,0.001)."),
     Option("loss", FITTING, str, "auto", parameter="loss",
            help="auto (by the labels), cross_entropy, one_hot_squared, logistic or squared."),
-    Option("class_weight", FITTING, str | None, None, parameter="class_weight", data=CLASSES,
+    Option("class_weight", FITTING, str | None, None, parameter="class_weight", only_for=CLASSES,
            help="balanced: every class counts the same, however many samples it has."),
     Option("epochs", FITTING, int | None, None, parameter="epochs", idle=without_epochs,
            help="Passes over the data, of fine-tuning and of adam and sgd. [the paper's 50 epochs, or 80,000 "
@@ -188,7 +188,7 @@ TABLE = (
     Option("rounds", FITTING, str, "1", parameter="rounds", convert=rounds,
            idle=only_in(("full",), "rounds: they are of full"),
            help="Linearizations of `full` at most: a number, or auto while the held-out loss falls."),
-    Option("augment", FITTING, str | None, None, parameter="augment", data=IMAGES,
+    Option("augment", FITTING, str | None, None, parameter="augment", only_for=IMAGES,
            help="mirror: add the mirror image of each training image."),
     Option("parametrization", FITTING, str, "standard", "standard, ntk_fan_in or ntk_fan_out.",
            parameter="parametrization", idle=only_in(LINEAR, "w₂ that it could be of: it is of gradient and full")),
