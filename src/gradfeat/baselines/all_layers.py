@@ -173,8 +173,9 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             path.append((fraction, min(loss for _, loss, _ in probe.path)))
         return path
 
-    def _fit_probe(self, f: Tensor, y: Tensor, **how: Any) -> Probe:
-        return fit_probe(f, y, self._loss, random_state=self.random_state, outputs=len(self.classes_), **how)
+    def _fit_probe(self, f: Tensor, y: Tensor, *, penalty: float | str = "auto", cv: Any = 5) -> Probe:
+        outputs = len(self.classes_)
+        return fit_probe(f, y, self._loss, penalty=penalty, cv=cv, random_state=self.random_state, outputs=outputs)
 
     def _features(self, X: Any) -> Tensor:
         """Return the features of all layers of all samples, (n, D), where they are computed."""
