@@ -23,6 +23,7 @@ from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import AdapterError, ConfigurationError
 from gradfeat.estimators.fit_record import CHECK as RECORD
 from gradfeat.estimators.fit_record import CHECK_PROBE
+from gradfeat.estimators.older_files import as_of_this_version
 from gradfeat.files.bounded import (
     IMAGE_FIELDS,
     Check,
@@ -46,7 +47,7 @@ from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.losses import LOSSES, loss_for
 from gradfeat.model import MODES
 
-FORMAT_VERSION = 3  # 1 had no head of the merged network; 2 no checksum, no mean of targets, and of the fit only how_
+FORMAT_VERSION = 4  # what the older ones had is in `gradfeat.estimators.older_files`
 KEY = "gradfeat_model"
 """Name of the description in the metadata; an encoder file, of gradfeat.pretrain, has the key "gradfeat"."""
 
@@ -198,7 +199,7 @@ def _description(path: Path, content: str) -> dict[str, Any]:
     try:
         if content.count(",") > _ENTRIES or content.count("[") + content.count("{") > _NESTED:
             raise ValueError("it has more entries than any fit writes")
-        about = parse_json(content)
+        about: dict[str, Any] = parse_json(content)
         version = about["format_version"]
         whole(1, 2**31)(version, "format_version")
     except (ValueError, KeyError, TypeError) as error:
@@ -210,8 +211,8 @@ def _description(path: Path, content: str) -> dict[str, Any]:
         )
     try:
         if version < FORMAT_VERSION:
-            _as_of_this_version(about, version)
-        else:
+            as_of_this_version(about, version)
+        if version >= 3:
             parse_json(content, finite=True)
         _DESCRIPTION(about, "")
         nullable(RECORD)(about["fit"], "fit")
@@ -225,15 +226,6 @@ def _description(path: Path, content: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
     return about
-
-
-def _as_of_this_version(about: dict[str, Any], version: int) -> None:
-    """Say of an older file what it does not say itself."""
-    if version < 2:
-        about.setdefault("merged_head", None)
-        about["settings"] = {"rounds": 1, "augment": None, **about["settings"]}
-        about["backbone"] = {"built_from": {"X_shape": None, "random_state": None}, **about["backbone"]}
-    about["fit"] = None
 
 
 def _outside_names(about: dict[str, Any]) -> dict[str, str | None]:
@@ -384,7 +376,8 @@ def _check_values(path: Path, about: dict[str, Any], tensors: dict[str, Tensor],
 
 def is_finite(value: Tensor) -> bool:
     """Whether all values are finite; looked at in parts, so that a check needs no copy."""
-    return all(bool(torch.isfinite(part).all()) for part in value.detach().reshape(-1).split(_BLOCK))
+    flat = value.detach().reshape(-1)
+    return all(bool(torch.isfinite(flat[i : i + _BLOCK]).all()) for i in range(0, len(flat), _BLOCK))
 
 
 def classes_from_json(classes: dict[str, Any]) -> np.ndarray:
