@@ -186,7 +186,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "θ₂ twice": _raise("theta2_names", ["2.weight", "2.weight"]),
     "seed": _raise("backbone.built_from.random_state", -1),
     "NaN": _raise("probe.penalty", math.nan),
-    "NaN of the fit": _raise("fit.choice_.w1", math.nan),
+    "NaN of the fit": _raise("fit.choice_.lambda1", math.nan),
     "step": _raise("merged_head.step", 1e9),
     "names of classes": _raise("fitted.class_names_", ["ant"]),
     "schedule": _raise("fit.selection_", {"best": {}, "scores": []}),
