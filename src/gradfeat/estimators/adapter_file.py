@@ -269,12 +269,11 @@ def _check_tensors(
     names = {"omega", "w1", "b", "probe_bias", *(f"w2/{name}" for name in about["theta2_names"])}
     if about["moved"]:
         names |= {f"theta2/{name}" for name in about["theta2_names"]}
-    merged = about["merged_head"] is not None
-    if merged:
+    if about["merged_head"] is not None:
         names |= {"head/weight", "head/bias"}
-    centred = about["task"] == "regression" and "target_mean" in shapes
-    if centred:
-        names |= {"target_mean"}
+    # a probe's own ω where the model has another one, and the mean of a regression's targets
+    optional = ("probe_omega", *(("target_mean",) if about["task"] == "regression" else ()))
+    names |= {name for name in optional if name in shapes}
     if names != set(shapes):
         raise AdapterError(f"{path}: tensors are missing or unknown: {_listed(sorted(names ^ set(shapes)))}")
     strange = [f"{name} {dtype}" for name, dtype in dtypes.items() if dtype not in _WEIGHTS]
@@ -282,11 +281,10 @@ def _check_tensors(
         raise AdapterError(f"{path}: weights are floating-point numbers, and these are none: {_listed(strange)}")
     shape = shapes["omega"]
     outputs = shape[-1:]
-    expected = {"w1": shape, "b": outputs, "probe_bias": outputs}
-    if merged:
-        expected |= {"head/weight": shape, "head/bias": outputs}
-    if centred:
-        expected |= {"target_mean": outputs}
+    expected: dict[str, tuple[int, ...]] = {
+        name: shape for name in ("w1", "head/weight", "probe_omega") if name in names
+    }
+    expected |= {name: outputs for name in ("b", "probe_bias", "head/bias", "target_mean") if name in names}
     if len(shape) != 2 or 0 in shape or any(shapes[name] != own for name, own in expected.items()):
         said = ", ".join(f"{name} {shapes[name]}" for name in ("omega", *expected))
         raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {said}")

@@ -150,7 +150,7 @@ def _record(
     about: dict[str, Any], tensors: dict[str, Tensor], weights: Weights, loss: Loss, linearization: Linearization
 ) -> Record:
     """Return what the fit says of itself; the point where rounds ended is the model's, whose tensors are there once."""
-    probe = probe_from_json(about["probe"], tensors["omega"], tensors["probe_bias"])
+    probe = probe_from_json(about["probe"], tensors.get("probe_omega", tensors["omega"]), tensors["probe_bias"])
     point = weights.point(linearization, loss)
     theta2 = {name: value.detach().cpu() for name, value in point.theta2.items()}
     how = about["fitted"].get("how_", {})

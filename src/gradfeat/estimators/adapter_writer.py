@@ -59,11 +59,15 @@ def save(fitted: Fitted, path: str | Path, *, batch_size: int) -> Path:
 
 def _tensors(fitted: Fitted) -> dict[str, Tensor]:
     weights, head, mean = fitted.weights, fitted.merged_head, target_mean(fitted.targets.loss)
+    probe = fitted.record.probe
+    omega = probe.omega.cpu()
+    same = omega.dtype == weights.omega.dtype and torch.equal(omega, weights.omega)
     return {
         "omega": weights.omega,
         "w1": weights.w1,
         "b": weights.b,
-        "probe_bias": fitted.record.probe.bias.cpu(),
+        "probe_bias": probe.bias.cpu(),
+        **({} if same else {"probe_omega": omega}),  # another penalty of ω̄ was chosen, or rounds have moved it
         **({} if mean is None else {"target_mean": mean}),
         **({} if head is None else {"head/weight": head.weight.cpu(), "head/bias": head.bias.cpu()}),
         **{f"w2/{name}": value for name, value in weights.w2.items()},
