@@ -13,12 +13,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gradfeat.fit.fitting import backbone_candidates, linearize_backbone
-
 from benchmarks.low_shot import fit
 from benchmarks.time_to_accuracy import TITLES, changes_of, data_parser, markdown, prepared, shown, write
 from gradfeat.backbones import resolve
 from gradfeat.data import Inputs, load_dataset
+from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
 
 WAYS = ("probe", "gradient", "full", "finetune")
 
@@ -26,15 +25,19 @@ WAYS = ("probe", "gradient", "full", "finetune")
 def choices(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Return the modules of θ₂ at each depth, by its title."""
     data = load_dataset(arguments.data, split="train")
-    settings = {"image_size": arguments.image_size, "preprocessing": changes_of(arguments)}
-    backbone = resolve(arguments.backbone, weights=arguments.weights, **settings)
+    backbone = resolve(
+        arguments.backbone,
+        weights=arguments.weights,
+        image_size=arguments.image_size,
+        preprocessing=changes_of(arguments),
+    )
     example = Inputs(data.X, backbone.preprocessing).example(3)
-    found = [list(candidate.modules) for candidate in backbone_candidates(backbone, example)]
-    top = linearize_backbone(backbone, example, found[0]).theta2
+    candidates = [list(candidate.modules) for candidate in backbone_candidates(backbone, example)]
+    top = linearize_backbone(backbone, example, candidates[0]).theta2
     weights = [name.rpartition(".")[0] for name, value in top.items() if value.ndim >= 2]
     if len(weights) > 1:  # the topmost candidate is a block
-        found.insert(0, [weights[-1]])
-    return dict(zip(("topmost layer", "last block", "last two blocks"), found, strict=False))
+        candidates.insert(0, [weights[-1]])
+    return dict(zip(("topmost layer", "last block", "last two blocks"), candidates, strict=False))
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

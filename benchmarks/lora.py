@@ -11,11 +11,14 @@ import time
 
 import numpy as np
 import torch
-from gradfeat.fit.fitting import Fit, Problem, hold_out, loss_at, new_model
 from torch import Tensor, nn
 
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.training import TRIAL_LENGTH
+from gradfeat.fit import Fit, Problem
+from gradfeat.fit.finetune import TRIAL_LENGTH
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import loss_at
+from gradfeat.fit.splits import hold_out
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.finetune import FINETUNE_GRID, select
 from gradfeat.solvers.first_order import History, train
@@ -36,12 +39,12 @@ class LowRank(nn.Module):
             if value.ndim < 2:
                 continue
             outputs, inputs = len(value), value[0].numel()
-            own = min(rank, outputs, inputs)
-            a = torch.empty(own, inputs)
+            rank_of_weight = min(rank, outputs, inputs)
+            a = torch.empty(rank_of_weight, inputs)
             nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
             self.shapes[name] = value.shape
             self.a.append(nn.Parameter(a.to(value)))
-            self.b.append(nn.Parameter(torch.zeros(outputs, own).to(value)))
+            self.b.append(nn.Parameter(torch.zeros(outputs, rank_of_weight).to(value)))
         self.w1 = nn.Parameter(problem.probe.omega.clone())
         self.bias = nn.Parameter(problem.probe.bias.clone())
 
@@ -58,7 +61,7 @@ class LowRank(nn.Module):
 
     def model(self) -> GradientFeatureModel:
         """Return it as a fine-tuned model."""
-        model = new_model(self.problem, "finetune", "standard")
+        model = starting_model(self.problem, "finetune")
         with torch.no_grad():
             zeros = {name: torch.zeros_like(value) for name, value in self.problem.linearization.theta2.items()}
             model.set_weights(w1=self.w1, b=self.bias, w2=zeros | self.moved())
@@ -80,20 +83,20 @@ def train_lora(problem: Problem, indices: Tensor, schedule: Schedule, rank: int,
 def fit_lora(problem: Problem, schedule: Schedule, *, rank: int = RANK, seed: int = 0) -> Fit:
     """Fit as fine-tuning is: optimizer and rate from the same grid by held-out training data, then all samples."""
     begun = time.perf_counter()
-    seen, unseen = hold_out(problem, seed)
+    split = hold_out(problem, seed)
     selection = None
-    if len(unseen):
+    if len(split.validation):
         trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
 
         def run(candidate: Schedule) -> float:
-            lora, history = train_lora(problem, seen, candidate, rank, seed)
+            lora, history = train_lora(problem, split.train, candidate, rank, seed)
             if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
-            return -loss_at(problem, lora.model(), unseen)
+            return -loss_at(problem, lora.model(), split.validation)
 
         selection = select([trial.with_optimizer(candidate) for candidate in FINETUNE_GRID], run)
     schedule = schedule.with_optimizer(FINETUNE_GRID[0] if selection is None else selection.best)
     lora, history = train_lora(problem, torch.arange(problem.n), schedule, rank, seed)
     if not np.isfinite(history.loss).all():
         raise ConvergenceError(f"LoRA diverged with {schedule}")
-    return Fit(lora.model(), history, selection, time.perf_counter() - begun)
+    return Fit(lora.model(), time.perf_counter() - begun, history, selection=selection)

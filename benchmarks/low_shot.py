@@ -16,26 +16,31 @@ them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Fit, Problem, new_model
 
 from benchmarks.time_to_accuracy import Judge, clocks, data_parser, earlier, prepared, title_of, write
 from gradfeat.comparison.plots import save_figure
 from gradfeat.data.low_shot import draw_labels
 from gradfeat.errors import ConvergenceError
+from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.fit.merge import fit_head
-from gradfeat.fit.training import fit_mode
+from gradfeat.fit.point import starting_model
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import paper_schedule
 
 SHOTS = (1, 5, 10, 25, 50, 100)
 WAYS = ("probe", "gradient", "full", "merged", "rounds", "finetune")
-BUILDS_ON = {"probe": "probe", "merged": "full"}  # whose time counts with a way's own
+BUILDS_ON = {"probe": "probe", "merged": "full"}  # whose time counts too
+
+Reading = tuple[float, float, float]
+"""Main metric, log loss and seconds of one fit."""
+Readings = dict[str, dict[str, list[Reading]]]
+"""The readings of all draws, by way and by number of labels."""
 
 
 def draw(y: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,12 +57,12 @@ def draw(y: torch.Tensor, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor
 def fit(problem: Problem, way: str, epochs: int) -> Fit:
     """Fit one model."""
     if way == "probe":
-        return Fit(new_model(problem, "activation", "standard"), None, None, problem.seconds["probe"])
+        return Fit(starting_model(problem, "activation"), problem.seconds["probe"])
     if way == "finetune":
         schedule = paper_schedule("adam", problem.n, batch_size=min(64, problem.n), epochs=epochs)
-        return fit_mode(problem, "finetune", schedule, random_state=0)
+        return solve(problem, Plan(mode="finetune", schedule=schedule, seed=0))
     mode = "gradient" if way == "gradient" else "full"
-    return fit_convex(problem, mode, rounds="auto" if way == "rounds" else 1, random_state=0)
+    return solve(problem, Plan(mode=mode, solver="subspace", rounds="auto" if way == "rounds" else 1, seed=0))
 
 
 def merged(problem: Problem, full: Fit) -> Fit:
@@ -65,58 +70,67 @@ def merged(problem: Problem, full: Fit) -> Fit:
     head = fit_head(full.model, problem.store, views=problem.views, random_state=0)
     if head is None:
         raise ConvergenceError("the moved network is not finite")
-    model = new_model(problem, "finetune", "standard")
+    model = starting_model(problem, "finetune")
     w2 = {name: head.step * value for name, value in full.model.w2.items()}
     model.set_weights(w1=head.weight, b=head.bias, w2=w2)
     return replace(full, model=model)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
-    """Return (main metric, log loss, seconds) of each draw, by way and number of labels."""
+def run(arguments: argparse.Namespace) -> Readings:
+    """Fit in every way to every draw."""
     whole, judge = prepared(arguments)
-    clock = 0 if "cuda" in arguments.device else 1
-    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {way: {} for way in arguments.ways}
+    readings: Readings = {way: {} for way in arguments.ways}
     for k in arguments.shots:
         for seed in range(arguments.draws):
-            samples, labels = draw(whole.y[: whole.n].cpu(), k, seed)
-            store, y = whole.store.rows(whole.all_views(samples)), torch.cat([labels] * whole.views).to(whole.y)
-            begun = clocks()
-            probe = fit_probe(store.features, y, whole.loss, random_state=0)
-            spent = {"probe": (clocks() - begun)[clock]}
-            problem = replace(whole, store=store, y=y, probe=probe)
-            full: Fit | None = None
-            for way in arguments.ways:
-                begun = clocks()
-                try:
-                    if way == "merged":
-                        fitted = merged(problem, full or fit(problem, "full", arguments.epochs))
-                    else:
-                        fitted = fit(problem, way, arguments.epochs)
-                    spent[way] = (clocks() - begun)[clock] + spent.get(BUILDS_ON.get(way, ""), 0.0)
-                    full = fitted if way == "full" else full
-                    reading = (*_judged(fitted, judge), float(spent[way]))
-                except ConvergenceError as error:
-                    print(f"{way}: {error}")
-                    reading = float("nan"), float("nan"), float("nan")
-                found[way].setdefault(str(k), []).append(reading)
-        line = ", ".join(f"{way} {100 * np.mean(found[way][str(k)], 0)[0]:.1f}" for way in arguments.ways)
+            for way, reading in _draw_readings(whole, judge, arguments, k, seed):
+                readings[way].setdefault(str(k), []).append(reading)
+        line = ", ".join(f"{way} {100 * np.mean(readings[way][str(k)], 0)[0]:.1f}" for way in arguments.ways)
         print(f"{k} of each class: {line}", flush=True)
-    return found
+    return readings
+
+
+def _draw_readings(
+    whole: Problem, judge: Judge, arguments: argparse.Namespace, k: int, seed: int
+) -> Iterator[tuple[str, Reading]]:
+    """Fit in every way to one draw; yield the way and its reading, NaN where a fit diverges."""
+    clock = 0 if "cuda" in arguments.device else 1
+    samples, labels = draw(whole.y[: whole.n].cpu(), k, seed)
+    store, y = whole.store.rows(whole.all_views(samples)), torch.cat([labels] * whole.views).to(whole.y)
+    begun = clocks()
+    probe = fit_probe(store.features, y, whole.loss, random_state=0)
+    seconds = {"probe": (clocks() - begun)[clock]}
+    problem = replace(whole, store=store, y=y, probe=probe)
+    full: Fit | None = None
+    for way in arguments.ways:
+        begun = clocks()
+        try:
+            if way == "merged":
+                fitted = merged(problem, full or fit(problem, "full", arguments.epochs))
+            else:
+                fitted = fit(problem, way, arguments.epochs)
+            seconds[way] = (clocks() - begun)[clock] + seconds.get(BUILDS_ON.get(way, ""), 0.0)
+            full = fitted if way == "full" else full
+            reading = (*_judged(fitted, judge), float(seconds[way]))
+        except ConvergenceError as error:
+            print(f"{way}: {error}")
+            reading = float("nan"), float("nan"), float("nan")
+        yield way, reading
 
 
 def _judged(fitted: Fit, judge: Judge) -> tuple[float, float]:
+    """Return the main metric and the log loss."""
     metrics = judge(fitted.model)
     return metrics["accuracy" if "accuracy" in metrics else "map_11point"], metrics["log_loss"]
 
 
-def table(found: dict[str, dict[str, list[tuple[float, float, float]]]]) -> str:
+def table(readings: Readings) -> str:
     """Return the main metric ± standard error, log loss, and seconds, by way and number of labels."""
-    shots = list(next(iter(found.values())))
+    shots = list(next(iter(readings.values())))
     lines = ["| model | " + " | ".join(f"{k} of each" for k in shots) + " |", "|" + "---|" * (len(shots) + 1)]
-    for way, readings in found.items():
+    for way, by_shots in readings.items():
         cells = []
         for k in shots:
-            values = np.array(readings[k])
+            values = np.array(by_shots[k])
             error = values[:, 0].std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
             metric, loss, seconds = values.mean(0)
             cells.append(f"{100 * metric:.1f} ± {100 * error:.1f} ({loss:.2f}; {seconds:.0f} s)")
@@ -124,16 +138,16 @@ def table(found: dict[str, dict[str, list[tuple[float, float, float]]]]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: dict[str, dict[str, list[tuple[float, float, float]]]], path: Path, title: str) -> None:
+def plot(readings: Readings, path: Path, title: str) -> None:
     """Draw the main metric against the number of labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for way, readings in found.items():
-        values = [np.array(readings[k])[:, 0] for k in readings]
+    for way, by_shots in readings.items():
+        values = [np.array(each)[:, 0] for each in by_shots.values()]
         errors = [100 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for v in values]
-        axes.errorbar([int(k) for k in readings], [100 * v.mean() for v in values], errors, capsize=2, label=way)
+        axes.errorbar([int(k) for k in by_shots], [100 * v.mean() for v in values], errors, capsize=2, label=way)
     axes.set(
         xscale="log",
         xlabel="labels of each class",
@@ -154,13 +168,13 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--out", type=Path, default=Path("results/low_shot"))
     arguments = parser.parse_args()
-    found = earlier("low_shot", arguments, draws=arguments.draws) | run(arguments)
-    found = {way: found[way] for way in WAYS if way in found}
-    if len({tuple(readings) for readings in found.values()}) > 1:
+    readings = earlier("low_shot", arguments, draws=arguments.draws) | run(arguments)
+    readings = {way: readings[way] for way in WAYS if way in readings}
+    if len({tuple(by_shots) for by_shots in readings.values()}) > 1:
         parser.error(f"{arguments.out} has ways with other --shots: name another folder with --out")
-    write("low_shot", arguments, table(found), {"draws": arguments.draws, "readings": found})
-    plot(found, arguments.out / "low_shot.png", title_of(arguments))
-    print(table(found))
+    write("low_shot", arguments, table(readings), {"draws": arguments.draws, "readings": readings})
+    plot(readings, arguments.out / "low_shot.png", title_of(arguments))
+    print(table(readings))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import new_model
-
 from benchmarks.time_to_accuracy import TITLES, clocks, data_parser, markdown, prepared, shown, write
+from gradfeat.fit import Plan, solve
+from gradfeat.fit.point import starting_model
 
 METRICS = ("plain", "whitened")
 
@@ -24,12 +23,11 @@ METRICS = ("plain", "whitened")
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Fit under every metric; return a row for each, and one for the probe."""
     problem, judge = prepared(arguments, test=False)
-    rows = [{"model": "probe", "metrics": judge(new_model(problem, "activation", "standard")), "seconds": 0.0}]
+    rows = [{"model": "probe", "metrics": judge(starting_model(problem, "activation")), "seconds": 0.0}]
     for metric in METRICS:
         begun = clocks()
-        fit = fit_convex(
-            problem, "full", metric=metric, rounds="auto" if arguments.rounds else 1, random_state=arguments.draw
-        )
+        rounds = "auto" if arguments.rounds else 1
+        fit = solve(problem, Plan(solver="subspace", metric=metric, rounds=rounds, seed=arguments.draw))
         rows.append({"model": metric, "metrics": judge(fit.model), "seconds": float((clocks() - begun)[1])})
         print(f"{metric}: {rows[-1]}; {fit.choice}", flush=True)
     return rows

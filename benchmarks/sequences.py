@@ -65,8 +65,8 @@ class Listener(nn.Module):
 
 def digits() -> tuple[nn.Module, np.ndarray, np.ndarray]:
     """Return a GRU trained on 0-4, and the images and labels of 5-9."""
-    found = load_digits()
-    X, y = (found.images / 16).astype(np.float32), found.target
+    data = load_digits()
+    X, y = (data.images / 16).astype(np.float32), data.target
     low = y < 5
     return pretrained(Reader(), X[low], y[low], epochs=30), X[~low], y[~low] - 5
 
@@ -111,25 +111,33 @@ def pretrained(network: nn.Module, X: np.ndarray, y: np.ndarray, epochs: int) ->
     network.eval()
     with torch.no_grad():
         accuracy = (head(network(inputs)).argmax(1) == labels).float().mean()
-    print(f"pre-training: {100 * accuracy:.1f} % of its own training samples", flush=True)
+    print(f"pre-training: {100 * accuracy:.1f} % of the training samples", flush=True)
     return network
 
 
 def adapt(network: nn.Module, X: np.ndarray, y: np.ndarray, theta2: str) -> dict[str, list[tuple[float, float, float]]]:
     """Return (accuracy, log loss, seconds) of each draw, by model."""
-    found: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in (*MODES, "full with rounds")}
+    readings: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in (*MODES, "full with rounds")}
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
-        own = np.concatenate([rng.permutation(np.flatnonzero(y == label))[:LABELS] for label in np.unique(y)])
-        rest = np.setdiff1d(np.arange(len(y)), own)
+        labelled = np.concatenate([rng.permutation(np.flatnonzero(y == label))[:LABELS] for label in np.unique(y)])
+        rest = np.setdiff1d(np.arange(len(y)), labelled)
         for modes, rounds in ((MODES, 1), (("full",), "auto")):
             table = compare(
-                network, X[own], y[own], X[rest], y[rest], modes=modes, theta2=theta2, rounds=rounds, random_state=draw
+                network,
+                X[labelled],
+                y[labelled],
+                X[rest],
+                y[rest],
+                modes=modes,
+                theta2=theta2,
+                rounds=rounds,
+                random_state=draw,
             )
             for row in table.rows:
                 name = "full with rounds" if rounds == "auto" else row.mode
-                found[name].append((row.metrics["accuracy"], row.metrics["log_loss"], row.seconds))
-    return found
+                readings[name].append((row.metrics["accuracy"], row.metrics["log_loss"], row.seconds))
+    return readings
 
 
 def main() -> None:

@@ -39,9 +39,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Problem, batch_logits, new_model, store_of
-from gradfeat.fit.selection import make_subspace
 from sklearn.model_selection import train_test_split
 
 from benchmarks.lora import fit_lora
@@ -52,7 +49,11 @@ from gradfeat.comparison.side_by_side import TITLES as METRICS
 from gradfeat.data import Inputs, load_dataset
 from gradfeat.estimators.reading import read_truth
 from gradfeat.files.writing import write_text
-from gradfeat.fit.training import TRIAL_LENGTH, fit_mode
+from gradfeat.fit import Plan, Problem, solve
+from gradfeat.fit.finetune import TRIAL_LENGTH
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import batch_logits, store_logits
+from gradfeat.fit.spans import subspace_of
 from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
@@ -90,10 +91,7 @@ class Judge:
 
     def __call__(self, model: GradientFeatureModel) -> dict[str, float]:
         """Return the metrics of a model; of classes its expected calibration error too."""
-        store = store_of(model, self.store)
-        with torch.no_grad():
-            rows = [batch_logits(model, store, part) for part in torch.arange(len(store)).split(128)]
-        logits = torch.cat(rows).double().cpu()
+        logits = store_logits(model, self.store, 128).double().cpu()
         metrics = metrics_of(self.loss, logits.numpy(), self.truth)
         if self.loss.task == "multiclass":
             probability = self.loss.predict_proba(logits).numpy()
@@ -113,7 +111,7 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
     n = problem.n
     batch_size = 64 if solver == "adam" else 128  # the paper's, and the published code's
     schedule = paper_schedule(solver, n, batch_size=batch_size, epochs=epochs)
-    model = new_model(problem, "full", "standard")
+    model = starting_model(problem, "full")
     generator = torch.Generator().manual_seed(0)
     readings, paused = [Reading(0.0, 0.0, 0.0, judge(model))], np.zeros(2)
     every = max(1, schedule.n_epochs(n) // POINTS)
@@ -137,28 +135,17 @@ def by_schedule(problem: Problem, judge: Judge, solver: str, epochs: int) -> lis
 
 def by_solver(problem: Problem, judge: Judge, first: Reading) -> list[Reading]:
     """Solve `full` with penalties that nothing chose, and judge it after each iteration."""
-    probe, everything = problem.probe, torch.arange(len(problem.store))
+    probe, plan = problem.probe, Plan(metric="whitened")
     begun, paused, readings = clocks(), np.zeros(2), [first]
-    subspace = make_subspace(
-        problem.store,
-        problem.y,
-        problem.loss,
-        [probe.omega],
-        probe.omega,
-        probe.bias,
-        everything,
-        mode="full",
-        weight=problem.weight,
-        parametrization="standard",
-        metric="whitened",
-        generator=torch.Generator().manual_seed(0),
-    )
-    penalties, found, converged = Penalties(probe.penalty, LAMBDA2 * subspace.unit), None, False
+    generator = torch.Generator().manual_seed(0)
+    subspace = subspace_of(problem, plan, probe.omega, probe.bias, len(problem.store), generator)
+    subspace.add_w1(probe.omega)
+    penalties, coordinates, converged = Penalties(probe.penalty, LAMBDA2 * subspace.unit), None, False
     while not converged and len(readings) <= ITERATIONS:
-        found, solution = subspace.solve(penalties, start=found, iterations=1)
+        coordinates, solution = subspace.solve(penalties, start=coordinates, iterations=1)
         converged, now = solution.converged, clocks()
-        model = new_model(problem, "full", "standard")
-        w1, b, w2 = subspace.weights(found)
+        model = starting_model(problem, "full")
+        w1, b, w2 = subspace.weights(coordinates)
         model.set_weights(w1=w1, b=b, w2=w2)
         readings.append(Reading(*(now - begun - paused).tolist(), subspace.features.passes, judge(model)))
         paused += clocks() - now
@@ -224,7 +211,7 @@ def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Probl
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:
     """Fit in every way; yield the readings of each."""
     problem, judge = prepared(arguments)
-    probe = Reading(0.0, 0.0, 0.0, judge(new_model(problem, "activation", "standard")))
+    probe = Reading(0.0, 0.0, 0.0, judge(starting_model(problem, "activation")))
     yield "probe", [probe]
     for name in arguments.ways:
         begun = clocks()
@@ -237,13 +224,14 @@ def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:
             fit = (
                 fit_lora(problem, schedule)
                 if name == "lora"
-                else fit_mode(problem, "finetune", schedule, random_state=0)
+                else solve(problem, Plan(mode="finetune", schedule=schedule, seed=0))
             )
             trials = 0.8 * TRIAL_LENGTH * len(fit.selection.scores) if fit.selection is not None else 0.0
             passes = (1 + trials) * fit.history.passes if fit.history is not None else 0.0
             readings = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         else:
-            fit = fit_convex(problem, "full", rounds="auto" if name == "rounds" else 1, random_state=0)
+            rounds = "auto" if name == "rounds" else 1
+            fit = solve(problem, Plan(solver="subspace", rounds=rounds, seed=0))
             passes = fit.solution.passes if fit.solution is not None else fit.choice.passes if fit.choice else 0.0
             readings = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         print(f"{name}: {readings[-1]}", flush=True)
@@ -261,14 +249,14 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
-def table(found: dict[str, list[Reading]]) -> str:
+def table(fits: dict[str, list[Reading]]) -> str:
     """Return the last reading of each way, and when it first was as good as Adam ended."""
-    names = list(found["probe"][0].metrics)
+    names = list(fits["probe"][0].metrics)
     titles = [TITLES[name] for name in names]
     last_columns = ["passes", "time", "processor time", "processor time to Adam's last accuracy"]
     rows = []
-    goal = found["adam"][-1].metrics[names[0]] if "adam" in found else float("nan")
-    for way, readings in found.items():
+    goal = fits["adam"][-1].metrics[names[0]] if "adam" in fits else float("nan")
+    for way, readings in fits.items():
         last = readings[-1]
         reached = next((f"{r.processor:.1f} s" for r in readings if r.metrics[names[0]] >= goal), "not reached")
         times = [f"{last.passes:.0f}", f"{last.seconds:.1f} s", f"{last.processor:.1f} s", reached]
@@ -276,12 +264,12 @@ def table(found: dict[str, list[Reading]]) -> str:
     return markdown(["way", *titles, *last_columns], rows)
 
 
-def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
+def plot(fits: dict[str, list[Reading]], path: Path, title: str) -> None:
     """Draw the main metric against time and against passes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    name = next(iter(found["probe"][0].metrics))
+    name = next(iter(fits["probe"][0].metrics))
     factor = 100 if name in PERCENT else 1
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -290,7 +278,7 @@ def plot(found: dict[str, list[Reading]], path: Path, title: str) -> None:
         ("passes", "passes over the training data"),
     )
     for axes, (key, label) in zip(panels, about, strict=True):
-        for way, readings in found.items():
+        for way, readings in fits.items():
             if way == "probe":
                 axes.axhline(factor * readings[0].metrics[name], color="0.6", linestyle=":", label="probe")
                 continue
@@ -356,13 +344,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/time_to_accuracy"))
     arguments = parser.parse_args()
     before = earlier("time_to_accuracy", arguments)
-    found = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()}
+    fits = {way: [Reading(**reading) for reading in readings] for way, readings in before.items()}
     for name, new in run(arguments):  # each is written when it is there, for the next may take an hour
-        found = {way: new if way == name else found[way] for way in ("probe", *WAYS) if way in (*found, name)}
-        readings = {way: [asdict(reading) for reading in own] for way, own in found.items()}
-        write("time_to_accuracy", arguments, table(found), {"readings": readings})
-        plot(found, arguments.out / "time_to_accuracy.png", title_of(arguments))
-    print(table(found))
+        fits = {way: new if way == name else fits[way] for way in ("probe", *WAYS) if way in (*fits, name)}
+        readings = {way: [asdict(reading) for reading in each] for way, each in fits.items()}
+        write("time_to_accuracy", arguments, table(fits), {"readings": readings})
+        plot(fits, arguments.out / "time_to_accuracy.png", title_of(arguments))
+    print(table(fits))
 
 
 if __name__ == "__main__":

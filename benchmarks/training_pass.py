@@ -104,7 +104,7 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     def gradients(model: GradientFeatureModel, logits: Tensor) -> Any:
         return torch.autograd.grad(loss.value(logits, y), model.trained())
 
-    own = GradientFeatureModel(plain, omega, mode="full")
+    unfolded = GradientFeatureModel(plain, omega, mode="full")
 
     def jvp_pass(model: GradientFeatureModel) -> Any:
         layers = model.linearization
@@ -120,7 +120,7 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     return {
         "full": lambda: gradients(full, full.logits(f, residuals)),
         "finetune": lambda: gradients(tuned, tuned.finetuned(z0)),
-        "jvp": lambda: jvp_pass(own),
+        "jvp": lambda: jvp_pass(unfolded),
         "jvp folded": lambda: jvp_pass(full),
         "forward": forward_pass,
     }
@@ -161,14 +161,14 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
 
 def _allocations(recorded: Any) -> list[int]:
     """Return sizes of allocations (above zero) and releases (below), in the order of time."""
-    found: list[tuple[int, int]] = []
+    changes: list[tuple[int, int]] = []
     queue = list(recorded.profiler.kineto_results.experimental_event_tree())
     while queue:
         event = queue.pop()
         queue.extend(event.children)
         if event.tag == torch._C._profiler._EventType.Allocation:
-            found.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return [size for _, size in sorted(found, key=lambda pair: pair[0])]
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return [size for _, size in sorted(changes, key=lambda pair: pair[0])]
 
 
 def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:

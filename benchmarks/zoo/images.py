@@ -138,11 +138,11 @@ TORCHVISION = {
 
 def entries() -> list[Entry]:
     """Return timm's and torchvision's families."""
-    found = [Entry("timm", family, name, _builder(f"timm/{name}")) for family, name in TIMM.items()]
-    found += [
+    families = [Entry("timm", family, name, _builder(f"timm/{name}")) for family, name in TIMM.items()]
+    families += [
         Entry("torchvision", family, name, _builder(f"torchvision/{name}")) for family, name in TORCHVISION.items()
     ]
-    return found
+    return families
 
 
 def _builder(name: str) -> Callable[[], Subject]:

@@ -32,8 +32,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:
         """Return (n, d) of (n, steps, 8) and booleans (n, steps)."""
-        kept = (~padded).to(x.dtype)[:, :, None]
-        return (self.encoder(x, src_key_padding_mask=padded) * kept).sum(1) / kept.sum(1)
+        present = (~padded).to(x.dtype)[:, :, None]
+        return (self.encoder(x, src_key_padding_mask=padded) * present).sum(1) / present.sum(1)
 
 
 class Attention(nn.Module):

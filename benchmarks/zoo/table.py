@@ -45,10 +45,10 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         entries: The zoo.
         results: The folder of results, a JSON file for each network.
     """
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for file in sorted(results.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        found[result["key"]] = result
+        measured[result["key"]] = result
     versions = f"torch {torch.__version__.partition('+')[0]}"
     for library, extra in (("torchvision", "vision"), ("timm", "vision"), ("transformers", "text")):
         versions += f", {library} {require(library, extra=extra).__version__.partition('+')[0]}"
@@ -56,10 +56,10 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
     lines += ["| library | networks | exact to 1e-8 at every depth |", "|---|---|---|"]
     libraries = list(dict.fromkeys(entry.library for entry in entries))
     for library in libraries:
-        own = [entry for entry in entries if entry.library == library]
-        exact = sum(_exact(found.get(entry.key, {})) for entry in own)
-        lines.append(f"| {library} | {len(own)} | {exact} |")
-    ratios = {key: result["linearize"] / result["export"] for key, result in found.items() if "export" in result}
+        of_library = [entry for entry in entries if entry.library == library]
+        exact = sum(_exact(measured.get(entry.key, {})) for entry in of_library)
+        lines.append(f"| {library} | {len(of_library)} | {exact} |")
+    ratios = {key: result["linearize"] / result["export"] for key, result in measured.items() if "export" in result}
     if ratios:
         slow = sorted((ratio, key) for key, ratio in ratios.items() if ratio > 2)
         named = ", ".join(f"{key} ({ratio:.1f})" for ratio, key in reversed(slow))
@@ -74,9 +74,9 @@ def write_table(path: Path, entries: Sequence[Entry], results: Path) -> None:
         lines += ["", f"## {library}", ""]
         lines += ["| family | model | θ₂: topmost / one more | tangent | adjoint | rules | time |"]
         lines += ["|---|---|---|---|---|---|---|"]
-        lines += [_row(entry, found.get(entry.key)) for entry in entries if entry.library == library]
+        lines += [_row(entry, measured.get(entry.key)) for entry in entries if entry.library == library]
     write_text(path, "\n".join(lines) + "\n")
-    print(f"Wrote {path}: {len(found)} of {len(entries)} networks measured.")
+    print(f"Wrote {path}: {len(measured)} of {len(entries)} networks measured.")
 
 
 def _exact(result: dict[str, Any]) -> bool:

@@ -142,19 +142,19 @@ _ENCODER_ONLY = ("t5", "bart", "whisper")  # of an encoder-decoder
 
 def entries() -> list[Entry]:
     """Return transformers' architectures."""
-    found = [_entry(kind, options, _texts) for kind, options in TEXT.items()]
-    found += [
+    architectures = [_entry(kind, options, _texts) for kind, options in TEXT.items()]
+    architectures += [
         _entry(kind, options, lambda _: {"pixel_values": torch.randn(3, 3, 32, 32)}) for kind, options in VISION.items()
     ]
     inputs: dict[str, Callable[[str], dict[str, Tensor]]] = {
         "whisper": lambda _: {"input_features": torch.randn(3, 8, 24)},
         "audio-spectrogram-transformer": lambda _: {"input_values": torch.randn(3, 32, 16)},
     }
-    found += [
+    architectures += [
         _entry(kind, options, inputs.get(kind, lambda _: {"input_values": torch.randn(3, 800)}))
         for kind, options in SPEECH.items()
     ]
-    return found
+    return architectures
 
 
 def _entry(kind: str, options: dict[str, Any], inputs: Callable[[str], dict[str, Tensor]]) -> Entry:

@@ -1,8 +1,8 @@
 """What torch keeps for a thread or for the whole process, and how the library comes by states of its own.
 
 The caller may have turned gradients off, or autocast on, or be in inference mode: `plain` undoes that for a block, so
-that a fit is the same wherever it is called from. Tracing changes `nn.Module` and the warnings of the whole process:
-`alone` lets one thread at a time do it.
+that a fit is the same wherever it is called from. Tracing changes `nn.Module`, and forward mode torch's choice of
+kernels, for the whole process: `alone` lets one thread at a time do it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from gradfeat.contexts import plain
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.build import theta2_candidates
 from gradfeat.linearization.capture import Features
+from gradfeat.linearization.schema import by_name
 from gradfeat.progress import Step
 
 
@@ -159,20 +160,8 @@ class _Count:
         self.macs = self._mode.get_total_flops() // 2
 
 
-def _convolution_backward(
-    slope: Sequence[int],
-    x: Sequence[int],
-    weight: Sequence[int],
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    wanted: Sequence[bool],
-    **_: Any,
-) -> int:
+def _convolution_backward(*shapes: Any, **_: Any) -> int:
     """Count floating-point operations from shapes; torch's own count overlooks groups in a weight's gradient."""
-    places = x if transposed else slope
-    return 2 * sum(wanted[:2]) * math.prod(weight) * places[0] * math.prod(places[2:])
+    given = by_name(torch.ops.aten.convolution_backward.default, shapes)
+    image = given.input if given.transposed else given.grad_output
+    return 2 * sum(given.output_mask[:2]) * math.prod(given.weight) * image[0] * math.prod(image[2:])

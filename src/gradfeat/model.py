@@ -53,7 +53,7 @@ class GradientFeatureModel(nn.Module):
 
     omega: Tensor
 
-    # one's own, as a linearization's
+    # of this class itself: a trace in another thread replaces those of nn.Module meanwhile
     __call__: Callable[..., Any] = nn.Module.__call__
     __getattr__ = nn.Module.__getattr__
 
@@ -145,10 +145,10 @@ class GradientFeatureModel(nn.Module):
         """
         if self.mode == "activation":
             return f.to(self.w1) @ self.w1 + self.b
-        moved = self.linearization.tangent(self.w2, residuals).to(self.omega)  # J(x) w₂, (n, d)
+        tangent = self.linearization.tangent(self.w2, residuals).to(self.omega)  # J(x) w₂, (n, d)
         if self.mode == "gradient":
-            return moved @ self.omega + self.b
-        return f.to(self.w1) @ self.w1 + self.b + moved @ self.omega
+            return tangent @ self.omega + self.b
+        return f.to(self.w1) @ self.w1 + self.b + tangent @ self.omega
 
     @single_precision()
     def finetuned(self, z0: Tensor | Residuals) -> Tensor:

@@ -133,17 +133,19 @@ def test_the_layer_that_carries_the_label_is_found(one_split_from: int, monkeypa
     kept = {name: count for name, _, count in model.layers_}
     assert [name for name, _, _ in model.layers_] == ["0.0", "0", "1.0", "1"]
     # ‖W_i‖ is largest for the two features whose sum is |x₀|: they are the first of the block's 12, after 12 of "0.0"
-    assert set(best_features(model._fit_probe(scaled_features(model, X[:200]), codes(y[:200])), 2 / 72).tolist()) == {
-        12,
-        13,
-    }
+    f = scaled_features(LayerFeatures(network), torch.from_numpy(X[:200]))
+    probe_of_all = fit_probe(f, codes(y[:200]), CrossEntropy(), random_state=0)
+    assert set(best_features(probe_of_all, 2 / 72).tolist()) == {12, 13}
     assert kept["0"] >= 2
     assert model.fraction_ < 1
     assert min(loss for _, loss in model.path_) == dict(model.path_)[model.fraction_]
 
 
-def scaled_features(model: AllLayersProbe, X: np.ndarray) -> Tensor:
-    return (model._features(X) - model._mean) * model._scale
+def scaled_features(layers: LayerFeatures, x: Tensor) -> Tensor:
+    """Return the features of all layers, of mean 0 and, on average over each layer, variance 1."""
+    f = layers(x)
+    parts = [part - part.mean(0) for part in f.split(layers.sizes, dim=1)]
+    return torch.cat([part / part.square().mean().sqrt() for part in parts], 1)
 
 
 def codes(y: np.ndarray) -> Tensor:
@@ -216,12 +218,12 @@ def test_several_labels_are_a_logistic_probe_on_what_is_kept() -> None:
     """All features are kept, so the model is that of scikit-learn's logistic regression for each label."""
     x = torch.randn(80, 2, 8, 8)
     network = Residual().eval()
-    f = LayerFeatures(network)(x)
+    layers = LayerFeatures(network)
+    f = layers(x)
     y = np.stack([f[:, 0].numpy() > 0, f[:, -1].numpy() + np.random.default_rng(0).normal(size=80) > 0.5], 1) * 1.0
     y[0, 1] = np.nan
     model = AllLayersProbe(network, fractions=[1.0], random_state=0).fit(x, y)
-    f = model._layers(x)
-    scaled = ((f - model._mean) * model._scale).double().numpy()
+    scaled = scaled_features(layers, x).double().numpy()
     for label in range(2):
         known = ~np.isnan(y[:, label])
         # the loss is the mean over samples and the two labels; what does not count adds nothing

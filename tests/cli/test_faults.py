@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gradfeat.estimators import base
+from gradfeat import load
 from gradfeat.files.writing import write_whole
+from gradfeat.progress import Progress, Step
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let a user press Ctrl-C at some stage of the work, as its progress has it."""
+    part, step, titles = Progress.part, Progress.step, [""]
+
+    def press(stage: str, *, of: str = "", after: int = 0) -> None:
+        """When the stage begins, of the model that is called so; or when so much of it is done."""
+
+        def titled(self: Progress, title: str) -> None:
+            titles.append(title)
+            part(self, title)
+
+        @contextmanager
+        def stepped(self: Progress, name: str) -> Iterator[Step]:
+            meant = name == stage and titles[-1].startswith(of)
+
+            def report(done: int, total: int | None) -> None:
+                told(done, total)
+                if meant and done >= after:
+                    raise KeyboardInterrupt
+
+            with step(self, name) as told:
+                if meant and not after:
+                    raise KeyboardInterrupt
+                yield report
+
+        monkeypatch.setattr(Progress, "part", titled)
+        monkeypatch.setattr(Progress, "step", stepped)
+
+    return press
 
 
 def test_compare_after_an_interruption_keeps_what_is_done(
-    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, ctrl_c: Callable[..., None]
 ) -> None:
-    fit_mode = base.fit_mode
-
-    def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
-        if mode == stop:
-            raise KeyboardInterrupt
-        return fit_mode(problem, mode, *args, **kwargs)
-
-    monkeypatch.setattr(base, "fit_mode", interrupted)
-    stop = "gradient"
+    ctrl_c("fit", of="gradient")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "finetune.safetensors").touch()
     (tmp_path / "out" / "penalty_full.png").touch()
@@ -36,19 +63,21 @@ def test_compare_after_an_interruption_keeps_what_is_done(
     assert "of an earlier run there is still finetune.safetensors" in found.out
     assert not (tmp_path / "out" / "penalty_full.png").exists()
     assert (tmp_path / "out" / "activation.safetensors").is_file()
-    stop = "activation"
+
+
+def test_compare_without_a_finished_model_is_an_error(
+    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, ctrl_c: Callable[..., None]
+) -> None:
+    ctrl_c("test", of="activation")
     found = run("compare", pictures, "-b", encoder, "--out", tmp_path / "none", *fast)
     assert found.code == 2
     assert "no model was finished" in found.err
 
 
 def test_ctrl_c_is_said_and_nothing_is_saved(
-    run: Any, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, ctrl_c: Callable[..., None]
 ) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(base, "fit_convex", interrupted)
+    ctrl_c("penalties")
     path, parts = tmp_path / "model.safetensors", tmp_path / "parts"
     found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path)
     assert (found.code, found.err) == (130, "nothing was saved\ninterrupted\n")
@@ -57,22 +86,18 @@ def test_ctrl_c_is_said_and_nothing_is_saved(
     assert f"the same command goes on from {parts}" in found.err
 
 
+@pytest.mark.filterwarnings("default::gradfeat.errors.GradfeatWarning")
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["table", "json"])
 def test_a_fit_that_was_cut_short_is_saved_and_ends_as_interrupted(
-    run: Any, fast: tuple[str, ...], pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, pictures: Path, encoder: Path, tmp_path: Path, ctrl_c: Callable[..., None], more: tuple[str, ...]
 ) -> None:
-    fit_mode = base.fit_mode
-
-    def cut_short(*args: Any, **kwargs: Any) -> Any:
-        found = fit_mode(*args, **kwargs)
-        found.history.stopped = "interrupted"
-        return found
-
-    monkeypatch.setattr(base, "fit_mode", cut_short)
-    for i, more in enumerate(((), ("--json",))):
-        path = tmp_path / f"model{i}.safetensors"
-        found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *fast, *more)
-        assert found.code == 130
-        assert path.is_file()
+    ctrl_c("fit", after=1)
+    path = tmp_path / "model.safetensors"
+    options = ("--solver", "adam", "--epochs", "3", "--batch-size", "8")
+    found = run("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", path, *options, *more)
+    assert found.code == 130
+    assert "interrupted after 1 epochs" in found.err
+    assert load(path).mode == "full"
 
 
 @pytest.mark.parametrize("command", ["fit", "compare", "pretrain", "reproduce", "demo", "predict"])
@@ -125,7 +150,7 @@ def test_a_full_disk_is_said_in_one_line_with_the_file_and_the_way_out(
         if len(files) > room:
             raise OSError(errno.EFBIG, "File too large")
 
-    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     found = run(command, *arguments)
     assert found.code == 2
     line = found.err.splitlines()[-1]
@@ -142,7 +167,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left") as error:
         write_whole(path, b"new")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))

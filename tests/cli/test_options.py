@@ -18,7 +18,8 @@ from PIL import Image
 from gradfeat import load
 from gradfeat.cli.following import after_fit
 from gradfeat.cli.given import Given, command, wrapped
-from gradfeat.fit.selection import Choice
+from gradfeat.cli.table import TABLE
+from gradfeat.fit.penalties import Choice
 
 # ---- options that would do nothing --------------------------------------------------------------
 
@@ -246,7 +247,7 @@ def test_fit_says_what_the_gradient_term_was_worth_and_how_to_go_on(
 
 def test_the_next_command_reads_the_data_as_the_fit_did() -> None:
     values = {"label_column": "tags", "label_separator": "", "skip_unreadable": True, "seed": 3}
-    options = Given(values, {name: f"--{name.replace('_', '-')}" for name in values})
+    options = Given(values, {option.name: option for option in TABLE if "fit" in option.commands})
     about = (options, Path("-data"), "hf/folder", Path("m.safetensors"))
     evaluate = shlex.split(after_fit(*about, "activation", None, True))
     assert evaluate[:4] == ["gradfeat", "evaluate", "m.safetensors", "./-data"]

@@ -217,7 +217,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, under: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
-    monkeypatch.setattr("gradfeat.files.writing.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by their numbers")

@@ -13,9 +13,11 @@ import torch
 from benchmarks import depths, low_shot, metrics, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
-from gradfeat.fit.fitting import Problem, loss_at, new_model
+from gradfeat.fit import Plan, Problem
 from gradfeat.fit.merge import fit_head
-from gradfeat.fit.selection import make_subspace
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import loss_at
+from gradfeat.fit.spans import subspace_of
 from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
@@ -55,9 +57,7 @@ def test_lora_starts_as_the_probe_and_moves_weights_by_a_low_rank(problem: Probl
     fit = fit_lora(problem, schedule, rank=2)
     assert fit.selection is not None
     assert len(fit.selection.scores) == 6
-    assert loss_at(problem, fit.model, everything) < loss_at(
-        problem, new_model(problem, "activation", "standard"), everything
-    )
+    assert loss_at(problem, fit.model, everything) < loss_at(problem, starting_model(problem, "activation"), everything)
     for name, moved in fit.model.w2.items():
         if moved.ndim < 2:
             assert not moved.any(), name
@@ -69,7 +69,7 @@ def test_lora_starts_as_the_probe_and_moves_weights_by_a_low_rank(problem: Probl
 
 def test_judge_tells_the_calibration_error(arguments: argparse.Namespace) -> None:
     problem, judge = time_to_accuracy.prepared(arguments)
-    model = new_model(problem, "activation", "standard")
+    model = starting_model(problem, "activation")
     probability = problem.loss.predict_proba(judge.store.features.double() @ model.w1.double() + model.b.double())
     found = judge(model)["calibration_error"]
     assert found == pytest.approx(expected_calibration_error(judge.truth, probability.detach().numpy()), abs=1e-5)
@@ -91,7 +91,7 @@ def test_solver_is_judged_after_each_iteration_and_ends_where_a_fit_with_its_pen
 ) -> None:
     problem, judge = time_to_accuracy.prepared(arguments)
     y = problem.y.roll(1) ^ (problem.y & (torch.arange(problem.n) % 3 == 0))  # that no model can tell
-    probe, everything = fit_probe(problem.store.features, y, problem.loss, penalty=0.1), torch.arange(problem.n)
+    probe = fit_probe(problem.store.features, y, problem.loss, penalty=0.1)
     problem = replace(problem, y=y, probe=probe)
     first = time_to_accuracy.Reading(0.0, 0.0, 0.0, {})
     readings = time_to_accuracy.by_solver(problem, judge, first)
@@ -100,22 +100,11 @@ def test_solver_is_judged_after_each_iteration_and_ends_where_a_fit_with_its_pen
     for name in ("seconds", "passes"):
         values = [getattr(reading, name) for reading in readings]
         assert values == sorted(set(values)), name
-    subspace = make_subspace(
-        problem.store,
-        y,
-        problem.loss,
-        [probe.omega],
-        probe.omega,
-        probe.bias,
-        everything,
-        mode="full",
-        weight=None,
-        parametrization="standard",
-        metric="whitened",
-        generator=torch.Generator().manual_seed(0),
-    )
+    plan, generator = Plan(metric="whitened"), torch.Generator().manual_seed(0)
+    subspace = subspace_of(problem, plan, probe.omega, probe.bias, problem.n, generator)
+    subspace.add_w1(probe.omega)
     found, _ = subspace.solve(Penalties(probe.penalty, time_to_accuracy.LAMBDA2 * subspace.unit))
-    model = new_model(problem, "full", "standard")
+    model = starting_model(problem, "full")
     model.set_weights(**dict(zip(("w1", "b", "w2"), subspace.weights(found), strict=True)))
     expected = judge(model)["log_loss"]
     assert readings[-1].metrics["log_loss"] == pytest.approx(expected, rel=0.02)

@@ -94,7 +94,7 @@ def test_an_archive_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pyte
     with little_memory(1e6), pytest.raises(DataError, match=r"4,19\d,\d+ bytes in memory out of"):
         load_dataset(path)
     monkeypatch.undo()
-    monkeypatch.setattr("gradfeat.data.arrays._LARGE", 1 << 20)  # and where there is memory for it
+    monkeypatch.setattr("gradfeat.data.arrays.LARGE", 1 << 20)  # and where there is memory for it
     with little_memory(1e6), pytest.raises(DataError, match=r"bytes in memory out of"):
         load_dataset(path)
     np.savez(path, X=np.zeros((4, 1 << 20), np.uint8), y=np.arange(4) % 2)  # as large, and not packed

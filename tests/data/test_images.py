@@ -240,7 +240,7 @@ def test_large_images_are_worked_on_one_at_a_time(tmp_path: Path, monkeypatch: p
 
     from gradfeat.data import images
 
-    monkeypatch.setattr(images, "_LARGE", 100)
+    monkeypatch.setattr(images, "LARGE", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     paths = [tmp_path / f"{i}.png" for i in range(8)]
     for path in paths:

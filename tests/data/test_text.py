@@ -148,14 +148,13 @@ def fewest_tokens(lengths, most):
     }
 
 
-def test_lengths_leave_the_fewest_tokens(monkeypatch):
-    monkeypatch.setattr("gradfeat.data.text._WORTH", 1)
+def test_lengths_leave_the_fewest_tokens():
     lengths = np.random.default_rng(0).geometric(0.2, 60).tolist()
-    chosen = choose_lengths(lengths)
+    chosen = choose_lengths(1000 * lengths)
     best = fewest_tokens(lengths, 4)
     assert sum(min(top for top in chosen if top >= own) for own in lengths) == best[len(chosen)]
     tokens = [best[k] for k in sorted(best)]
-    worth = [a - b >= max(1, a // 10) for a, b in itertools.pairwise(tokens)]
+    worth = [1000 * (a - b) >= max(20_000, 100 * a) for a, b in itertools.pairwise(tokens)]
     assert len(chosen) == 1 + (worth.index(False) if False in worth else len(worth))
 
 
@@ -165,9 +164,8 @@ def test_few_texts_have_one_length(preprocessing):
     assert Inputs(["bad", "a good film"], preprocessing).text_preprocessing.lengths is None
 
 
-def test_lengths_of_a_fit_stay(preprocessing, monkeypatch):
-    monkeypatch.setattr("gradfeat.data.text._WORTH", 1)
-    fixed = Inputs(["bad"] * 9 + ["a good film the plot"], preprocessing).text_preprocessing
+def test_lengths_of_a_fit_stay(preprocessing):
+    fixed = Inputs(["bad"] * 6000 + ["a good film the plot"], preprocessing).text_preprocessing
     assert (fixed.length, fixed.lengths) == (7, (3, 7))
     again = Inputs(["a film"], fixed)
     assert again.text_preprocessing == fixed

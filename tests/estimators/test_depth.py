@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.convex import choose, fit_convex
+from gradfeat.fit.fitting import hold_out
+from gradfeat.fit.selection import HEAVIER, place_of_omega
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -17,10 +20,7 @@ import gradfeat
 from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.errors import ConfigurationError, GradfeatWarning, Theta2Error
 from gradfeat.fit import convex, fitting
-from gradfeat.fit.convex import choose, fit_convex
 from gradfeat.fit.depth import SHORT, WORTH
-from gradfeat.fit.fitting import hold_out
-from gradfeat.fit.selection import HEAVIER, place_of_omega
 
 
 class Block(nn.Module):
@@ -123,6 +123,7 @@ def test_held_out_loss_of_a_depth_is_what_the_choice_of_penalties_says() -> None
     assert one.passes < choice.passes / 2
 
 
+@pytest.mark.slow
 def test_a_search_and_the_fit_after_it_keep_apart_in_a_checkpoint(tmp_path: Path) -> None:
     X, _ = _data()
     plain, kept, again = _fit(), _fit(checkpoint=tmp_path), _fit(checkpoint=tmp_path)
@@ -162,6 +163,7 @@ def test_nothing_to_search_is_said() -> None:
         GradientFeatureClassifier(nn.LayerNorm(6), theta2="search").fit(X, y)
 
 
+@pytest.mark.slow
 def test_file_and_pickle_keep_the_chosen_layers(tmp_path: Path) -> None:
     X, _ = _data()
     found = _fit()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from gradfeat.fit.selection import as_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import DataConversionWarning
@@ -18,7 +19,6 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.labels import as_labels
-from gradfeat.fit.selection import as_pair
 
 B = np.array([0, 1] * 4)
 TWO = np.stack([B, 1 - B], 1)

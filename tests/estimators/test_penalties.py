@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.selection import PARTS, SPLITS, choose_penalties
 from torch import nn
 from torch.utils.data import Dataset
 
-import gradfeat.fit.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, GradfeatWarning
-from gradfeat.fit.selection import PARTS, SPLITS, choose_penalties
 from gradfeat.losses import CrossEntropy
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Subspace
@@ -140,6 +140,7 @@ def test_given_penalties_are_used() -> None:
     np.testing.assert_allclose(heavy.w1_, heavy.omega_, atol=0.02)
 
 
+@pytest.mark.slow
 def test_deterministic_and_the_same_after_saving(tmp_path: object) -> None:
     from gradfeat import load
 

@@ -8,18 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.fitting import Problem, prepare
+from gradfeat.fit.selection import Choice, choose_penalties
 from torch import nn
 
-import gradfeat.fit.convex
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, linearize
 from gradfeat.data import Inputs
 from gradfeat.errors import GradfeatWarning
-from gradfeat.fit.fitting import Problem, prepare
 from gradfeat.fit.rounds import Rounds, search_rounds
-from gradfeat.fit.selection import Choice, choose_penalties
 from gradfeat.losses import Squared
 from gradfeat.progress import Progress
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
+from gradfeat.fit.convex import choose
+from gradfeat.fit.fitting import hold_out
 from torch import nn
 from torch.func import functional_call, jvp
 
-import gradfeat.fit.convex
 import gradfeat.fit.rounds as rounds_module
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.convex import choose
-from gradfeat.fit.fitting import hold_out
 from gradfeat.fit.rounds import Point, _descend, repeat_rounds, search_rounds
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics.scores import log_loss

@@ -146,13 +146,13 @@ def test_kronecker_factors_see_no_padding(pair):
 def test_weights_are_there_once(pair):
     _, grouped, _ = pair
     pointers = [
-        {buffer.data_ptr() for name, buffer in member._bottom.named_buffers() if buffer.shape == (20, 8)}
+        {buffer.data_ptr() for name, buffer in member.programs["bottom"].named_buffers() if buffer.shape == (20, 8)}
         for member in grouped.members
     ]
     assert pointers[0] == pointers[1] == pointers[2]
     single = grouped.to(torch.float32)
-    assert single.members[0]._bottom.get_buffer("constant_0").dtype == torch.float32
-    assert len({member._bottom.get_buffer("constant_0").data_ptr() for member in single.members}) == 1
+    assert single.members[0].programs["bottom"].get_buffer("constant_0").dtype == torch.float32
+    assert len({member.programs["bottom"].get_buffer("constant_0").data_ptr() for member in single.members}) == 1
 
 
 def test_network_that_sees_its_padding_gets_the_longest_alone():

@@ -27,7 +27,7 @@ def test_the_programs_use_it_and_the_factors_see_its_calls() -> None:
     x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
     lin = linearize(network, x[:3], "blocks.1")
     for name in ("network", "primal", "tangent"):
-        assert any(node.target is one_pixel for node in lin._blueprint.graphs[name].nodes)
+        assert any(node.target is one_pixel for node in lin.programs[name].graph.nodes)
     f, residuals = lin.primal(lin.bottom(x))
     torch.testing.assert_close(f, network(x))
     u = torch.randn(5, 6, dtype=torch.float64)
@@ -42,4 +42,4 @@ def test_a_convolution_with_padding_or_groups_stays_one() -> None:
         arguments = {"kernel_size": 3} | settings
         network = torch.nn.Sequential(torch.nn.Conv2d(4, 6, **arguments), torch.nn.AdaptiveAvgPool2d(1))
         lin = linearize(torch.nn.Sequential(network, torch.nn.Flatten()), torch.randn(3, 4, 3, 3), "0.0")
-        assert not any(node.target is one_pixel for graph in lin._blueprint.graphs.values() for node in graph.nodes)
+        assert not any(node.target is one_pixel for program in lin.programs.values() for node in program.graph.nodes)

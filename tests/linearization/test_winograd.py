@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradfeat.linearization.winograd import _Pasted, _Tiles, convolution_sum, layer_tangent_3x3, serves
+from gradfeat.linearization.winograd import convolution_sum, layer_tangent_3x3, serves
 
 SIZES = [(3, 7, 7), (2, 4, 9), (1, 1, 1), (2, 8, 5), (1, 14, 3)]
 
@@ -33,12 +33,14 @@ def test_sum_and_gradients_are_those_of_torch(size: tuple[int, int, int], both: 
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
-def test_tiles_and_their_transpose_have_all_derivatives() -> None:
-    z = draw(2, 2, 5, 7).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: _Tiles.apply(z, 2, 2), z, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda z: _Tiles.apply(z, 2, 2), z)
-    tiles = draw(6, 6, 1, 2, 2, 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda tiles: _Pasted.apply(tiles, 5, 7), tiles, check_forward_ad=True)
+def test_it_has_all_derivatives() -> None:
+    z, w = draw(2, 2, 5, 7).requires_grad_(), draw(1, 2, 3, 3, seed=1).requires_grad_()
+
+    def sum_of(z: Tensor, w: Tensor) -> Tensor:
+        return convolution_sum([(z, w)], None)
+
+    assert torch.autograd.gradcheck(sum_of, (z, w), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(sum_of, (z, w), check_fwd_over_rev=True)
 
 
 def test_functional_transforms_go_through() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradfeat.fit.fitting import prepare
 from torch import Tensor, nn
 
 from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
 from gradfeat.errors import ConfigurationError
-from gradfeat.fit.fitting import prepare
 from gradfeat.fit.merge import CLOSE, STEPS, fit_head, merge, original_values
 from gradfeat.fit.training import fit_mode
 from gradfeat.losses import CrossEntropy

@@ -21,7 +21,7 @@ from gradfeat.pretrain.colorization import (
 )
 from gradfeat.pretrain.encoder import activation_map
 from gradfeat.pretrain.lab import lab_to_rgb, rgb_to_lab
-from gradfeat.pretrain.loop import seeded, train
+from gradfeat.pretrain.loop import Recipe, seeded, train
 
 
 def lab(*rgb: float) -> list[float]:
@@ -161,7 +161,7 @@ def test_colours_that_are_in_the_texture_are_learned() -> None:
     with seeded(0):
         task = Colorization(ConvEncoder(3, channels=(8, 16), strides=(1, 2)), (3, 8, 8), width=16)
         task.look_at(x)
-        history = train(task, x, epochs=12, batch_size=16, learning_rate=1e-2)
+        history = train(task, x, recipe=Recipe(12, 16, 1e-2))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     with torch.no_grad():
         original, grey, painted = task.pictures(fresh.float() / 127.5 - 1)

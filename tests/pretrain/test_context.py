@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gradfeat.errors import ConfigurationError
 from gradfeat.pretrain import ConvEncoder, pretrain_encoder
 from gradfeat.pretrain.context import DIRECTIONS, Context
-from gradfeat.pretrain.loop import seeded, train
+from gradfeat.pretrain.loop import Recipe, seeded, train
 
 
 def places(n: int, height: int, width: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_one_colour_of_each_patch_is_kept() -> None:
     task = Context(ConvEncoder(3), (3, 16, 16), drop_colours=True)
     torch.manual_seed(0)
     patches = torch.rand(300, 3, 6, 6) + 5
-    dropped = task._drop(patches)
+    dropped = task.one_colour(patches)
     same = (dropped == patches).all(3).all(2)  # (n, 3)
     assert (same.sum(1) == 1).all()
     assert (same.sum(0) > 60).all()
@@ -91,7 +91,7 @@ def test_directions_are_learned_where_brightness_tells_the_place(drop_colours: b
         task = Context(
             ConvEncoder(3, channels=(8, 16), strides=(1, 1)), (3, 16, 16), drop_colours=drop_colours, width=64
         )
-        history = train(task, x, epochs=25, batch_size=32, learning_rate=1e-2)
+        history = train(task, x, recipe=Recipe(25, 32, 1e-2))
     assert history[-1]["loss"] < 0.7 * math.log(8)  # log 8 is chance
     assert history[0]["loss"] > 0.9 * math.log(8)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.pretrain import ConvEncoder, input_scaling, pretrain_encoder
-from gradfeat.pretrain.loop import Task, scaled, seeded, train
+from gradfeat.pretrain.loop import Recipe, Task, seeded, train
 from gradfeat.pretrain.vae import VariationalAutoencoder
 
 
@@ -59,11 +59,25 @@ def test_uint8_and_float_images_are_the_same(digits):
 
 def test_input_scaling_is_what_preprocessing_does(digits):
     from gradfeat.data import Preprocessing
-    from gradfeat.pretrain.run import _to_input
 
-    images = digits[0][:4]
+    class Records(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.ones(1))
+            self.inputs = []
+
+        def forward(self, x):
+            self.inputs.append(x.clone())
+            return x.flatten(1) * self.a
+
+    images, network = digits[0][:4], Records()
+    pretrain_encoder(images, np.arange(4), task="supervised", network=network, epochs=1, batch_size=4)
+    batch = network.inputs[-1]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in input_scaling(images).items()}
-    torch.testing.assert_close(torch.as_tensor(Preprocessing(**fields).from_uint8(images)), scaled(_to_input(images)))
+    expected = torch.as_tensor(Preprocessing(**fields).from_uint8(images))
+    order = torch.cdist(batch.flatten(1), expected.flatten(1)).argmin(1)  # of the batch, which is random
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    torch.testing.assert_close(batch, expected[order])
 
 
 @pytest.mark.parametrize("beta", [1.0, 4.0, 0.0])
@@ -112,7 +126,7 @@ def test_divergence_is_an_error():
             return (self.a * torch.inf).sum()
 
     with pytest.raises(ConvergenceError, match="epoch 1"):
-        train(Diverges(), torch.zeros(4, 1, 4, 4), epochs=2, batch_size=2, learning_rate=0.1)
+        train(Diverges(), torch.zeros(4, 1, 4, 4), recipe=Recipe(2, 2, 0.1))
 
 
 def test_a_last_batch_of_one_image_is_left_out():
@@ -127,5 +141,5 @@ def test_a_last_batch_of_one_image_is_left_out():
             sizes.append(len(x))
             return self.a.sum()
 
-    train(Sizes(), torch.zeros(9, 1, 4, 4), epochs=1, batch_size=4, learning_rate=0.1)
+    train(Sizes(), torch.zeros(9, 1, 4, 4), recipe=Recipe(1, 4, 0.1))
     assert sizes == [4, 4]

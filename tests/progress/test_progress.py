@@ -158,7 +158,6 @@ def test_nothing_is_shown_where_nothing_is_asked_for(capsys: pytest.CaptureFixtu
 
 def test_a_thread_looks_at_the_clock_of_a_stage_that_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BRIEF", 0.0)
-    monkeypatch.setattr(module, "_TICK", 0.01)
     stream = io.StringIO()
     progress = Progress(True, stream=stream)
     with progress.whole("full"), progress.step("fit"):
@@ -302,52 +301,64 @@ def test_a_line_comes_every_half_minute() -> None:
 # ---- on a terminal ------------------------------------------------------------------------------
 
 
-def _bars(progress: Any) -> Any:
-    return progress._work.display.bars
+class Terminal(io.StringIO):
+    """What a program writes to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def rows(self) -> list[str]:
+        """Return all that was ever shown in a row, without colours and movements."""
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
+        return [row.strip() for row in re.split(r"[\r\n]", plain) if row.strip()]
+
+    def wait_for(self, start: str) -> str:
+        """Return the row that begins so, as soon as the bar, which is drawn ten times a second, is drawn so."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            found = [row for row in self.rows() if row.startswith(start)]
+            if found:
+                return found[-1]
+            time.sleep(0.02)
+        return pytest.fail(f"no row begins with {start!r}: {self.rows()}")
 
 
 def test_on_a_terminal_there_is_one_bar_for_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=80, legacy_windows=False)
-    monkeypatch.setattr(module, "_terminal", lambda: console)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     clock = Clock()
     progress = Progress(True, clock=clock, watch=False)
     with progress.whole("compare", [Stage("activations", 1), Stage("penalties", 3)]):
         with progress.step("activations") as done:
             clock.now += 10
             done(1, 2)
-            _bars(progress).refresh()
+            screen.wait_for("compare: activations, 1 of 2")
             clock.now += 10
         progress.part("gradient (model 2/4)")
         with progress.step("penalties") as done:
             clock.now += 20
             done(1, 3)
-            _bars(progress).refresh()
-            bars = _bars(progress).tasks
-            assert len(bars) == 1
-            assert bars[0].completed == pytest.approx(0.5)  # 40 s of 80
-    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    rows = [row.strip() for row in re.split(r"[\r\n]", drawn) if row.strip()]
-    assert any(row.startswith("compare: activations, 1 of 2") for row in rows)
-    last = [row for row in rows if row.startswith("gradient (model 2/4): penalties, 1 of 3")][-1]
-    assert " 50%" in last
-    assert last.endswith("about 40 s left")
-    assert "done in" not in drawn
+            row = screen.wait_for("gradient (model 2/4): penalties, 1 of 3")
+            assert " 50%" in row  # 40 s of 80
+            assert row.endswith("about 40 s left")
+            assert "\x1b[1A" not in screen.getvalue()  # the cursor never goes up: one row is all that is drawn
+    assert not any("done in" in row for row in screen.rows())
 
 
-def test_lines_where_a_terminal_cannot_redraw(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dumb(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Dumb())
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO], ids=["a dumb terminal", "no terminal"])
+def test_lines_where_a_terminal_cannot_redraw(kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    assert module._terminal() is None
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert module._terminal() is None
+    clock = Clock()
+    progress = Progress(True, clock=clock, watch=False)
+    with progress.whole("full", summary=False), progress.step("fit"):
+        clock.now += 2
+        progress.tick()
+    assert stream.getvalue() == "[0:02] full: fit\n"
 
 
 @pytest.mark.parametrize(

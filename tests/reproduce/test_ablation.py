@@ -12,15 +12,16 @@ from torch.func import functional_call, jacrev
 from gradfeat import linearize
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import batch_logits, new_model
-from gradfeat.fit.training import fit_mode
+from gradfeat.fit import Plan, solve
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import batch_logits
 from gradfeat.losses import CrossEntropy
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.reproduce.ablation import ablation_problem, mixed_network, random_probe, top_layers
 from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import PAPER
+from gradfeat.solvers.subspace import Penalties
 
 N, CLASSES, DEPTH = 24, 3, 2
 
@@ -77,16 +78,16 @@ def test_logits_are_activations_of_one_network_and_gradients_of_the_other(parts,
     loss = CrossEntropy()
     f = features(a, x)
     probe = fit_probe(f, y, loss, penalty=0.1)
-    head = random_probe(probe, 3)
+    omega = random_probe(probe, 3)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, loss, probe, head=head, cache=cache)
-    model = new_model(problem, mode, "standard")
+    problem = ablation_problem(SampleStore(lin, x, cache=cache, features=f), y, loss, probe, omega=omega)
+    model = starting_model(problem, mode)
     names, jacobian, folded = dense(b, x)
     torch.manual_seed(1)
     w1, bias, w2 = torch.randn_like(model.w1), torch.randn_like(model.b), torch.randn(jacobian.shape[2]).double()
     pieces = w2.split([folded[name].numel() for name in names])
     model.set_weights(w1=w1, b=bias, w2={n: piece.view_as(folded[n]) for n, piece in zip(names, pieces, strict=True)})
-    gradients = torch.einsum("ndp,p,dc->nc", jacobian, w2, head.omega)
+    gradients = torch.einsum("ndp,p,dc->nc", jacobian, w2, omega.omega)
     expected = gradients + bias + (f @ w1 if mode == "full" else 0)
     with torch.no_grad():
         found = batch_logits(model, problem.store, torch.arange(N))
@@ -96,7 +97,7 @@ def test_logits_are_activations_of_one_network_and_gradients_of_the_other(parts,
     # and of samples that it was not fitted to
     other = Inputs(np.random.default_rng(1).normal(size=(4, 2, 6, 6)))
     store = SampleStore(lin, other, cache=cache, features=features(a, other))
-    gradients = torch.einsum("ndp,p,dc->nc", dense(b, other)[1], w2, head.omega)
+    gradients = torch.einsum("ndp,p,dc->nc", dense(b, other)[1], w2, omega.omega)
     with torch.no_grad():
         found = batch_logits(model, store, torch.arange(4))
     expected = gradients + bias + (features(a, other) @ w1 if mode == "full" else 0)
@@ -109,12 +110,13 @@ def test_the_fit_is_the_minimum_over_dense_features_of_both_networks(parts, mode
     loss = CrossEntropy()
     f = features(a, x)
     probe = fit_probe(f, y, loss, penalty=0.1)
-    head = random_probe(probe, 3)
-    problem = ablation_problem(linearize(b, x.example(3), top_layers(b, DEPTH)), x, f, y, loss, probe, head=head)
+    omega = random_probe(probe, 3)
+    lin = linearize(b, x.example(3), top_layers(b, DEPTH))
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, loss, probe, omega=omega)
     lambda1, lambda2 = 0.05, 0.02
-    fit = fit_convex(problem, mode, penalty=(lambda1, lambda2), random_state=0)
+    fit = solve(problem, Plan(mode=mode, penalties=Penalties(lambda1, lambda2), seed=0))
     names, jacobian, _ = dense(b, x)
-    phi = torch.einsum("ndp,dc->ncp", jacobian, head.omega).detach()
+    phi = torch.einsum("ndp,dc->ncp", jacobian, omega.omega).detach()
     w1, bias = torch.zeros_like(probe.omega, requires_grad=True), torch.zeros(CLASSES).double().requires_grad_()
     w2 = torch.zeros(phi.shape[2]).double().requires_grad_()
     trained = [bias, w2, *([w1] if mode == "full" else [])]
@@ -143,18 +145,18 @@ def test_w1_starts_as_the_probe_and_omega_is_the_given_one(parts):
     x, y, a, b = parts
     f = features(a, x)
     probe = fit_probe(f, y, CrossEntropy(), penalty=0.1)
-    head = random_probe(probe, 3)
+    omega = random_probe(probe, 3)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, CrossEntropy(), probe, head=head)
-    model = new_model(problem, "full", "standard")
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, CrossEntropy(), probe, omega=omega)
+    model = starting_model(problem, "full")
     assert torch.equal(model.w1.detach(), probe.omega)
-    assert torch.equal(model.omega, head.omega)
-    trained = fit_mode(problem, "full", replace(PAPER, iterations=5, batch_size=8), random_state=0).model
-    assert torch.equal(trained.omega, head.omega)
+    assert torch.equal(model.omega, omega.omega)
+    trained = solve(problem, Plan(solver="adam", schedule=replace(PAPER, iterations=5, batch_size=8), seed=0)).model
+    assert torch.equal(trained.omega, omega.omega)
     assert not torch.equal(trained.w1.detach(), probe.omega)
-    chosen = fit_convex(problem, "gradient", random_state=0)
-    assert torch.equal(chosen.model.omega, head.omega)
-    assert len({tried.omega for tried in chosen.choice.path}) == 1
+    chosen = solve(problem, Plan(mode="gradient", seed=0))
+    assert torch.equal(chosen.model.omega, omega.omega)
+    assert len({tried.omega_penalty for tried in chosen.choice.path}) == 1
 
 
 def test_what_an_ablation_cannot_be_is_refused(parts):
@@ -162,11 +164,11 @@ def test_what_an_ablation_cannot_be_is_refused(parts):
     f = features(a, x)
     probe = fit_probe(f, y, CrossEntropy(), penalty=0.1)
     lin = linearize(b, x.example(3), top_layers(b, DEPTH))
-    problem = ablation_problem(lin, x, f, y, CrossEntropy(), probe, head=random_probe(probe, 0))
+    problem = ablation_problem(SampleStore(lin, x, features=f), y, CrossEntropy(), probe, omega=random_probe(probe, 0))
     with pytest.raises(ConfigurationError, match="no finetune"):
-        new_model(problem, "finetune", "standard")
+        starting_model(problem, "finetune")
     with pytest.raises(ConfigurationError, match="rounds=1"):
-        fit_convex(problem, "full", rounds=2)
+        solve(problem, Plan(rounds=2))
     with pytest.raises(ConfigurationError, match="comes from another network"):
         problem.store.at(lin)
     with pytest.raises(ConfigurationError, match="those of the 24 samples"):

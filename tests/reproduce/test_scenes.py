@@ -28,7 +28,7 @@ from gradfeat.reproduce.baselines import LABEL_ROWS
 from gradfeat.reproduce.protocols import protocol_named
 from gradfeat.reproduce.scales import SCALES
 from gradfeat.reproduce.scenes import SceneData, digit_scenes, find_scenes, load_scenes
-from gradfeat.reproduce.setting import Setting
+from gradfeat.reproduce.setting import Conditions, Setting
 
 QUIET = {"say": lambda line: None}
 
@@ -123,7 +123,8 @@ def test_the_mean_over_crops_is_of_probabilities(tmp_path: Path) -> None:
     assert task == "vae"
     assert networks.own_network(_no_encoder(tmp_path)) is None
     assert backbone.preprocessing.crop_pct == 0.875
-    setting = Setting(data, backbone, SCALES["smoke"], protocol_named("own"), columns={"top": ["blocks.1"]}, crops=5)
+    conditions = Conditions(SCALES["smoke"], protocol_named("own"))
+    setting = Setting(data, backbone, conditions, columns={"top": ["blocks.1"]}, crops=5)
     samples = setting.samples(0)
     assert len(samples.f_test) == 60
     logits = samples.f_test @ samples.probe.omega + samples.probe.bias

@@ -19,7 +19,7 @@ from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.dual import Dual
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.kernel import gram
-from gradfeat.solvers.subspace import Activations, Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Objective, Penalties, Subspace
 
 N, C, D = 14, 3, 5
 PAIR = (0.05, 0.02)
@@ -165,10 +165,7 @@ def test_subspace_solver_reaches_the_same_objective(mode: str) -> None:
     subspace = Subspace(
         features,
         None if f is None else Activations(f, torch.arange(N), weight),
-        y,
-        Squared(),
-        seen=torch.arange(N),
-        weight=weight,
+        Objective(y, Squared(), torch.arange(N), weight),
         start=store.features @ omega,
         generator=torch.Generator().manual_seed(0),
     )

@@ -17,10 +17,10 @@ from gradfeat.linearization import linearize
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
 from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.dual import Dual
-from gradfeat.solvers.dual_newton import NewtonPoint, curvature_unit, newton_dual
+from gradfeat.solvers.dual_newton import DualProblem, NewtonPoint, curvature_unit, newton_dual
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.kernel import gram
-from gradfeat.solvers.subspace import Activations, Penalties, Subspace
+from gradfeat.solvers.subspace import Activations, Objective, Penalties, Subspace
 
 N, C, D = 14, 3, 5
 PAIR = (0.05, 0.02)
@@ -43,7 +43,7 @@ def newton(
     phi: Tensor, f: Tensor | None, y: Tensor, loss: Loss, weight: Tensor, pair: tuple[float, float] = PAIR
 ) -> NewtonPoint:
     rows = phi.flatten(0, 1)
-    return newton_dual(rows @ rows.T, f, y, loss, weight, *pair, outputs=C)
+    return newton_dual(DualProblem(rows @ rows.T, f, y, loss, weight, C), *pair)
 
 
 def weights(phi: Tensor, point: NewtonPoint) -> Tensor:
@@ -112,7 +112,7 @@ def test_certificate_is_the_gradient_in_all_weights() -> None:
     phi, f, y, weight = data(loss)
     share, rows = weight / weight.sum(), phi.flatten(0, 1)
     for iterations in (0, 1, 2):
-        point = newton_dual(rows @ rows.T, f, y, loss, weight, *PAIR, outputs=C, iterations=iterations)
+        point = newton_dual(DualProblem(rows @ rows.T, f, y, loss, weight, C), *PAIR, iterations=iterations)
         assert point.w1 is not None
         leaves = [weights(phi, point), point.w1, point.bias]
         leaves = [leaf.clone().requires_grad_() for leaf in leaves]
@@ -144,17 +144,14 @@ def test_subspace_solver_reaches_the_same_objective(loss: Loss, mode: str) -> No
     subspace = Subspace(
         features,
         None if f is None else Activations(f, torch.arange(N), weight),
-        y,
-        loss,
-        seen=torch.arange(N),
-        weight=weight,
+        Objective(y, loss, torch.arange(N), weight),
         start=start,
         generator=torch.Generator().manual_seed(0),
     )
     found, solution = subspace.solve(Penalties(*PAIR), tolerance=1e-9, iterations=200)
     assert solution.converged
     kernel = gram(features)
-    point = newton_dual(kernel, f, y, loss, weight, *PAIR, outputs=C)
+    point = newton_dual(DualProblem(kernel, f, y, loss, weight, C), *PAIR)
     assert point.objective == pytest.approx(found.objective, rel=1e-6)
     assert point.objective <= found.objective * (1 + 1e-12)
     # the other estimates the trace by random signs
@@ -251,7 +248,7 @@ def test_rounding_that_is_worth_more_than_the_penalty() -> None:
     phi, f, y, weight = data(loss, rank=2)
     rows = phi.flatten(0, 1)
     kernel = rows @ rows.T - 1e-4 * torch.eye(N * C).double()  # as of a low precision: not positive
-    point = newton_dual(kernel, f, y, loss, weight, 0.1, 1e-9, outputs=C)
+    point = newton_dual(DualProblem(kernel, f, y, loss, weight, C), 0.1, 1e-9)
     assert math.isfinite(point.objective)
     assert bool(torch.isfinite(point.a).all())
 
@@ -259,7 +256,7 @@ def test_rounding_that_is_worth_more_than_the_penalty() -> None:
 def test_refuses_what_does_not_fit() -> None:
     phi, f, y, weight = data(CrossEntropy())
     with pytest.raises(DataError, match=r"kernel must be of shape \(42, 42\)"):
-        newton_dual(torch.eye(N), f, y, CrossEntropy(), weight, *PAIR, outputs=C)
+        DualProblem(torch.eye(N), f, y, CrossEntropy(), weight, C)
     with pytest.raises(DataError, match="finite weights above zero"):
         newton(phi, f, y, CrossEntropy(), weight * (torch.arange(N) > 0))
     with pytest.raises(ConvergenceError, match="the tangent kernel is not finite"):

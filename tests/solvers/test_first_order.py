@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.solvers.finetune import FINETUNE_GRID, select
-from gradfeat.solvers.first_order import History, train
+from gradfeat.solvers.first_order import History, Resuming, State, train
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, PUBLISHED_CODE, Schedule, paper_schedule, voc_schedule
 
 A = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
@@ -76,6 +77,27 @@ def test_interruption_leaves_the_last_finished_epoch() -> None:
     assert sorted(after) == [1, 2]
     assert len(history.loss) == history.passes == 2
     assert torch.equal(parameter, after[2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_that_goes_on_ends_as_one_that_was_not_interrupted(optimizer: str) -> None:
+    schedule = replace(SCHEDULE, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
+    whole, history = run(schedule)
+    kept: list[State] = []
+    short = replace(schedule, iterations=6)  # two epochs of three minibatches; after the last one the state is kept
+    run(short, resuming=Resuming(keep=lambda state: kept.append(deepcopy(state))))
+    (state,) = kept
+    assert state.iteration == 6
+    parameter = nn.Parameter(torch.full((3,), 7.0))  # which the state knows better
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        torch.randperm(20, generator=generator)
+    resumed = train(
+        [parameter], lambda i: quadratic(parameter, i), 20, schedule, generator=generator, resuming=Resuming(state)
+    )
+    assert torch.equal(parameter, whole)
+    assert resumed.loss == history.loss
+    assert resumed.passes == pytest.approx(history.passes)
 
 
 def test_divergence_is_said_and_undone() -> None:

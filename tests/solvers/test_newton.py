@@ -8,7 +8,6 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-import gradfeat.solvers.newton
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.solvers.newton import Span
 
@@ -82,15 +81,14 @@ def test_where_the_loss_vanishes_a_kept_hessian_does_no_harm(order: int) -> None
         assert found.objective == pytest.approx(oracle(known, y, loss, share, ridge), rel=1e-2)
 
 
-def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_add_up() -> None:
     loss = CrossEntropy()
     known, y, share = data(loss)
     ridge = torch.full((K,), 1e-2)
     whole = Span(known, y, loss, share, outputs=C).minimum(ridge)
-    monkeypatch.setattr(gradfeat.solvers.newton, "_CHUNK", 7 * C * K)  # 7 samples, the last part with 2
-    for kept in (1 << 20, 0):
-        monkeypatch.setattr(gradfeat.solvers.newton, "_MOST", kept)
-        parts = Span(known, y, loss, share, outputs=C).minimum(ridge)
+    for most_kept in (1 << 20, 0):
+        seven = 7 * C * K  # samples at a time, the last part with 2
+        parts = Span(known, y, loss, share, outputs=C, chunk=seven, most_kept=most_kept).minimum(ridge)
         torch.testing.assert_close(parts.coefficients, whole.coefficients, rtol=1e-6, atol=0)
         torch.testing.assert_close(parts.bias.softmax(0), whole.bias.softmax(0), rtol=1e-6, atol=0)
 

@@ -239,7 +239,7 @@ def test_fewer_folds_are_noted() -> None:
 
 
 def test_an_unfinished_fit_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.solvers.probe._ITERATIONS", 2)
+    monkeypatch.setattr("gradfeat.solvers.probe.ITERATIONS", 2)
     f, y, _ = problem(50, 5, 3)
     probe = fit_probe(torch.tensor(f), torch.tensor(y), CrossEntropy(), penalty=0.1)
     assert not probe.converged

@@ -67,14 +67,14 @@ def summary(network: nn.Module) -> dict[str, Any]:
     """
     state = network.state_dict()
     children = {name: _describe(child, name, state) for name, child in network.named_children()}
-    own = {name: value for name, value in state.items() if name.split(".")[0] not in children}
-    if own:
-        kinds = [type(network).__qualname__, _settings(network), *tensor_lines(own)]
+    top_level = {name: value for name, value in state.items() if name.split(".")[0] not in children}
+    if top_level:
+        kinds = [type(network).__qualname__, _settings(network), *tensor_lines(top_level)]
         children[_ROOT] = {
             "class": type(network).__qualname__,
             "n_parameters": sum(p.numel() for p in network.parameters(recurse=False)),
             "layers": _digest_text(kinds),
-            "weights": digest_tensors(own),
+            "weights": digest_tensors(top_level),
         }
     return {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",

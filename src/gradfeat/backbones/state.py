@@ -61,7 +61,7 @@ class Found:
 
 
 def choose(
-    tensors: Mapping[str, Entry], own: Mapping[str, Tensor], head: Collection[str] = (), entry: str | None = None
+    tensors: Mapping[str, Entry], expected: Mapping[str, Tensor], head: Collection[str] = (), entry: str | None = None
 ) -> Found:
     """Find a network's weights among the tensors of a file, under whatever prefix its names have there.
 
@@ -70,7 +70,7 @@ def choose(
 
     Args:
         tensors: What the file holds.
-        own: The network's state dict.
+        expected: The network's state dict.
         head: Names of the classifier, which the network no longer has.
         entry: The part of the file that is meant, where the user says so.
 
@@ -81,25 +81,27 @@ def choose(
         BackboneError: There is no such entry, or several parts fit and nothing says which is meant.
 
     Example:
-        >>> own = {"weight": torch.zeros(2)}
+        >>> expected = {"weight": torch.zeros(2)}
         >>> file = {"model.module.weight": Entry(torch.ones(2), "model."), "epoch": Entry(torch.ones(()), "")}
-        >>> choose(file, own).note()
+        >>> choose(file, expected).note()
         "The weights are those under 'model.module' in the file; beside it, and not used: 'epoch'."
     """
     source = _within(tensors, entry)
-    fitting = _fitting(source, own, head)
+    fitting = _fitting(source, expected, head)
     if not fitting and (bare := _without_wrappers(source)) is not None:
-        names = {_bare(name): name for name in own}
-        if len(names) == len(own):
-            found = _fitting(bare, {short: own[name] for short, name in names.items()}, [_bare(name) for name in head])
+        names = {_bare(name): name for name in expected}
+        if len(names) == len(expected):
+            found = _fitting(
+                bare, {short: expected[name] for short, name in names.items()}, [_bare(name) for name in head]
+            )
             fitting = {
                 prefix: Found({names.get(name, name): value for name, value in part.state.items()}, extra=part.extra)
                 for prefix, part in found.items()
             }
             source = bare if fitting else source
     if not fitting:
-        return _nearest(source, own, head)
-    prefix, *others = _preferred(fitting, own)
+        return _nearest(source, expected, head)
+    prefix, *others = _preferred(fitting, expected)
     start = f"{prefix}." if prefix else ""
     taken = fitting[prefix]
     inside = {start + _bare(name) for name in taken.state} | {start + name for name in taken.state}
@@ -120,48 +122,48 @@ def _within(tensors: Mapping[str, Entry], entry: str | None) -> Mapping[str, Ent
     return found
 
 
-def _prefixes(names: Collection[str], own: Collection[str]) -> dict[str, int]:
+def _prefixes(names: Collection[str], expected: Collection[str]) -> dict[str, int]:
     """Return the prefixes under which names of the network appear, with the number of these names."""
     counts: dict[str, int] = {}
     for name in names:
         start = 0
         while start >= 0:
-            if name[start:] in own:
+            if name[start:] in expected:
                 prefix = name[: max(0, start - 1)]
                 counts[prefix] = counts.get(prefix, 0) + 1
             start = name.find(".", start) + 1 or -1
     return counts
 
 
-def _fitting(tensors: Mapping[str, Entry], own: Mapping[str, Tensor], head: Collection[str]) -> dict[str, Found]:
+def _fitting(tensors: Mapping[str, Entry], expected: Mapping[str, Tensor], head: Collection[str]) -> dict[str, Found]:
     """Return the parts of a file that have every entry of the network, in its shape, and nothing that it would miss."""
     # Files from old PyTorch versions lack the counter of batch norm, which plays no part in evaluation mode.
-    needed = [name for name in own if not name.endswith("num_batches_tracked")]
+    needed = [name for name in expected if not name.endswith("num_batches_tracked")]
     fitting = {}
-    for prefix, count in _prefixes(tensors, own).items():
+    for prefix, count in _prefixes(tensors, expected).items():
         start = f"{prefix}." if prefix else ""
         if count < len(needed) or any(
-            (entry := tensors.get(start + name)) is None or entry.value.shape != own[name].shape for name in needed
+            (entry := tensors.get(start + name)) is None or entry.value.shape != expected[name].shape for name in needed
         ):
             continue
-        state, extra, foreign = _part(tensors, start, own, head)
+        state, extra, foreign = _part(tensors, start, expected, head)
         if not foreign:
             fitting[prefix] = Found(state, extra=extra)
     return fitting
 
 
 def _part(
-    tensors: Mapping[str, Entry], start: str, own: Mapping[str, Tensor], head: Collection[str]
+    tensors: Mapping[str, Entry], start: str, expected: Mapping[str, Tensor], head: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Return what lies under a prefix; which names of it belong to a head or to bookkeeping; and which to neither."""
-    tops = {name.partition(".")[0] for name in own}
+    tops = {name.partition(".")[0] for name in expected}
     heads = {name.rpartition(".")[0] for name in head} - {""}
     state, extra, foreign = {}, [], []
     for full, entry in tensors.items():
         name = full.removeprefix(start)
-        if not full.startswith(start) or (len(entry.container) > len(start) and name not in own):
+        if not full.startswith(start) or (len(entry.container) > len(start) and name not in expected):
             continue  # another mapping inside this one, as an optimizer's state
-        if name not in own and name not in head:
+        if name not in expected and name not in head:
             top = name.partition(".")[0]
             of_head = any(name.startswith(f"{module}.") for module in heads)
             if of_head or name.endswith(BOOKKEEPING) or (top not in tops and _HEADS.fullmatch(top)):
@@ -172,9 +174,9 @@ def _part(
     return state, extra, foreign
 
 
-def _nearest(tensors: Mapping[str, Entry], own: Mapping[str, Tensor], head: Collection[str]) -> Found:
+def _nearest(tensors: Mapping[str, Entry], expected: Mapping[str, Tensor], head: Collection[str]) -> Found:
     """Return the part whose names fit best, for the message that says what does not."""
-    counts = _prefixes(tensors, own)
+    counts = _prefixes(tensors, expected)
     if counts:
         prefix = max(counts, key=lambda prefix: (counts[prefix], [-place for place in _preference(prefix)]))
         start = f"{prefix}." if prefix else ""
@@ -183,7 +185,7 @@ def _nearest(tensors: Mapping[str, Entry], own: Mapping[str, Tensor], head: Coll
         start = max(dict.fromkeys(containers), key=containers.count)
         inside = [name for name, entry in tensors.items() if entry.container == start]
         start = _common_prefix(inside) if len(inside) > 1 else start
-    state, extra, _ = _part(tensors, start, own, head)
+    state, extra, _ = _part(tensors, start, expected, head)
     return Found(state, start.rstrip("."), extra=extra)
 
 
@@ -226,7 +228,7 @@ def _preference(prefix: str) -> tuple[int, int]:
     return rank, _NESTS.index(first) if first in _NESTS else len(_NESTS)
 
 
-def _preferred(fitting: Mapping[str, Found], own: Mapping[str, Tensor]) -> list[str]:
+def _preferred(fitting: Mapping[str, Found], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the prefixes of the parts that fit, the one to take first.
 
     Raises:
@@ -246,7 +248,7 @@ def _preferred(fitting: Mapping[str, Found], own: Mapping[str, Tensor]) -> list[
         and any(
             not torch.equal(value, fitting[prefix].state[name])
             for name, value in fitting[ranked[0]].state.items()
-            if name in own and name in fitting[prefix].state and value.dtype == fitting[prefix].state[name].dtype
+            if name in expected and name in fitting[prefix].state and value.dtype == fitting[prefix].state[name].dtype
         )
     ]
     if rivals:

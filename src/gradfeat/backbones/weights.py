@@ -89,15 +89,15 @@ def load_weights(
         BackboneError: Keys are missing, unexpected or of another shape, or values are of a kind that a network in
             evaluation does not have, or not finite; all are listed.
     """
-    own = network.state_dict()
-    _refuse_kinds(network, {name: value for name, value in state.items() if name in own}, where)
+    expected = network.state_dict()
+    _refuse_kinds(network, {name: value for name, value in state.items() if name in expected}, where)
     # Files from old PyTorch versions lack this counter, which plays no part in evaluation mode.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own and name not in ignored]
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected and name not in ignored]
     shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     problems = [
         _listing(kind, names)
@@ -108,15 +108,15 @@ def load_weights(
         raise BackboneError(
             f"The weights of {where} do not fit the network {type(network).__name__}. Keys "
             + "; ".join(problems)
-            + f". {_kind_of(state) or _hint(len(missing), len(unexpected), len(own))}"
+            + f". {_kind_of(state) or _hint(len(missing), len(unexpected), len(expected))}"
         )
     # in the network's own numbers, of which the largest may be smaller than the file's
-    taken = {name: _dense(state[name]).to(own[name].dtype) for name in own if name in state}
+    taken = {name: _dense(state[name]).to(expected[name].dtype) for name in expected if name in state}
     broken = [name for name, value in taken.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise BackboneError(f"The weights of {where} are not finite. Keys {_listing('with NaN or infinity', broken)}.")
     network.load_state_dict(taken, strict=False)
-    return [name for name in state if name not in own]
+    return [name for name in state if name not in expected]
 
 
 def _dense(value: Tensor) -> Tensor:

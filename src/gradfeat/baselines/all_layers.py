@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,14 +118,8 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
             X_shape=np.shape(X) if hasattr(X, "shape") else None,
             random_state=self.random_state,
         ).kept()
-        several = is_indicator(np.asarray(y))
-        y = indicator(np.asarray(y)) if several else read_classes(y)
-        check_lengths(X, y)
-        self._loss: Loss = MultiLabelLogistic() if several else CrossEntropy()
-        indices = y
-        self.classes_ = np.arange(y.shape[-1])
-        if not several:
-            self.classes_, indices = np.unique(y, return_inverse=True)
+        self._loss, self.classes_, labels = _read_labels(y)
+        check_lengths(X, labels)
         if len(self.classes_) < 2:
             raise DataError(f"y has one class only ({self.classes_[0]}): a classifier needs at least two classes")
         self._layers = LayerFeatures(self.backbone_.network, self.backbone_.features, most=int(self.features_per_layer))
@@ -134,50 +128,54 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         groups = torch.repeat_interleave(torch.arange(len(sizes), device=f.device), sizes)
         self._mean, self._scale = f.mean(0), _layer_scales(f, groups)
         f = (f - self._mean) * self._scale
-        targets = torch.from_numpy(indices if several else indices.astype(np.int64)).to(f.device)
+        targets = torch.from_numpy(labels).to(f.device)
         splits, _ = folds(targets, self._loss, 5, self.random_state)
         many = len(targets) >= ONE_SPLIT_FROM
         cv = splits[:1] if many and splits else 5
         scored = self._fit_probe(f, targets, cv=cv)
         self.path_ = []
         if splits and len(fractions) > 1:
-            seen, held = splits[0]
-            of_seen = self._fit_probe(f[seen], targets[seen], penalty=scored.penalty if many else "auto")
-            self.path_ = self._try_fractions(f, targets, fractions, of_seen, seen, held, scored if many else None)
+            train, _ = split = splits[0]
+            of_train = self._fit_probe(f[train], targets[train], penalty=scored.penalty if many else "auto")
+            features = {fraction: best_features(of_train, fraction) for fraction in fractions}
+            self.path_ = self._validation_losses(f, targets, features, split, scored if many else None)
         self.fraction_ = min(self.path_, key=lambda tried: tried[1])[0] if self.path_ else fractions[-1]
         best = best_features(scored, self.fraction_)
         probe = scored if len(best) == f.shape[1] else self._fit_probe(f[:, best], targets, cv=cv)
-        kept = torch.bincount(groups[best], minlength=len(self._layers.sizes)).tolist()
+        counts = torch.bincount(groups[best], minlength=len(self._layers.sizes)).tolist()
         # what predicts is on the CPU, wherever it was fitted
         self._mean, self._scale, self._kept = self._mean.cpu(), self._scale.cpu(), best.cpu()
         self.probe_ = replace(probe, omega=probe.omega.cpu(), bias=probe.bias.cpu())
-        self.layers_ = list(zip(self._layers.layers, self._layers.sizes, kept, strict=True))
+        self.layers_ = list(zip(self._layers.layers, self._layers.sizes, counts, strict=True))
         return self
 
-    def _try_fractions(
+    def _validation_losses(
         self,
         f: Tensor,
         y: Tensor,
-        fractions: Sequence[float],
-        scored: Probe,
-        seen: np.ndarray,
-        held: np.ndarray,
+        features: Mapping[float, Tensor],
+        split: tuple[np.ndarray, np.ndarray],
         whole: Probe | None,
     ) -> list[tuple[float, float]]:
-        """Return (share, held-out loss), the scores (of a given probe) and the probe being those of the rest.
+        """Return (share, validation loss) of the features of each share.
 
-        The probe on all features is `whole`, where its path on this split is known already.
+        Args:
+            f: All features, (n, D).
+            y: Targets, (n,) or (n, c).
+            features: Indices of the best ones on the training part, by their share.
+            split: Indices of the training and the validation part.
+            whole: The probe on all features, where its path on this split is known already.
         """
         path = []
-        for fraction in fractions:
-            kept = best_features(scored, fraction)
-            known = whole if len(kept) == f.shape[1] else None
-            probe = known or self._fit_probe(f[:, kept], y, cv=[(seen, held)])
+        for fraction, indices in features.items():
+            known = whole if len(indices) == f.shape[1] else None
+            probe = known or self._fit_probe(f[:, indices], y, cv=[split])
             path.append((fraction, min(loss for _, loss, _ in probe.path)))
         return path
 
-    def _fit_probe(self, f: Tensor, y: Tensor, **how: Any) -> Probe:
-        return fit_probe(f, y, self._loss, random_state=self.random_state, outputs=len(self.classes_), **how)
+    def _fit_probe(self, f: Tensor, y: Tensor, *, penalty: float | str = "auto", cv: Any = 5) -> Probe:
+        outputs = len(self.classes_)
+        return fit_probe(f, y, self._loss, penalty=penalty, cv=cv, random_state=self.random_state, outputs=outputs)
 
     def _features(self, X: Any) -> Tensor:
         """Return the features of all layers of all samples, (n, D), where they are computed."""
@@ -221,6 +219,15 @@ class AllLayersProbe(ClassifierMixin, BaseEstimator):
         self.backbone_.check_unchanged()
         f = (self._features(X).cpu()[:, self._kept] - self._mean[self._kept]) * self._scale[self._kept]
         return (f.to(self.probe_.omega) @ self.probe_.omega + self.probe_.bias).double().numpy()
+
+
+def _read_labels(y: Any) -> tuple[Loss, np.ndarray, np.ndarray]:
+    """Return the loss of labels, their classes (c,), and what the loss takes: indices (n,), or an indicator (n, c)."""
+    if is_indicator(np.asarray(y)):
+        several = indicator(np.asarray(y))
+        return MultiLabelLogistic(), np.arange(several.shape[-1]), several
+    classes, indices = np.unique(read_classes(y), return_inverse=True)
+    return CrossEntropy(), classes, indices.astype(np.int64)
 
 
 def best_features(probe: Probe, fraction: float) -> Tensor:

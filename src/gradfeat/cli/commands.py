@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from gradfeat.cli.following import after_compare, after_fit, has_test_part, say_verdict
-from gradfeat.cli.given import Given
 from gradfeat.cli.idle import idle_for_data, idle_in_modes, kind_of, refuse
 from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
+from gradfeat.cli.reading import check_part, class_names, labels, read
+from gradfeat.cli.requests import Compare, Fit, Settings
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.comparison.edges import edge_note
 from gradfeat.comparison.plots import choice_charts
 from gradfeat.comparison.side_by_side import Comparison, check_modes, compare
-from gradfeat.comparison.verdict import verdict_of_fit
-from gradfeat.data import Dataset, Preprocessing, load_dataset
+from gradfeat.comparison.verdict import Verdict, verdict_of_fit
+from gradfeat.data import Dataset, Preprocessing
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
@@ -30,262 +31,168 @@ from gradfeat.linearization.theta2 import layers_of
 from gradfeat.model import MODES
 
 
-@dataclass(frozen=True)
-class Source:
-    """How data are read."""
-
-    format: str = "auto"
-    skip_unreadable: bool = False
-    text_column: str | None = None
-    label_column: str | None = None
-    encoding: str | None = None
-    seconds: float | None = None
-    image_column: str | None = None
-    image_root: Path | None = None
-    label_separator: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `fit` and `compare` share."""
-
-    backbone: str
-    weights: str | None
-    theta2: list[str] | None
-    image_size: int | None
-    mean: str | None
-    std: str | None
-    resize: str | None
-    crop_pct: float | None
-    max_length: int | None
-    penalty: str
-    loss: str
-    class_weight: str | None
-    epochs: int | None
-    batch_size: int
-    solver: str
-    rounds: str
-    augment: str | None
-    parametrization: str
-    metric: str
-    precision: str
-    cache: str
-    checkpoint: Path | None
-    device: str
-    seed: int
-    json: bool
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the estimator's parameters."""
-        changes: dict[str, Any] = {}
-        for name in ("mean", "std"):
-            text = getattr(self, name)
-            if text is not None:
-                changes[name] = _numbers(name, text)
-        for name in ("resize", "crop_pct", "max_length"):
-            if getattr(self, name) is not None:
-                changes[name] = getattr(self, name)
-        given = {} if self.class_weight is None else {"class_weight": self.class_weight}
-        return {
-            **given,
-            "penalty": self.penalty if self.penalty == "auto" else _numbers("penalty", self.penalty),
-            "loss": self.loss,
-            "weights": self.weights,
-            "theta2": names_of(self.theta2) or "auto",
-            "image_size": self.image_size,
-            "preprocessing": changes or None,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "solver": self.solver,
-            "rounds": int(self.rounds) if self.rounds.isdecimal() else self.rounds,
-            "augment": self.augment,
-            "parametrization": self.parametrization,
-            "metric": self.metric,
-            "precision": self.precision,
-            "cache": self.cache,
-            "checkpoint": self.checkpoint,
-            "device": self.device,
-            "random_state": self.seed,
-            "verbose": not self.json,
-        }
-
-
-def names_of(theta2: list[str] | None) -> list[str]:
-    """Return the names of θ₂, which may be given in several options or separated by commas.
-
-    Raises:
-        ConfigurationError: It was given, and names nothing.
-    """
-    names = [name for given in theta2 or [] for part in given.split(",") if (name := part.strip())]
-    if theta2 and not names:
-        raise ConfigurationError("--theta2 names nothing: give modules or parameters, or leave it out")
-    return [] if names == ["auto"] else names
-
-
-def _numbers(name: str, text: str) -> float | tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigurationError(f"--{name} must be numbers separated by commas, not {text!r}") from None
-    return values[0] if len(values) == 1 else values
-
-
-def read(path: Path, split: str, source: Source, like: Dataset | None = None) -> Dataset:
-    """Read labelled data; the labels of a table as those of `like`, which the models are or were fitted to."""
-    return load_dataset(
-        path,
-        split=split,
-        format=source.format,
-        on_error="skip" if source.skip_unreadable else "raise",
-        text_column=source.text_column,
-        label_column=source.label_column,
-        encoding=source.encoding,
-        seconds=source.seconds,
-        image_column=source.image_column,
-        image_root=source.image_root,
-        label_separator=source.label_separator,
-        like=like,
-    )
-
-
-def labels(dataset: Dataset) -> np.ndarray:
-    """Return labels, with NaN where a multi-label entry is to be ignored (VOC's `difficult`)."""
-    if dataset.y is None:
-        raise DataError(f"{dataset.name} has no labels")
-    if dataset.task == "multilabel" and dataset.ignore is not None:
-        return np.where(dataset.ignore, np.nan, dataset.y)
-    return dataset.y
-
-
-def class_names(dataset: Dataset, classes: np.ndarray | None) -> list[str] | None:
-    """Return the name of each of an estimator's classes; whole numbers count the names that a data set gives.
-
-    Args:
-        dataset: What the estimator was fitted to.
-        classes: The estimator's `classes_`; None for regression.
-    """
-    if classes is None:
-        return None
-    if dataset.task == "multilabel":
-        return list(dataset.classes)
-    numbered = classes.dtype.kind in "iu" and dataset.classes != [str(value) for value in classes]
-    return [dataset.classes[value] if numbered else str(value) for value in classes.tolist()]
-
-
-def fit_command(
-    data: Path,
-    split: str,
-    source: Source,
-    settings: Settings,
-    mode: str,
-    out: Path,
-    pictures: Path | None,
-    given: Given,
-) -> None:
+def fit_command(request: Fit) -> None:
     """Fit one model and save it."""
-    check_modes([mode])
-    refuse(given, idle_in_modes(given, [mode]))
+    settings = request.settings
+    _check_before_fit(request)
+    dataset = read(request.data, request.split, request.source)
+    check_part(request.data, request.split, "train", dataset)
+    _refuse_for_data(request, dataset)
+    cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
+    estimator: Any = cls(settings.backbone, **settings.parameters.converted(), verbose=not settings.json)
+    note(settings.json, dataset.describe())
+    _note_checkpoint(settings)
+    _fit(estimator, dataset, settings.checkpoint)
+    path = written(request.out, estimator.save)
+    if request.pictures is not None:
+        _keep_choice(estimator, request.pictures)
+    report = _report(request, estimator, dataset, path)
+    if settings.json:
+        print_json(report.to_dict())
+    else:
+        report.show()
+    if estimator.history_ is not None and estimator.history_.stopped == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _check_before_fit(request: Fit) -> None:
+    """Refuse what can be known to be wrong before any data are read."""
+    settings = request.settings
+    check_modes([request.mode])
+    refuse(request.given, idle_in_modes(request.given, [request.mode]))
     check_file(
-        out,
-        data,
+        request.out,
+        request.data,
         Path(settings.backbone.removeprefix("gradfeat/")),
         None if settings.weights is None else Path(settings.weights),
     )
-    check_folder(pictures)
-    dataset = read(data, split, source)
-    check_part(data, split, "train", dataset)
-    refuse(given, idle_for_data(given, kind_of(dataset, data, source.format), dataset.task))
-    cls = GradientFeatureRegressor if dataset.task == "regression" else GradientFeatureClassifier
-    estimator: Any = cls(settings.backbone, mode=mode, **settings.parameters())
-    note(settings.json, dataset.describe())
-    _note_checkpoint(settings)
+    check_folder(request.pictures)
+
+
+def _refuse_for_data(request: Fit | Compare, dataset: Dataset) -> None:
+    """Refuse options that do nothing for the data that were read."""
+    kind = kind_of(dataset, request.data, request.source.data_format)
+    refuse(request.given, idle_for_data(request.given, kind, dataset.task))
+
+
+def _fit(estimator: Any, dataset: Dataset, checkpoint: Path | None) -> None:
+    """Fit an estimator, and give it the names of its classes; an interruption says what is left."""
     try:
-        with nullcontext() if settings.checkpoint is None else kept_in(settings.checkpoint):
+        with nullcontext() if checkpoint is None else kept_in(checkpoint):
             estimator.fit(dataset.X, labels(dataset))
     except KeyboardInterrupt:
-        on = f"; the same command goes on from {settings.checkpoint}" if settings.checkpoint is not None else ""
+        on = f"; the same command goes on from {checkpoint}" if checkpoint is not None else ""
         sys.stderr.write(f"nothing was saved{on}\n")
         raise
     estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
-    path = written(out, estimator.save)
-    if pictures is not None:
-        _keep_choice(estimator, pictures)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `fit` says of a model that it has fitted and saved.
+
+    Attributes:
+        path: Of its file.
+        estimator: The model.
+        treatment: How images become inputs; None for data that are no images.
+        notes: Remarks on the backbone and the choice.
+        verdict: What the gradient term is worth; None where nothing was chosen.
+        following: The next command.
+    """
+
+    path: Path
+    estimator: Any
+    treatment: Preprocessing | None
+    notes: list[str]
+    verdict: Verdict | None
+    following: str
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return self.path.stat().st_size
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers were trained."""
+        return sum(p.numel() for p in self.estimator._fitted_model().trained())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {
+            "model": str(self.path),
+            "bytes": self.size,
+            "mode": self.estimator.mode,
+            "theta2": list(self.estimator.w2_),
+            "depths": [str(depth) for depth in self.estimator.depths_],
+            "trained_parameters": self.trained_parameters,
+            "probe_penalty": float(self.estimator.probe_.penalty),
+            **dict.fromkeys(("solver", "penalties", "rounds")),
+            **self.estimator.how_,
+            "seconds": self.estimator.seconds_,
+            "preprocessing": None if self.treatment is None else self.treatment.to_dict(),
+            "notes": self.notes,
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
+            "next": self.following,
+        }
+
+    def show(self) -> None:
+        """Print it for people."""
+        rows = [
+            ["saved as", f"{self.path} ({self.size / 1e6:.2f} MB)"],
+            ["θ₂", layers_of(list(self.estimator.w2_))],
+            *(["tried", str(depth)] for depth in self.estimator.depths_),
+            ["trained parameters", f"{self.trained_parameters:,}"],
+            ["probe penalty", f"{self.estimator.probe_.penalty:.3g}"],
+            ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.estimator.seconds_.items())],
+            *([name, value] for name, value in self.estimator.how_.items()),
+            *([["images", self.treatment.describe()]] if self.treatment is not None else []),
+        ]
+        table(["model", self.estimator.mode], rows)
+        for text in self.notes:
+            note(False, text)
+        say_verdict("" if self.verdict is None else self.verdict.text, self.following)
+
+
+def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path) -> FitReport:
+    """Return what there is to say of a model that was fitted to some data and saved."""
     choice, rounds = estimator.choice_, estimator.rounds_
-    verdict = None if choice is None else verdict_of_fit(choice, rounds)
     edge = edge_note(estimator, len(dataset))
     following = after_fit(
-        given, data, settings.backbone, path, mode, choice if rounds is None else None, has_test_part(data, dataset)
+        request.given,
+        request.data,
+        request.settings.backbone,
+        path,
+        request.mode,
+        choice if rounds is None else None,
+        has_test_part(request.data, dataset),
     )
-    parameters = sum(p.numel() for p in estimator._fitted_model().trained())
-    size = path.stat().st_size
-    treatment = _treatment(estimator, dataset)
-    result = {
-        "model": str(path),
-        "bytes": size,
-        "mode": mode,
-        "theta2": list(estimator.w2_),
-        "depths": [str(depth) for depth in estimator.depths_],
-        "trained_parameters": parameters,
-        "probe_penalty": float(estimator.probe_.penalty),
-        **dict.fromkeys(("solver", "penalties", "rounds")),
-        **estimator.how_,
-        "seconds": estimator.seconds_,
-        "preprocessing": None if treatment is None else treatment.to_dict(),
-        "notes": [*estimator.backbone_.notes, *([edge] if edge else [])],
-        "verdict": None if verdict is None else verdict.to_dict(),
-        "next": following,
-    }
-    if settings.json:
-        print_json(result)
-    else:
-        rows = [
-            ["saved as", f"{path} ({size / 1e6:.2f} MB)"],
-            ["θ₂", layers_of(list(estimator.w2_))],
-            *(["tried", depth] for depth in result["depths"]),
-            ["trained parameters", f"{parameters:,}"],
-            ["probe penalty", f"{estimator.probe_.penalty:.3g}"],
-            ["time", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in estimator.seconds_.items())],
-            *([name, value] for name, value in estimator.how_.items()),
-            *([["images", treatment.describe()]] if treatment is not None else []),
-        ]
-        table(["model", mode], rows)
-        for text in result["notes"]:
-            note(False, text)
-        say_verdict("" if verdict is None else verdict.text, following)
-    if estimator.history_ is not None and estimator.history_.stopped == "interrupted":
-        raise KeyboardInterrupt
+    return FitReport(
+        path,
+        estimator,
+        treatment=_treatment(estimator, dataset),
+        notes=[*estimator.backbone_.notes, *([edge] if edge else [])],
+        verdict=None if choice is None else verdict_of_fit(choice, rounds),
+        following=following,
+    )
 
 
 def _treatment(estimator: Any, dataset: Dataset) -> Preprocessing | None:
     """Return how images become inputs; None for data that are no images."""
     images = isinstance(dataset.X, list) or dataset.X.dtype == np.uint8
-    found = estimator.backbone_.preprocessing
-    return found if images and isinstance(found, Preprocessing) else None
+    treatment = estimator.backbone_.preprocessing
+    return treatment if images and isinstance(treatment, Preprocessing) else None
 
 
-def compare_command(
-    data: Path,
-    test_data: Path | None,
-    split: str,
-    test_split: str,
-    source: Source,
-    settings: Settings,
-    modes: str,
-    out: Path | None,
-    crops: int,
-    given: Given,
-) -> None:
+def compare_command(request: Compare) -> None:
     """Fit the four models, show the table, and keep what was asked for."""
-    names = [mode.strip() for mode in modes.split(",")]
-    check_modes(names)
-    refuse(given, idle_in_modes(given, names))
+    settings, given, out = request.settings, request.given, request.out
+    modes = [mode.strip() for mode in request.modes.split(",")]
+    check_modes(modes)
+    refuse(given, idle_in_modes(given, modes))
     check_folder(out)
-    train = read(data, split, source)
-    check_part(data, split, "train", train)
-    test = read(test_data or data, test_split, source, train)
-    check_part(test_data or data, test_split, "test", test, "--test-split")
-    _check_apart(data, test_data, train, test)
-    refuse(given, idle_for_data(given, kind_of(train, data, source.format), train.task))
+    train, test = _read_both(request)
+    _refuse_for_data(request, train)
     note(settings.json, f"train: {train.describe()}\ntest:  {test.describe()}")
     _note_checkpoint(settings)
     result = compare(
@@ -294,36 +201,51 @@ def compare_command(
         labels(train),
         test.X,
         labels(test),
-        modes=names,
+        modes=modes,
         task="regression" if train.task == "regression" else "classification",
-        crops=crops,
-        **settings.parameters(),
+        crops=request.crops,
+        **settings.parameters.converted(),
+        verbose=not settings.json,
     )
-    title = f"{train.name}: {settings.backbone}, θ₂ = {', '.join(settings.theta2 or ['auto'])}"
     if not result.rows:
         raise ConfigurationError("no model was finished: " + "; ".join(result.notes))
+    title = f"{train.name}: {settings.backbone}, θ₂ = {', '.join(settings.theta2 or ['auto'])}"
     if out is not None:
         written(out, lambda folder: _keep(result, train, folder, title))
-    following = after_compare(given, data, settings.backbone, test_data, test_split, result, out)
+    following = after_compare(
+        given, request.data, settings.backbone, request.test_data, request.test_split, result, out
+    )
     if settings.json:
         print_json({**result.to_dict(), "next": following})
     else:
-        table(*result.cells(), title=title)
-        for text in result.remarks():
-            note(False, text)
-        if out is not None:
-            note(
-                False,
-                f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row",
-            )
-            older = [
-                file.name for mode in MODES if mode not in result.estimators and (file := _model_in(out, mode)).exists()
-            ]
-            if older:
-                note(False, f"of an earlier run there is still {', '.join(older)}")
+        _show_comparison(result, title, out)
         say_verdict("" if result.verdict is None else result.verdict.text, following)
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _read_both(request: Compare) -> tuple[Dataset, Dataset]:
+    """Return the training and the test data, which must be apart."""
+    data, test_data = request.data, request.test_data
+    train = read(data, request.split, request.source)
+    check_part(data, request.split, "train", train)
+    test = read(test_data or data, request.test_split, request.source, train)
+    check_part(test_data or data, request.test_split, "test", test, "--test-split")
+    _check_apart(data, test_data, train, test)
+    return train, test
+
+
+def _show_comparison(result: Comparison, title: str, out: Path | None) -> None:
+    """Print a comparison for people, and what of it is in a folder."""
+    table(*result.cells(), title=title)
+    for text in result.remarks():
+        note(False, text)
+    if out is None:
+        return
+    note(False, f"written to {out}: comparison.md, .json, .png, pictures of what was chosen, a model for each row")
+    older = [file.name for mode in MODES if mode not in result.estimators and (file := _model_in(out, mode)).exists()]
+    if older:
+        note(False, f"of an earlier run there is still {', '.join(older)}")
 
 
 def _keep_choice(estimator: Any, folder: Path) -> None:
@@ -349,16 +271,6 @@ def _check_apart(data: Path, test_data: Path | None, train: Dataset, test: Datas
         f"--split and --test-split are both {train.split!r}, so the models would be tested on their training data: "
         f"name another part, or {advice}"
     )
-
-
-def check_part(data: Path, split: str, usual: str, dataset: Dataset, option: str = "--split") -> None:
-    """Refuse another part than the usual one of data that have none.
-
-    Raises:
-        ConfigurationError: The data have no parts.
-    """
-    if dataset.split == WHOLE and split != usual:
-        raise ConfigurationError(f"{data} has no parts, so there is no {split!r} in it: leave out {option}")
 
 
 def _note_checkpoint(settings: Settings) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from gradfeat.cli.given import Given, command, wrapped
 from gradfeat.cli.idle import used
+from gradfeat.cli.requests import Source
 from gradfeat.cli.show import note
+from gradfeat.cli.table import options_of
 from gradfeat.comparison.side_by_side import Comparison
 from gradfeat.comparison.verdict import verdict_of_choice
 from gradfeat.data import Dataset
@@ -18,16 +22,26 @@ from gradfeat.data.dataset import WHOLE
 from gradfeat.data.load import official
 from gradfeat.fit.penalties import Choice
 
-_READING = ("data_format", "text_column", "image_column", "image_root", "encoding", "seconds", "skip_unreadable")
-
-READING = (*_READING, "label_column", "label_separator")
-"""Options that say how labelled data are read, of all commands that read some."""
+READING = tuple(field.name for field in fields(Source))
+"""Options that say how data are read, of all commands that read some."""
 
 BACKBONE = ("weights", "device")
 """Options that say where a backbone comes from, of all commands."""
 
-_NOT_OF_FIT = ("backbone", "out", "test_data", "test_split", "modes", "crops", "json", "mode", "pictures", "checkpoint")
-_NOT_OF_COMPARE = ("backbone", "out", "mode", "json", "pictures", "checkpoint")
+_ANEW = ("backbone", "out", "json", "checkpoint")
+"""Options that the next command has with another value, or not at all."""
+
+
+def _carried(given: Given, following: str, names: Collection[str] | None = None) -> list[str]:
+    """Return the names of options that were given and serve the next command too.
+
+    Args:
+        given: The options.
+        following: The next command.
+        names: Those that may be among them; None is all.
+    """
+    known = {option.name for option in options_of(following)}.difference(_ANEW)
+    return [name for name in given.values if name in known and (names is None or name in names)]
 
 
 def has_test_part(data: Path, dataset: Dataset) -> bool:
@@ -58,15 +72,16 @@ def after_fit(
         choice: Of its penalties, where there was one.
         test: Whether the data have a test part.
     """
-    reading = given.options((*READING, *BACKBONE))
+    reading = (*READING, *BACKBONE)
     if not test:
-        return command("predict", model, data, *given.options((*_READING, *BACKBONE)))
+        return command("predict", model, data, *given.written(_carried(given, "predict", reading)))
     probe = mode == "activation" or (choice is not None and not choice.gradients)
     sure = choice is not None and choice.gain_error is not None and verdict_of_choice(choice).ship == mode
     if sure or probe:
-        return command("evaluate", model, data, *reading, "--picture", model.with_suffix(".png"))
+        options = given.written(_carried(given, "evaluate", reading))
+        return command("evaluate", model, data, *options, "--picture", model.with_suffix(".png"))
     modes = ["activation", mode]
-    options = used(given, modes, [name for name in given.values if name not in _NOT_OF_COMPARE])
+    options = used(given, modes, _carried(given, "compare"))
     return command(
         "compare", data, "-b", backbone, "--modes", ",".join(modes), *options, "--out", model.with_suffix("")
     )
@@ -84,14 +99,12 @@ def after_compare(
     """Return the command to run after a comparison: to look at the model to ship, or to fit it to keep."""
     ship = result.verdict.ship if result.verdict is not None else result.rows[0].mode
     if out is not None:
-        options = given.options((*READING, *BACKBONE, "crops"))
+        options = given.written(_carried(given, "evaluate", (*READING, *BACKBONE, "crops")))
         split = ["--split", test_split] if test_split != "test" else []
         picture = ["--picture", str(out / "confusion.png")]
         return command("evaluate", out / f"{ship}.safetensors", test_data or data, *split, *options, *picture)
-    names = [name for name in given.values if name not in _NOT_OF_FIT]
-    return command(
-        "fit", data, "-b", backbone, "--mode", ship, *used(given, [ship], names), "-o", f"{ship}.safetensors"
-    )
+    options = used(given, [ship], _carried(given, "fit"))
+    return command("fit", data, "-b", backbone, "--mode", ship, *options, "-o", f"{ship}.safetensors")
 
 
 def say_verdict(text: str, following: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from gradfeat.cli.option import Option
 
 
 @dataclass(frozen=True)
@@ -16,40 +18,37 @@ class Given:
     """The options that were given with another value than they have anyway.
 
     Attributes:
-        values: By the parameter's name.
-        flags: How each is written.
+        values: By the option's name.
+        options: Their rows in the table, by the same names.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
-    flags: dict[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
 
     @staticmethod
-    def of(context: typer.Context) -> Given:
-        """Return what was given to the running command."""
-        values: dict[str, Any] = {}
-        flags: dict[str, str] = {}
-        for parameter in context.command.params:
-            name = parameter.name or ""
-            source = context.get_parameter_source(name)
-            if parameter.param_type_name != "option" or source is None or source.name != "COMMANDLINE":
-                continue
-            value = context.params.get(name)
-            if value != parameter.get_default(context):
-                values[name], flags[name] = value, max(parameter.opts, key=len)
-        return Given(values, flags)
+    def of(context: typer.Context, options: Sequence[Option]) -> Given:
+        """Return what was given to the running command, whose options these are."""
+        rows: dict[str, Option] = {}
+        for option in options:
+            source = context.get_parameter_source(option.name)
+            written = not option.argument and source is not None and source.name == "COMMANDLINE"
+            if written and context.params.get(option.name) != option.default:
+                rows[option.name] = option
+        return Given({name: context.params.get(name) for name in rows}, rows)
 
-    def options(self, names: Collection[str]) -> list[str]:
+    def written(self, names: Collection[str]) -> list[str]:
         """Return the options among some names as they are written, those that were given alone."""
-        written: list[str] = []
+        words: list[str] = []
         for name, value in self.values.items():
             if name not in names:
                 continue
+            flag = self.options[name].flag
             for part in value if isinstance(value, (list, tuple)) else [value]:
-                written += [self.flags[name]] if part is True else [self.flags[name], str(part)]
-        return written
+                words += [flag] if part is True else [flag, str(part)]
+        return words
 
 
 def command(name: str, *parts: str | Path) -> str:

@@ -10,9 +10,10 @@ import torch
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.backbones.names import LIBRARIES
-from gradfeat.cli.commands import names_of
-from gradfeat.cli.given import Given
-from gradfeat.cli.idle import TEXTS, idle_for_data, refuse
+from gradfeat.cli.converters import names_of
+from gradfeat.cli.idle import idle_for_data, refuse
+from gradfeat.cli.requests import Inspect
+from gradfeat.cli.rules import TEXTS
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import ConfigurationError
@@ -24,45 +25,38 @@ from gradfeat.progress import Progress
 _TOKENS = 64  # of the text whose costs are shown: two or three sentences
 
 
-def run(
-    backbone: str,
-    weights: str | None,
-    theta2: list[str] | None,
-    image_size: int | None,
-    most: int,
-    json: bool,
-    given: Given,
-) -> None:
+def run(request: Inspect) -> None:
     """Show a network's candidates of θ₂, or what a saved model says about itself."""
-    path = Path(backbone)
+    given, path = request.given, Path(request.backbone)
     if path.is_file() and _is_model(path):
         refuse(
             given, {name: f"{path} is a saved model, which says what it is" for name in given.values if name != "json"}
         )
-        _show_model(path, json)
+        _show_model(path, request.json)
         return
-    found = resolve(backbone, weights=weights or _no_download(backbone), image_size=image_size, random_state=0)
-    if isinstance(found.preprocessing, TextPreprocessing):
+    weights = request.weights or _no_download(request.backbone)
+    backbone = resolve(request.backbone, weights=weights, image_size=request.image_size, random_state=0)
+    if isinstance(backbone.preprocessing, TextPreprocessing):
         refuse(given, idle_for_data(given, TEXTS))
-    names = names_of(theta2) or None
-    if names:
+    theta2 = names_of("--theta2", request.theta2) or None
+    if theta2:
         refuse(given, {"most": "one candidate is named"} if "most" in given else {})
-    example = example_of(found)
-    with Progress(not json).step("candidates of θ₂") as done:
+    example = example_of(backbone)
+    with Progress(not request.json).step("candidates of θ₂") as done:
         result = inspect_network(
-            found.network, example, features=found.features, theta2=names, most=most, progress=done
+            backbone.network, example, features=backbone.features, theta2=theta2, most=request.most, progress=done
         )
-    if json:
+    if request.json:
         about = {
-            "backbone": found.name,
-            "fingerprint": found.fingerprint,
-            "preprocessing": None if found.preprocessing is None else found.preprocessing.to_dict(),
-            "notes": list(found.notes),
+            "backbone": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "preprocessing": None if backbone.preprocessing is None else backbone.preprocessing.to_dict(),
+            "notes": list(backbone.notes),
             **result.to_dict(),
         }
         print_json(about)
         return
-    _show_network(found, example, result)
+    _show_network(backbone, example, result)
 
 
 def example_of(backbone: Backbone, n: int = 3) -> torch.Tensor:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from gradfeat.cli.outputs import check_folder, kept_in
+from gradfeat.cli.requests import Reproduce
 from gradfeat.cli.show import note, print_json, table
 from gradfeat.reproduce import reproduce
 
 
-def run(name: str, out: Path | None, json: bool, **arguments: Any) -> None:
-    """Compute a table, or what of it is not there yet, and show it.
-
-    Args:
-        name: Of the table.
-        out: Folder; None is one for each table and scale.
-        json: Whether to print JSON.
-        arguments: Of `gradfeat.reproduce.reproduce`.
-    """
-    folder = out or Path("reproduced") / f"{name}-{arguments['scale']}"
+def run(request: Reproduce) -> None:
+    """Compute a table, or what of it is not there yet, and show it."""
+    folder = request.out or Path("reproduced") / f"{request.name}-{request.scale}"
     check_folder(folder)
     with kept_in(folder):
-        outcome = reproduce(name, out=folder, say=lambda line: note(json, line), **arguments)
+        outcome = reproduce(
+            request.name,
+            out=folder,
+            scale=request.scale,
+            data=request.data,
+            encoder=request.encoder,
+            protocol=request.protocol,
+            labels=request.labels,
+            seeds=request.seeds,
+            only=request.only,
+            finished=request.finished,
+            device=request.device,
+            say=lambda line: note(request.json, line),
+        )
     files = [str(path) for path in outcome.files]
-    if json:
-        print_json({"table": name, "files": files, "cells": outcome.results})
+    if request.json:
+        print_json({"table": request.name, "files": files, "cells": outcome.results})
         return
     table(*outcome.table.narrow(), outcome.table.title)
     for remark in outcome.table.remarks:

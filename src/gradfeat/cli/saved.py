@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json as json_module
 from collections.abc import Iterable, Sequence
@@ -12,24 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from gradfeat.cli.commands import Source, check_part, class_names, labels, read
 from gradfeat.cli.given import Given
-from gradfeat.cli.idle import TEXTS, idle_for_data, kind_for, refuse
+from gradfeat.cli.idle import idle_for_data, kind_for, refuse
 from gradfeat.cli.outputs import check_file, written
+from gradfeat.cli.reading import check_part, class_names, labels, read
+from gradfeat.cli.requests import Evaluate, Predict, SavedModel, Source
+from gradfeat.cli.rules import TEXTS
 from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.cli.show_report import show_report
+from gradfeat.cli.unlabelled import as_fitted, is_recordings, samples_of
 from gradfeat.comparison.report_charts import report_chart
 from gradfeat.comparison.side_by_side import PERCENT, TITLES
-from gradfeat.data import Dataset, TextPreprocessing, load_images
-from gradfeat.data.audio import RATE, SECONDS, load_recordings
-from gradfeat.data.audio import SUFFIXES as SOUND
+from gradfeat.data import Dataset
 from gradfeat.data.dataset import WHOLE
-from gradfeat.data.folder import part_folder
-from gradfeat.data.images import SUFFIXES as IMAGES
-from gradfeat.data.images import without_unreadable
-from gradfeat.data.load import TABLES, existing, is_sound, official
-from gradfeat.data.table import SUFFIXES, Columns, is_table, load_table_images, load_texts
-from gradfeat.errors import ConfigurationError, DataError, did_you_mean
+from gradfeat.data.load import TABLES
+from gradfeat.data.table import is_table
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.adapter import load
 from gradfeat.estimators.reading import read_truth
 from gradfeat.files.writing import is_stream, write_text
@@ -37,90 +34,77 @@ from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.metrics.report import report_of
 
 
-def predict_command(
-    model: Path,
-    data: Path,
-    out: Path | None,
-    split: str,
-    source: Source,
-    backbone: str | None,
-    weights: str | None,
-    json: bool,
-    crops: int,
-    device: str,
-    allow_download: bool,
-    given: Given,
-) -> None:
+def predict_command(request: Predict) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
-    check_file(out, model, data)
-    estimator = _load(model, backbone, weights, json, device, allow_download)
-    _refuse_idle(given, estimator, data.expanduser(), source, None)
-    X, names = _samples(estimator, data, split, source, "split" in given)
-    table_of = _values if estimator.loss_.task == "regression" else _probabilities
-    header, rows = table_of(estimator, X, crops)
-    if json:
+    out = request.out
+    check_file(out, request.saved.model, request.data)
+    estimator = _load(request.saved, request.json)
+    _refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
+    X, names = samples_of(estimator, request)
+    regression = estimator.loss_.task == "regression"
+    header, rows = (_values if regression else _probabilities)(estimator, X, request.crops)
+    if request.json:
         entries = [_entry(name, header, row) for name, row in zip(names, rows, strict=True)]
-        result = {"model": str(model), "predictions": entries}
+        result = {"model": str(request.saved.model), "predictions": entries}
         if out is None:
             print_json(result)
             return
         text = json_module.dumps(result, indent=2, ensure_ascii=False) + "\n"
     else:
-        exact = estimator.loss_.task == "regression"
-        cells = [[name, *(_cell(value, exact) for value in row)] for name, row in zip(names, rows, strict=True)]
+        cells = [
+            [name, *(_cell(value, exact=regression) for value in row)] for name, row in zip(names, rows, strict=True)
+        ]
         text = _csv([["sample", *header], *cells])
         if out is None:
             print_data(text)
             return
     written(out, lambda path: write_text(path, text))
-    note(json or is_stream(out), f"{len(names):,} predictions written to {out}")
+    note(request.json or is_stream(out), f"{len(names):,} predictions written to {out}")
 
 
-def evaluate_command(
-    model: Path,
-    data: Path,
-    split: str,
-    source: Source,
-    backbone: str | None,
-    weights: str | None,
-    json: bool,
-    crops: int,
-    device: str,
-    allow_download: bool,
-    picture: Path | None,
-    given: Given,
-) -> None:
+def evaluate_command(request: Evaluate) -> None:
     """Show the metrics of a saved model, class by class, and draw what it confuses."""
+    model, picture = request.saved.model, request.picture
     check_file(picture)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
-    estimator = _load(model, backbone, weights, json, device, allow_download)
-    _refuse_idle(given, estimator, data.expanduser(), source, estimator.loss_.task)
-    dataset = read(data, split, _as_fitted(estimator, data.expanduser(), source), _fitted_to(estimator))
-    check_part(data, split, "test", dataset)
-    if dataset.split == WHOLE:
-        note(json, f"{data} has no parts: all of it is judged; samples that the model was fitted to tell little")
-    _check_same_task(model, estimator, dataset)
-    note(json, dataset.describe())
+    estimator = _load(request.saved, request.json)
+    dataset = _labelled(estimator, request)
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
-    logits = estimator._logits(dataset.X, crops).double().numpy()
+    logits = estimator._logits(dataset.X, request.crops).double().numpy()
     report = report_of(estimator.loss_, logits, truth, _class_names(estimator))
     metrics = {**metrics_of(estimator.loss_, logits, truth), **report.metrics()}
     if picture is not None:
         report_chart(picture, report, f"{model.name} on {dataset.name} ({dataset.split}), {len(dataset):,} samples")
-    if json:
-        about = {"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset), "crops": crops}
+    if request.json:
+        about = {"model": str(model), "data": dataset.name, "split": dataset.split, "n": len(dataset)}
         drawn = {} if picture is None else {"picture": str(picture)}
-        print_json({**about, **metrics, **report.to_dict(), **drawn})
+        print_json({**about, "crops": request.crops, **metrics, **report.to_dict(), **drawn})
         return
     rows = [
         [TITLES[name], f"{100 * value:.2f}" if name in PERCENT else f"{value:.4f}"] for name, value in metrics.items()
     ]
-    how = f", the mean over {crops} random crops of each image" if crops > 1 else ""
+    how = f", the mean over {request.crops} random crops of each image" if request.crops > 1 else ""
     table(["metric", "value"], rows, title=f"{model} on {dataset.name}{how}")
     show_report(report)
     if picture is not None:
         note(False, f"drawn: {picture}")
+
+
+def _labelled(estimator: Any, request: Evaluate) -> Dataset:
+    """Return the data to judge a model on: of the kind that it was fitted to."""
+    data = request.data.expanduser()
+    _refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
+    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), _fitted_to(estimator))
+    check_part(request.data, request.split, "test", dataset)
+    if dataset.split == WHOLE:
+        note(
+            request.json,
+            f"{request.data} has no parts: all of it is judged; samples that the model was fitted to tell little",
+        )
+    _check_same_task(request.saved.model, estimator, dataset)
+    note(request.json, dataset.describe())
+    return dataset
 
 
 def _fitted_to(estimator: Any) -> Dataset:
@@ -132,79 +116,17 @@ def _fitted_to(estimator: Any) -> Dataset:
     return Dataset([], y, names, task, "training data", WHOLE)
 
 
-def _load(model: Path, backbone: str | None, weights: str | None, json: bool, device: str, allow_download: bool) -> Any:
-    estimator = load(model, backbone=backbone, weights=weights, device=device, allow_download=allow_download)
+def _load(saved: SavedModel, json: bool) -> Any:
+    """Return the estimator of a file, which says how far it is unless the output is JSON."""
+    estimator = load(
+        saved.model,
+        backbone=saved.backbone,
+        weights=saved.weights,
+        device=saved.device,
+        allow_download=saved.allow_download,
+    )
     estimator.verbose = not json
     return estimator
-
-
-def _samples(estimator: Any, data: Path, split: str, source: Source, named: bool) -> tuple[Any, list[str]]:
-    """Read samples and their names; texts, and images or recordings in a folder, need no labels.
-
-    Args:
-        estimator: The model.
-        data: Where they are.
-        split: The part to read, where there are parts.
-        source: How they are read.
-        named: Whether the user asked for this part.
-    """
-    data = data.expanduser()
-    if isinstance(estimator.backbone_.preprocessing, TextPreprocessing) and source.format in ("auto", *TABLES):
-        if _of_images(source):
-            raise ConfigurationError("the model reads texts: --image-column and --image-root are for models of images")
-        columns = {"text_column": source.text_column, "encoding": source.encoding}
-        texts = load_texts(existing(data), split, source.format, **columns)
-        return texts, list(texts)
-    if source.format in TABLES or (source.format == "auto" and _may_list_images(data, source)):
-        about = Columns(
-            text_column=source.text_column,
-            image_column=source.image_column,
-            image_root=source.image_root,
-            encoding=source.encoding,
-        )
-        on_error = "skip" if source.skip_unreadable else "raise"
-        images = load_table_images(existing(data), split, source.format, columns=about, on_error=on_error)
-        if images is not None:
-            return images
-    part = part_folder(data, split, (*IMAGES, *SOUND))
-    if named and part == data and data.exists() and (data.is_file() or official(data) is None):
-        known = [folder.name for folder in data.iterdir() if folder.is_dir()] if data.is_dir() else []
-        if data.suffix.lower() not in (".npz", *SUFFIXES) and not is_table(data):
-            raise DataError(f"{data} has no part {split!r}: leave out --split.{did_you_mean(split, known)}")
-    if _is_sound(part, source):
-        found, files = load_recordings(part, seconds=_as_fitted(estimator, part, source).seconds or SECONDS)
-        return found, [str(file) for file in files]
-    layout = source.format == "auto" and data.exists() and data.suffix.lower() not in (".npz", *SUFFIXES)
-    layout = layout and not _of_images(source)
-    if not layout or official(data) is not None:
-        X = read(data, split, source).X
-    else:
-        dataset = Dataset(list(load_images(part)), None, [], "multiclass", data.resolve().name, split)
-        X = without_unreadable(dataset, "skip" if source.skip_unreadable else "raise").X
-    return X, [str(i) for i in range(len(X))] if isinstance(X, np.ndarray) else [str(sample) for sample in X]
-
-
-def _of_images(source: Source) -> bool:
-    """Whether a table of images is asked for."""
-    return source.image_column is not None or source.image_root is not None
-
-
-def _may_list_images(data: Path, source: Source) -> bool:
-    """Whether data may be a table of images: by its suffix, or because that is asked for of a folder with tables."""
-    return data.suffix.lower() in SUFFIXES or (_of_images(source) and data.is_dir())
-
-
-def _is_sound(data: Path, source: Source) -> bool:
-    if data.is_file():
-        return data.suffix.lower() in SOUND
-    return source.format == "wav" or (source.format == "auto" and data.is_dir() and is_sound(data))
-
-
-def _as_fitted(estimator: Any, data: Path, source: Source) -> Source:
-    """Let recordings have the length that the model was fitted to, unless another one is asked for."""
-    if source.seconds is not None or not _is_sound(data, source) or estimator.example_.ndim != 2:
-        return source
-    return dataclasses.replace(source, seconds=estimator.example_.shape[1] / RATE)
 
 
 def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
@@ -226,8 +148,8 @@ def _class_names(estimator: Any) -> list[str]:
 def _refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
     """Refuse options that do nothing for the samples that a model takes."""
     preprocessing = estimator.backbone_.preprocessing
-    kind = kind_for(preprocessing, _is_sound(data, source) if data.exists() else False)
-    table = source.format in TABLES or is_table(data)
+    kind = kind_for(preprocessing, is_recordings(data, source) if data.exists() else False)
+    table = source.data_format in TABLES or is_table(data)
     refuse(given, idle_for_data(given, kind, task, table=kind == TEXTS or table))
 
 

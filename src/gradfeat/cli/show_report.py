@@ -24,15 +24,15 @@ def show_report(report: Report) -> None:
         return
     what = "class" if isinstance(report, ClassReport) else "label"
     columns = report.columns()
-    places = worst(report) if len(report.names) > SHOWN else list(range(len(report.names)))
+    indices = worst(report) if len(report.names) > SHOWN else list(range(len(report.names)))
     header = [what, *(_TITLES.get(name, name) for name in columns)]
-    cells = [[_cell(values[i]) for values in columns.values()] for i in places]
+    cells = [[_cell(values[i]) for values in columns.values()] for i in indices]
     widths = [max(map(len, [*column, *name.split()])) for name, *column in zip(header[1:], *cells, strict=True)]
-    rows = [[report.names[i], *map(str.rjust, row, widths)] for i, row in zip(places, cells, strict=True)]
+    rows = [[report.names[i], *map(str.rjust, row, widths)] for i, row in zip(indices, cells, strict=True)]
     title = None
-    if len(places) < len(report.names):
+    if len(indices) < len(report.names):
         by = "F1" if what == "class" else "average precision"
-        title = f"The {len(places)} of {len(report.names):,} with the least {by}; --json has all"
+        title = f"The {len(indices)} of {len(report.names):,} with the least {by}; --json has all"
     table(header, rows, title=title)
     if any("–" in row for row in rows):
         note(False, f"–: no sample has the {what}, or it was never predicted")
@@ -41,7 +41,7 @@ def show_report(report: Report) -> None:
 
 
 def worst(report: ClassReport | LabelReport) -> list[int]:
-    """Return the places of the classes that a model does worst on, the worst first, among those that have samples."""
+    """Return the indices of the classes that a model does worst on, the worst first, among those that have samples."""
     score = report.f1 if isinstance(report, ClassReport) else report.average_precision
     order = np.lexsort((-report.support, np.nan_to_num(score, nan=math.inf)))
     return [int(i) for i in order if report.support[i]][:_WORST]

@@ -18,7 +18,10 @@ from gradfeat.errors import DataError, did_you_mean
 
 _NAMES = (("X", "y"), ("x", "y"), ("data", "labels"), ("images", "labels"))
 _NPY = b"\x93NUMPY"
-_LARGE, _DENSEST = 2 << 30, 200  # bytes, and how often smaller packed: beyond both it is made to fill the memory
+LARGE = 2 << 30
+"""Bytes of an array from which on its file must not be packed more than `DENSEST` times, as one made to fill memory."""
+DENSEST = 200
+"""How many times smaller a large archive may be than what it unpacks to."""
 _BLOCK = 1 << 22  # values looked at together, so that a check needs no copy of X
 
 
@@ -134,7 +137,7 @@ def _check_sizes(archive: zipfile.ZipFile, path: Path) -> None:
                     f"({dtype}, {shape}) and has {max(0, entry.file_size - stream.tell()):,}"
                 )
     free = free_memory()
-    if total > free or (total > _LARGE and total > _DENSEST * packed):
+    if total > free or (total > LARGE and total > DENSEST * packed):
         unpacked = f" out of {packed:,}" if packed < total else ""
         raise DataError(
             f"{path} would be {total:,} bytes in memory{unpacked}, and {free:,} are free: store it in parts or "

@@ -24,7 +24,8 @@ RATE = 16_000
 """Samples a second that speech networks are trained with."""
 SECONDS = 1.0
 _FINE = 200_000  # parts of a ratio of rates: finer ones differ by less than a sample in an hour
-_LONG = 2**26  # samples: of longer recordings at another rate only the middle is resampled
+LONG = 2**26
+"""Samples: of longer recordings at another rate only the middle is resampled."""
 _SPARE = 11  # periods of both rates
 
 
@@ -134,7 +135,7 @@ def _recording(path: str | os.PathLike[str], rate: int, length: int | None) -> _
     one, channels = sound.mean(1), sound.shape[1]
     count = len(one)
     if found != rate:
-        one, count = _resampled(one, found, rate, length)
+        one, count = resampled(one, found, rate, length)
     one = one.astype(np.float32)
     return _Recording(one if length is None else _of_length(one, length), channels, count, broken)
 
@@ -164,17 +165,27 @@ def _sound(path: str | os.PathLike[str]) -> tuple[int, np.ndarray, bool]:
     return int(found), samples.reshape(len(samples), 1 if samples.ndim == 1 else samples.shape[1]), broken
 
 
-def _resampled(one: np.ndarray, found: int, rate: int, length: int | None) -> tuple[np.ndarray, int]:
-    """Return a recording at another rate, and how many samples it has; of one far too long only the middle."""
+def resampled(
+    one: np.ndarray, recorded: int, rate: int, length: int | None, *, long: int = LONG
+) -> tuple[np.ndarray, int]:
+    """Return a recording at another rate, and how many samples it has there.
+
+    Args:
+        one: Its samples, (t,).
+        recorded: Samples a second as it was recorded.
+        rate: Samples a second as it is wanted.
+        length: How many samples of it are wanted; None for all.
+        long: Of more samples than this at `rate` only the middle `length` are computed, as they are in the whole.
+    """
     from scipy.signal import resample_poly
 
-    common = math.gcd(found, int(rate))
-    up, down = int(rate // common), found // common
+    common = math.gcd(recorded, int(rate))
+    up, down = int(rate // common), recorded // common
     if down > _FINE:  # the filter has twenty times as many taps
         ratio = Fraction(up, down).limit_denominator(_FINE)
         up, down = ratio.numerator, ratio.denominator
     count = -(-len(one) * up // down)
-    if length is None or count <= max(_LONG, length):
+    if length is None or count <= max(long, length):
         return resample_poly(one, up, down), count
     # in whole periods of the two rates, and with as many to spare as the filter is wide, samples are the same
     first = max(0, (count - length) // 2 // up - _SPARE)

@@ -113,14 +113,14 @@ def warn_of_samples(where: str, what: str, left: Counter[str], stacklevel: int =
 
 def _walk(folder: Path, left: Counter[str]) -> Iterator[Path]:
     """Yield the files of a folder and its folders; what hangs on links to folders last, and nothing twice."""
-    seen = {key for parent in folder.resolve().parents if (key := _key(parent)) is not None}
+    visited = {key for parent in folder.resolve().parents if (key := _key(parent)) is not None}
     folders, links = deque([folder]), deque[Path]()
     while folders or links:
         place = folders.popleft() if folders else links.popleft()
         key = _key(place)
-        if key is None or key in seen:
+        if key is None or key in visited:
             continue
-        seen.add(key)
+        visited.add(key)
         try:
             entries = list(os.scandir(place))
         except PermissionError:

@@ -118,19 +118,19 @@ def find_column(rows: Sequence[Row], root: Path) -> str | None:
     return None
 
 
-def column_of(file: Path, rows: Sequence[Row], asked: str | None, root: Path) -> str:
+def column_of(file: Path, rows: Sequence[Row], named: str | None, root: Path) -> str:
     """Return the column that was asked for, or the one that holds images.
 
     Raises:
         DataError: There is no such column.
     """
     columns = list(rows[0][1])
-    if asked is not None:
-        if asked not in columns:
+    if named is not None:
+        if named not in columns:
             raise DataError(
-                f"{file} has no column {short(asked)}. Its columns: {listed(columns)}.{did_you_mean(asked, columns)}"
+                f"{file} has no column {short(named)}. Its columns: {listed(columns)}.{did_you_mean(named, columns)}"
             )
-        return asked
+        return named
     found = find_column(rows, root)
     if found is None:
         usual = [column for column in columns if _plain(column) in USUAL]

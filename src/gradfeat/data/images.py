@@ -31,7 +31,8 @@ SUFFIXES = (
 _READ = "JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, AVIF, JPEG 2000, ICO"
 ON_ERROR = ("raise", "skip")
 _NAMED = 10  # files that a message names; the rest are counted
-_LARGE = 2**25  # pixels from which images are decoded one at a time, so that threads do not fill the memory
+LARGE = 2**25
+"""Pixels from which on images are decoded one at a time, so that threads do not fill the memory."""
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _LIMIT = re.compile(r"\((\d+) pixels\) exceeds limit of (\d+)")
 
@@ -96,7 +97,7 @@ def with_image(path: str | os.PathLike[str], work: Callable[[Image.Image], Resul
 
 def _read(stack: ExitStack, source: str | os.PathLike[str] | IO[bytes], draft: bool) -> Image.Image:
     image = stack.enter_context(_open(source))
-    if image.width * image.height > _LARGE:
+    if image.width * image.height > LARGE:
         stack.enter_context(_one_large)
     deep = not draft and _is_deep(image)
     if draft:

@@ -70,14 +70,9 @@ def load_dataset(
         DataError: Nothing is there, or it cannot be used; the message names the file, row or value.
         ConfigurationError: An unknown format or `on_error`, or columns named for data that are no table.
     """
-    if format not in FORMATS:
-        raise ConfigurationError(
-            f"format must be one of {', '.join(FORMATS)}, not {format!r}.{did_you_mean(format, FORMATS)}"
-        )
-    if on_error not in ON_ERROR:
-        raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    _check_choices(format, on_error)
     path = existing(path)
-    table: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "text_column": text_column,
         "label_column": label_column,
         "image_column": image_column,
@@ -90,15 +85,13 @@ def load_dataset(
     if format in TABLES:
         from gradfeat.data.table import Columns, load_table
 
-        return load_table(path, split, format, columns=Columns(**table), on_error=on_error, like=like)
-    given = [name for name, value in table.items() if value is not None]
-    sound: dict[str, Any] = {"rate": rate, "seconds": seconds}
-    sound = {name: value for name, value in sound.items() if value is not None}
+        return load_table(path, split, format, columns=Columns(**columns), on_error=on_error, like=like)
+    sound = _given(rate=rate, seconds=seconds)
     if sound and format != "wav":
         raise ConfigurationError(f"{next(iter(sound))} is for WAV files; {path} is read as {format}")
-    if given:
+    for name in _given(**columns):
         raise ConfigurationError(
-            f"{given[0]} is for tables of texts or images ({', '.join(TABLES)}); {path} is read as {format}"
+            f"{name} is for tables of texts or images ({', '.join(TABLES)}); {path} is read as {format}"
         )
     if format == "wav":
         from gradfeat.data.audio import load_audio
@@ -106,6 +99,20 @@ def load_dataset(
         return load_audio(path, split, **sound)
     dataset = _load(path, split, format)
     return dataset if hasattr(dataset.X, "dtype") else without_unreadable(dataset, on_error)
+
+
+def _check_choices(format: str, on_error: str) -> None:
+    if format not in FORMATS:
+        raise ConfigurationError(
+            f"format must be one of {', '.join(FORMATS)}, not {format!r}.{did_you_mean(format, FORMATS)}"
+        )
+    if on_error not in ON_ERROR:
+        raise ConfigurationError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return those options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load_images(path: str | os.PathLike[str]) -> list[Path]:

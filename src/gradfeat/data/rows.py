@@ -84,8 +84,8 @@ def _uncollected() -> Iterator[None]:
 def _objects(file: Path, content: str) -> Iterator[Row]:
     """Yield the objects of a file of JSON lines, or of one JSON list."""
     values = list(_values(file, content))
-    if len(values) == 1 and isinstance(values[0][1], dict) and (held := _rows_of(values[0][1])) is not None:
-        values = [(f"row {i}", value) for i, value in enumerate(held, 1)]
+    if len(values) == 1 and isinstance(values[0][1], dict) and (nested := _rows_of(values[0][1])) is not None:
+        values = [(f"row {i}", value) for i, value in enumerate(nested, 1)]
     columns: dict[str, None] = {}
     for where, value in values:
         if not isinstance(value, dict):

@@ -264,14 +264,14 @@ def _of_images(file: Path, rows: list[Row], columns: Columns, root: Path) -> boo
     return is_plainly_of_images(there) or find_column(rows, root) is not None or names_images(file, rows, root)
 
 
-def _column(file: Path, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
+def _column(file: Path, columns: list[str], named: str | None, usual: tuple[str, ...], what: str) -> str:
     """Return the column that was asked for, or the one with a usual name; the first of the usual names goes first."""
     option = f"{what}_column= (on the command line: --{what}-column)"
     there = f"Its columns: {listed(columns)}"
-    if asked is not None:
-        if asked not in columns:
-            raise DataError(f"{file} has no column {asked!r}. {there}.{did_you_mean(asked, columns)}")
-        return asked
+    if named is not None:
+        if named not in columns:
+            raise DataError(f"{file} has no column {named!r}. {there}.{did_you_mean(named, columns)}")
+        return named
     found = [column for column in columns if column.lower() in usual]
     first = [column for column in found if column.lower() == usual[0]]
     if len(first) == 1 or len(found) == 1:

@@ -27,14 +27,16 @@ def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> b
         >>> content[8:41].decode()
         '{"__metadata__":{"a":"2","b":"1"}'
     """
-    own: dict[str, Tensor] = {}
-    places: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    addresses: set[int] = set()
     for name, value in tensors.items():  # the library refuses what shares memory, or does not lie in order
         value = value.detach().cpu()
-        alone = value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() not in places
-        own[name] = value if alone and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
-        places.add(own[name].data_ptr())
-    content = safetensors.torch.save(own, dict(metadata) or None)
+        alone = value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() not in addresses
+        separate[name] = (
+            value if alone and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
+        )
+        addresses.add(separate[name].data_ptr())
+    content = safetensors.torch.save(separate, dict(metadata) or None)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     texts = dict(sorted(header.pop("__metadata__", {}).items()))

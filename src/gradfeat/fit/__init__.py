@@ -10,5 +10,17 @@ from gradfeat.fit.preparation import prepare
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.table import SOLVERS, select_solver, solve
+from gradfeat.solvers.subspace import Penalties
 
-__all__ = ["SOLVERS", "Fit", "LinearSolver", "Plan", "Problem", "Solver", "prepare", "select_solver", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Fit",
+    "LinearSolver",
+    "Penalties",
+    "Plan",
+    "Problem",
+    "Solver",
+    "prepare",
+    "select_solver",
+    "solve",
+]

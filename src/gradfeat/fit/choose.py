@@ -339,7 +339,8 @@ class _Path:
 
     def _per_sample(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the losses of validation samples, (n,): the mean of one in several splits, NaN of one in none."""
-        total, count = torch.zeros(2, len(self.problem.y), dtype=torch.float64)
+        total = torch.zeros(len(self.problem.y), dtype=torch.float64)
+        count = torch.zeros_like(total)
         for split, losses in zip(self.splits, parts, strict=True):
             total[split.validation.cpu()] += losses.detach().double().cpu()
             count[split.validation.cpu()] += 1

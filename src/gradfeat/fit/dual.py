@@ -19,7 +19,7 @@ from gradfeat.fit.run import Run
 from gradfeat.losses import Quadratic
 from gradfeat.samples.store import available_memory
 from gradfeat.solvers.dual import DualPoint
-from gradfeat.solvers.dual_newton import NewtonPoint, curvature_unit, newton_dual
+from gradfeat.solvers.dual_newton import DualProblem, NewtonPoint, curvature_unit, newton_dual
 from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.subspace import GAP, Penalties, Solution, bound
 
@@ -102,16 +102,8 @@ def _newton(samples: DualSamples, plan: Plan, start: Start) -> tuple[Penalties, 
         logits = problem.store.features.to(omega.omega) @ omega.omega + omega.bias
         unit = curvature_unit(kernel, logits, samples.y, problem.loss, samples.weight)
         penalties = Penalties(omega.penalty, unit * problem.views)
-    point = newton_dual(
-        kernel,
-        samples.f,
-        samples.y,
-        problem.loss,
-        samples.weight,
-        penalties.lambda1,
-        penalties.lambda2,
-        outputs=samples.outputs,
-    )
+    dual = DualProblem(kernel, samples.f, samples.y, problem.loss, samples.weight, samples.outputs)
+    point = newton_dual(dual, penalties.lambda1, penalties.lambda2)
     reason = f"{point.iterations} Newton steps for {samples.n} samples × {samples.outputs} outputs, gradient "
     return penalties, point, f"{reason}{point.gradient:.0e}"
 

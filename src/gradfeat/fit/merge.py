@@ -200,7 +200,8 @@ class MergedNetwork(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return logits, (n, c)."""
-        return self.head(self._extract((x,), {}))
+        logits: Tensor = self.head(self._extract((x,), {}))
+        return logits
 
 
 @plain()

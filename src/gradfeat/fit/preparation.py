@@ -63,11 +63,8 @@ def prepare(
         ConfigurationError: The checkpoint is of other data; a penalty or folds that cannot be meant.
         DataError: Targets or weights of another number than the samples.
     """
-    n = len(y)
-    if n * views != len(inputs) or (weight is not None and len(weight) != n):
-        weights = "" if weight is None else f" and {len(weight)} weights"
-        raise DataError(f"{len(inputs)} inputs, {views} of each sample, do not fit {n} targets{weights}")
-    progress = progress or Progress(False)
+    _check_lengths(inputs, y, weight, views)
+    n, progress = len(y), progress or Progress(False)
     start = time.perf_counter()
     with progress.step("activations") as done:
         store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
@@ -86,27 +83,25 @@ def prepare(
     weight = None if weight is None else torch.cat([weight] * views)
 
     def compute(report: Step) -> Probe:
+        f, some = store.features[:rows], None if weight is None else weight[:rows]
         return fit_probe(
-            store.features[:rows],
-            y[:rows],
-            loss,
-            sample_weight=None if weight is None else weight[:rows],
-            penalty=penalty,
-            cv=cv,
-            random_state=random_state,
-            report=report,
+            f, y[:rows], loss, sample_weight=some, penalty=penalty, cv=cv, random_state=random_state, report=report
         )
 
+    def unpack(part: Part) -> Probe:
+        return _unpack_probe(part, store.features)
+
     with progress.step("probe") as done:
-        fitted = resumed(
-            checkpoint,
-            "probe",
-            lambda: probe or compute(done),
-            _pack_probe,
-            lambda part: _unpack_probe(part, store.features),
-        )
+        fitted = resumed(checkpoint, "probe", lambda: probe or compute(done), _pack_probe, unpack)
     seconds = {"activations": after_store - start, "probe": time.perf_counter() - after_store}
     return Problem(store, y, weight, loss, fitted, seconds, views, checkpoint)
+
+
+def _check_lengths(inputs: Batches, y: Tensor, weight: Tensor | None, views: int) -> None:
+    n = len(y)
+    if n * views != len(inputs) or (weight is not None and len(weight) != n):
+        weights = "" if weight is None else f" and {len(weight)} weights"
+        raise DataError(f"{len(inputs)} inputs, {views} of each sample, do not fit {n} targets{weights}")
 
 
 def _of_all_views(pairs: Folds, n: int, views: int) -> Folds:

@@ -14,7 +14,7 @@ from gradfeat.fit.predict import batch_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.first_order import History, State, train
+from gradfeat.solvers.first_order import History, Resuming, State, train
 from gradfeat.solvers.schedule import Schedule
 
 
@@ -57,8 +57,7 @@ class Training:
                 schedule,
                 generator=generator,
                 on_epoch=lambda epoch, _: done(epoch, epochs),
-                resume=self._resumed(generator),
-                keep=None if checkpoint is None else keep,
+                resuming=Resuming(self._resumed(generator), None if checkpoint is None else keep),
             )
         return model, history
 

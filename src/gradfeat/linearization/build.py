@@ -7,17 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradfeat.contexts import alone, plain
 from gradfeat.errors import BatchDependenceError, ConfigurationError, Theta2Error
-from gradfeat.linearization.capture import (
-    Captured,
-    Features,
-    capture,
-    flatten_inputs,
-)
+from gradfeat.linearization.capture import Captured, Features, capture, flatten_inputs
 from gradfeat.linearization.check import check_programs, in_double
 from gradfeat.linearization.copies import with_ordinary_tensors
 from gradfeat.linearization.fold import Folding, fold_batchnorms
@@ -25,6 +20,7 @@ from gradfeat.linearization.layout import Layout, doubtful, find_layout, refuse_
 from gradfeat.linearization.linearization import Blueprint, Linearization, Residuals
 from gradfeat.linearization.programs import Parts, build_module, emit_program, emit_tangent
 from gradfeat.linearization.rules import RULES
+from gradfeat.linearization.rules.fallback import fallback
 from gradfeat.linearization.theta2 import Candidate, candidates, select
 from gradfeat.linearization.trace import Trace
 
@@ -93,46 +89,19 @@ def _linearize(
     check: bool,
 ) -> Linearization:
     captured = capture(network, example, features, set(RULES))
-    chosen, by_module, _ = select(network, captured, theta2)
+    chosen, by_module = select(network, captured, theta2)
+    original, names = dict(captured.values), set(chosen)
     foldings: list[Folding] = []
-    original = dict(captured.values)
-    after = set(chosen)
     if fold_batchnorm:
-        foldings, after = fold_batchnorms(captured, set(chosen), by_module)
-    names = [name for name in captured.parameters if name in after]
-    folded_names = {name for f in foldings for name in (f.weight, f.bias, f.gamma, f.beta, f.mean, f.variance) if name}
-
-    before = set(captured.graph.nodes)
-    trace = Trace(captured, names)
-    moved = trace.run()
-    if moved is None:
-        raise Theta2Error(
-            f"theta2: no derivative of f(x) along {', '.join(names[:4])}: an operation above them has none"
-        )
-    trace.finish(moved)
-    parts = Parts.of(captured, names, before)
-    residuals, tangent_attributes = emit_tangent(parts, trace)
-    boundary = parts.boundary([captured.output, *residuals])
-
-    graphs: dict[str, fx.Graph] = {"tangent": trace.tangents}
-    attributes = {"tangent": tangent_attributes}
-    graphs["bottom"], attributes["bottom"] = emit_program(parts, captured.inputs, boundary)
-    graphs["primal"], attributes["primal"] = emit_program(parts, boundary, [captured.output, *residuals])
-    graphs["network"], attributes["network"] = emit_program(parts, boundary, [captured.output], free=names)
-    start = {name: captured.values[name] for name in names}
-    blueprint = Blueprint(
-        parts=parts,
-        graphs=graphs,
-        attributes=attributes,
-        z0_layouts=[],
-        residual_layouts=[],
-        names=names,
-        foldings=foldings,
-        original={name: value for name, value in original.items() if name in folded_names},
-        by_rule=trace.by_rule,
-        layer_kinds=_layer_kinds(captured),
-        notes=captured.notes,
+        foldings, names = fold_batchnorms(captured, names, by_module)
+    changed = {name for f in foldings for name in (f.weight, f.bias, f.gamma, f.beta, f.mean, f.variance) if name}
+    blueprint = _draw(
+        captured,
+        [name for name in captured.parameters if name in names],
+        foldings,
+        {name: value for name, value in original.items() if name in changed},
     )
+    start = {name: captured.values[name] for name in blueprint.names}
     two = pytree.tree_map(lambda leaf: leaf[[1, 0]] if isinstance(leaf, Tensor) else leaf, example)
     z0 = _find_layouts(blueprint, start, example, two)
     for node in captured.graph.nodes:
@@ -141,6 +110,47 @@ def _linearize(
     if check:
         blueprint.checks[:] = check_programs(network, features, linearization, two, z0)
     return linearization
+
+
+def _draw(captured: Captured, names: list[str], foldings: list[Folding], original: dict[str, Tensor]) -> Blueprint:
+    """Trace the tangent, and cut both graphs into the four programs; where samples lie in them is not known yet.
+
+    Args:
+        captured: The network's graph, batch norms folded; rules append to it.
+        names: θ₂, in the network's order.
+        foldings: What was folded.
+        original: The network's own values of what folding changed.
+    """
+    before = set(captured.graph.nodes)
+    trace = Trace(captured, names)
+    moved = trace.run(RULES, fallback)
+    if moved is None:
+        raise Theta2Error(
+            f"theta2: no derivative of f(x) along {', '.join(names[:4])}: an operation above them has none"
+        )
+    trace.finish(moved)
+    parts = Parts.of(captured, names, before)
+    residuals, tangent_attributes = emit_tangent(parts, trace)
+    boundary = parts.boundary([captured.output, *residuals])
+    programs = {
+        "tangent": (trace.tangents, tangent_attributes),
+        "bottom": emit_program(parts, captured.inputs, boundary),
+        "primal": emit_program(parts, boundary, [captured.output, *residuals]),
+        "network": emit_program(parts, boundary, [captured.output], free=names),
+    }
+    return Blueprint(
+        parts=parts,
+        graphs={name: graph for name, (graph, _) in programs.items()},
+        attributes={name: attributes for name, (_, attributes) in programs.items()},
+        z0_layouts=[],
+        residual_layouts=[],
+        names=names,
+        foldings=foldings,
+        original=original,
+        by_rule=trace.by_rule,
+        layer_kinds=_layer_kinds(captured),
+        notes=captured.notes,
+    )
 
 
 def theta2_candidates(network: nn.Module, example_input: Any, *, features: Features = None) -> list[Candidate]:

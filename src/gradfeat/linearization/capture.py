@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from gradfeat.contexts import callers_device
 from gradfeat.errors import ConfigurationError, GradfeatWarning, LinearizationError, did_you_mean
 from gradfeat.linearization.inplace import write_out_of_place
+from gradfeat.linearization.quiet import quiet
 
 Features = None | str | Callable[[Any], Tensor]
 
@@ -38,8 +38,8 @@ class Captured:
         inputs: The placeholders of the network's inputs, in the order of the flattened example.
         parameters: Names in `values` that are parameters.
         aliases: Other names of shared parameters, and the name each goes by here.
-        in_spec: How inputs are nested.
         output: The node of f(x).
+        notes: What the user should know about the network.
     """
 
     graph: fx.Graph
@@ -48,7 +48,6 @@ class Captured:
     inputs: list[fx.Node]
     parameters: list[str]
     aliases: dict[str, str]
-    in_spec: pytree.TreeSpec
     output: fx.Node
     notes: list[str] = field(default_factory=list)
 
@@ -122,8 +121,8 @@ class FeatureExtractor(nn.Module):
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Put every module of `network` in evaluation mode, and back as it was afterwards."""
     training = {module: module.training for module in network.modules()}
-    network.eval()
     try:
+        network.eval()
         yield
     finally:
         for module, was in training.items():
@@ -161,10 +160,6 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     args, kwargs = as_inputs(example)
-    # On a GPU batch norm is cuDNN's up to this size, and another's beyond; export wants one of the two. The bound goes
-    # with the other checks, and the programs have no such kernel.
-    batch = torch.export.Dim("batch", max=65_535)
-    shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
     notes: list[str] = []
     if network.training:
         notes.append("the network was in training mode; it is linearized in evaluation mode")
@@ -175,24 +170,38 @@ def capture(network: nn.Module, example: Any, features: Features, keep: set[Any]
                 GradfeatWarning,
                 stacklevel=4,
             )
+    program = _exported(extractor, args, kwargs)
+    _erase_checks(program.graph)
+    if not write_out_of_place(program.graph):
+        program = _functionalized(program, keep)
+    return _read_program(program, network, notes)
+
+
+def _exported(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    # On a GPU batch norm is cuDNN's up to this size, and another's beyond; export wants one of the two. The bound goes
+    # with the other checks, and the programs have no such kernel.
+    batch = torch.export.Dim("batch", max=65_535)
+    shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
     try:
-        with evaluation_mode(extractor), torch.no_grad(), callers_device(), _quiet_export():
-            program = torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
+        with quiet(), evaluation_mode(extractor), torch.no_grad(), callers_device():
+            return torch.export.export(extractor, (args, kwargs), dynamic_shapes=shapes)
     except ConfigurationError:
         raise
     except Exception as error:  # torch.export raises many types; the reason is in the message
         _refuse_input(extractor, args, kwargs)
         raise LinearizationError(
-            f"{type(network).__name__} cannot be captured with a free batch size: {_why(error)}"
+            f"{type(extractor.network).__name__} cannot be captured with a free batch size: {_why(error)}"
         ) from error
-    _erase_checks(program.graph)
-    if not write_out_of_place(program.graph):
-        with _quiet_export():
-            table = torch.export.default_decompositions()
-            for operation in keep & set(table):
-                table.pop(operation)
-            program = program.run_decompositions(table)
-    return _read_program(program, network, notes)
+
+
+def _functionalized(program: ExportedProgram, keep: set[Any]) -> ExportedProgram:
+    """Let torch itself rewrite what writes in place, which decomposes all operations but those of `keep`."""
+    with quiet():
+        table = torch.export.default_decompositions()
+        for operation in keep & set(table):
+            table.pop(operation)
+        functional: ExportedProgram = program.run_decompositions(table)
+        return functional
 
 
 def refuse_modules(network: nn.Module) -> None:
@@ -262,19 +271,6 @@ def _refuse_input(extractor: FeatureExtractor, args: tuple[Any, ...], kwargs: di
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Leave out what torch.export says about its own insides."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def _why(error: Exception) -> str:
     """Say why torch.export refuses a network, and the way out where the reason is a usual one."""
     text = str(error)
@@ -324,7 +320,7 @@ def _write_dtypes(graph: fx.Graph) -> None:
             node.kwargs = {**node.kwargs, "dtype": made.dtype}
 
 
-def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Captured:
+def _read_program(program: ExportedProgram, network: nn.Module, notes: list[str]) -> Captured:
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise LinearizationError(
@@ -356,8 +352,7 @@ def _read_program(program: Any, network: nn.Module, notes: list[str]) -> Capture
     (output,) = (node for node in graph.nodes if node.op == "output")
     features = output.args[0][0]
     graph.eliminate_dead_code()
-    in_spec = program.call_spec.in_spec
-    return Captured(graph, values, constants, inputs, parameters, aliases, in_spec, features, notes)
+    return Captured(graph, values, constants, inputs, parameters, aliases, features, notes)
 
 
 def _merge_shared(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ _STEP = 1e-5  # of differences in double precision, in units of the random direc
 _FAILS = (NotImplementedError, RuntimeError, TypeError)  # what torch has no derivative, or no kernel, for
 
 Weights = dict[str, Tensor]
-Derivative = Callable[[Linearization, Any, Weights], Tensor]
 
 
 def check_programs(
@@ -88,7 +86,8 @@ def _features_of(network: nn.Module, features: Features, example: Any) -> Tensor
     extractor = FeatureExtractor(network, features)
     extractor.training = network.training
     with evaluation_mode(extractor), callers_device():
-        return extractor(*as_inputs(example))
+        f: Tensor = extractor(*as_inputs(example))
+        return f
 
 
 def _wrong_features(expected: Tensor, f: Tensor) -> LinearizationError:
@@ -213,7 +212,8 @@ def _tangent(lin: Linearization, z0: Tensor | Residuals, w2: Weights) -> Tensor:
 
 
 def _forward(lin: Linearization, z0: Any, w2: Weights) -> Tensor:
-    return torch.func.jvp(lambda point: lin.network(point, z0), (lin.theta2,), (w2,))[1]
+    moved: Tensor = torch.func.jvp(lambda point: lin.network(point, z0), (lin.theta2,), (w2,))[1]
+    return moved
 
 
 def _forward_plain(lin: Linearization, z0: Any, w2: Weights) -> Tensor:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.schema import by_name
 
 aten = torch.ops.aten
 
@@ -61,7 +62,7 @@ class Folding:
     def scale_weight(self, weight: Tensor, s: Tensor) -> Tensor:
         """Multiply each output channel of `weight` by its entry of `s`, (out,)."""
         if self.groups:
-            grouped = weight.unflatten(0, (self.groups, -1))  # (groups, in / groups, out / groups, ...)
+            grouped: Tensor = weight.unflatten(0, (self.groups, -1))  # (groups, in / groups, out / groups, ...)
             shape = [self.groups, 1, weight.shape[1]] + [1] * (weight.ndim - 2)
             return (grouped * s.reshape(shape)).flatten(0, 1)
         return weight * s.reshape([-1] + [1] * (weight.ndim - 1))
@@ -143,22 +144,18 @@ def fold_batchnorms(captured: Captured, theta2: set[str], by_module: set[str]) -
 
 def _match(captured: Captured, norm: fx.Node) -> Folding | None:
     """Return how `norm` folds into the layer before it, or None where it must stay."""
-    layer, gamma, beta, mean, variance, *settings = cast(tuple[Any, ...], norm.args)
-    if norm.target is aten.batch_norm.default:
-        training, eps = settings[0], settings[2]
-    else:
-        training, eps = False, settings[1]
+    given = by_name(norm.target, norm.args, norm.kwargs)
+    layer, gamma, beta, mean, variance = given.input, given.weight, given.bias, given.running_mean, given.running_var
+    training = getattr(given, "training", False)  # one operation is of evaluation mode alone
     if training or mean is None or not isinstance(layer, fx.Node) or layer.op != "call_function":
         return None
     if len(layer.users) != 1 or layer is captured.output:
         return None  # something else sees the value before the batch norm
     if layer.target not in _LAYERS:
         return None
-    groups = 0
-    if layer.target in _TRANSPOSED:
-        groups = cast(int, layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1))
-    arguments = {**dict(zip(("input", "weight", "bias"), layer.args, strict=False)), **layer.kwargs}
-    weight, bias = cast(fx.Node, arguments["weight"]), cast(fx.Node | None, arguments.get("bias"))
+    of_layer = by_name(layer.target, layer.args, layer.kwargs)
+    groups = of_layer.groups if layer.target in _TRANSPOSED else 0
+    weight, bias = of_layer.weight, of_layer.bias
     if layer.meta["val"].ndim != weight.meta["val"].ndim:
         return None  # a linear layer's channels are the last axis, the batch norm's the second
     used = [node for node in (weight, bias, gamma, beta, mean, variance) if node is not None]
@@ -179,7 +176,7 @@ def _match(captured: Captured, norm: fx.Node) -> Folding | None:
         beta=name_of.get(beta),
         mean=name_of[mean],
         variance=name_of[variance],
-        eps=eps,
+        eps=given.eps,
         groups=groups,
     )
 

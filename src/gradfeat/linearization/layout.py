@@ -32,7 +32,8 @@ class Layout:
         if self.factor == 1:
             return value if self.axis == 0 else value.movedim(self.axis, 0)
         sizes = (n, self.factor) if self.major else (self.factor, n)
-        return value.unflatten(self.axis, sizes).movedim(self.axis if self.major else self.axis + 1, 0)
+        split: Tensor = value.unflatten(self.axis, sizes)
+        return split.movedim(self.axis if self.major else self.axis + 1, 0)
 
     def unpack(self, value: Tensor) -> Tensor:
         """Undo `pack`."""

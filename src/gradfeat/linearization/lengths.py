@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gradfeat.contexts import alone, plain
 from gradfeat.linearization.build import linearize
@@ -104,6 +104,11 @@ class LengthGroups(Linearization):
         return self._longest.theta2
 
     @property
+    def programs(self) -> dict[str, fx.GraphModule]:
+        """The programs of the longest texts; those of others are their members'."""
+        return self._longest.programs
+
+    @property
     def _longest(self) -> Linearization:
         return self._of(len(self.members) - 1)
 
@@ -111,7 +116,7 @@ class LengthGroups(Linearization):
         return cast(Linearization, self.members[group])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LengthGroups:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for group in range(len(self.members) - 1):
             self._of(group).share_constants(self._longest)
         return self

@@ -149,6 +149,11 @@ class Linearization(nn.Module):
         return dict(self._blueprint.layer_kinds)
 
     @property
+    def programs(self) -> dict[str, fx.GraphModule]:
+        """The programs "bottom", "primal", "tangent" and "network", whose graphs and constants can be looked at."""
+        return {name: getattr(self, f"_{name}") for name in ("bottom", "primal", "tangent", "network")}
+
+    @property
     def bytes_per_sample(self) -> dict[str, int]:
         """Memory of "z0" and "residuals" for one sample, bytes, in the dtype that the programs compute in."""
         sizes = self._blueprint.sizes
@@ -230,7 +235,8 @@ class Linearization(nn.Module):
         values = [
             layout.unpack(value) for layout, value in zip(self._blueprint.residual_layouts, residuals, strict=False)
         ]
-        return self._tangent(residuals[0].shape[0], *given, *values)
+        moved: Tensor = self._tangent(residuals[0].shape[0], *given, *values)
+        return moved
 
     def transpose(self, u: Tensor, residuals: Residuals) -> dict[str, Tensor]:
         """Return Σₙ J(xₙ)ᵀ uₙ, with the names and shapes of θ₂.

@@ -6,27 +6,25 @@ gradient takes several times as long on a CPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from gradfeat.linearization.schema import by_name
+
 aten = torch.ops.aten
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
-_DEFAULTS: tuple[Any, ...] = ([1], [0], [1], 1)  # stride, padding, dilation, groups
 
 
 def is_one_pixel(node: fx.Node) -> bool:
     """Whether an operation of an exported graph is a convolution whose filters have one place in its images."""
     if node.target not in _CONVOLUTIONS or node.kwargs:
         return False
-    arguments: list[Any] = list(node.args)
-    z, w = (source.meta["val"] for source in arguments[:2])
-    _, padding, dilation, groups = [*arguments[3:], *_DEFAULTS[max(0, len(arguments) - 3) :]]
+    given = by_name(node.target, node.args)
+    z, w = given.input.meta["val"], given.weight.meta["val"]
     whole = z.ndim == w.ndim and z.shape[1:] == w.shape[1:]
-    return bool(whole and groups == 1 and not any(padding) and all(step == 1 for step in dilation))
+    return bool(whole and given.groups == 1 and not any(given.padding) and all(step == 1 for step in given.dilation))
 
 
 def one_pixel(z: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

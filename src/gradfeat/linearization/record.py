@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from gradfeat.linearization.one_pixel import one_pixel
+from gradfeat.linearization.schema import by_name
 from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
@@ -102,6 +103,5 @@ def _window(target: Any, arguments: Sequence[Any]) -> tuple[Sequence[int], ...] 
         return kernel, (1, 1), (0, 0), (1, 1)
     if target is not aten.conv2d.default:
         return None
-    defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
-    stride, padding, dilation, groups = [*arguments[3:], *defaults[max(0, len(arguments) - 3) :]]
-    return (kernel, dilation, padding, stride) if groups == 1 else None
+    given = by_name(target, arguments)
+    return (kernel, given.dilation, given.padding, given.stride) if given.groups == 1 else None

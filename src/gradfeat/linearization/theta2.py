@@ -29,9 +29,7 @@ class Candidate:
     parameters: int
 
 
-def select(
-    network: nn.Module, captured: Captured, theta2: str | Sequence[str]
-) -> tuple[list[str], set[str], list[str]]:
+def select(network: nn.Module, captured: Captured, theta2: str | Sequence[str]) -> tuple[list[str], set[str]]:
     """Resolve `theta2` to parameter names.
 
     Args:
@@ -40,7 +38,7 @@ def select(
         theta2: "auto", or names of modules or parameters, or globs over either; one or a list.
 
     Returns:
-        The names in the network's order; those among them selected through a module or "auto"; the patterns used.
+        The names in the network's order; those among them selected through a module or "auto".
 
     Raises:
         Theta2Error: A name matches nothing, or nothing of it reaches the features.
@@ -81,7 +79,7 @@ def select(
             )
         chosen |= live
         by_module |= live & inside
-    return [name for name in captured.parameters if name in chosen], by_module, patterns
+    return [name for name in captured.parameters if name in chosen], by_module
 
 
 def reaches_features(captured: Captured) -> set[str]:

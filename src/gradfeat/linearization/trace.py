@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from gradfeat.errors import BatchDependenceError
 from gradfeat.linearization.capture import Captured
+from gradfeat.linearization.schema import by_position
 from gradfeat.linearization.theta2 import ancestors
 
 aten = torch.ops.aten
@@ -24,6 +25,9 @@ aten = torch.ops.aten
 
 Symbol = Any
 """A value yet to be computed, an `fx.Proxy`: arithmetic on it writes the graph (Any, as fx declares no operators)."""
+
+Rule = Callable[..., Any]
+"""A tangent rule, ``rule(trace, node, *args, **kwargs)``; see `gradfeat.linearization.rules`."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,9 @@ class Dual:
 
 @dataclass
 class Gate:
-    """A derivative that is 0 or 1 (or a slope): the mask, and how to read it off the operation's output instead."""
+    """A use of a derivative that is 0 or 1 (or a slope), and how to read it off the operation's output instead."""
 
     node: fx.Node
-    mask: fx.Node
     output: fx.Node
     backward: Callable[..., Any]
     extra: tuple[Any, ...]
@@ -58,16 +61,10 @@ class Trace:
     Args:
         captured: The network's graph; rules append to it.
         theta2: Names of the parameters that move.
-        rules: Operation -> rule; by default the registry.
     """
 
-    def __init__(
-        self, captured: Captured, theta2: Sequence[str], *, rules: Mapping[Any, Callable[..., Any]] | None = None
-    ) -> None:
-        from gradfeat.linearization.rules import RULES
-
+    def __init__(self, captured: Captured, theta2: Sequence[str]) -> None:
         self.captured = captured
-        self.rules = RULES if rules is None else rules
         self.values = captured.graph
         self.tangents = fx.Graph()
         self.samples = self.tangents.placeholder("n")
@@ -105,7 +102,7 @@ class Trace:
         If `output` is kept for another reason, the mask is not: ``backward(tangent, output, *extra)`` says the same.
         """
         out = self.emit(_gate, tangent, self.keep(mask), slope)
-        self.gates.append(Gate(out.node, mask.node, output.node, backward, extra))
+        self.gates.append(Gate(out.node, output.node, backward, extra))
         return out
 
     def emit(self, function: Any, *args: Any, **kwargs: Any) -> Symbol:
@@ -143,31 +140,35 @@ class Trace:
 
     # ---- the walk ----
 
-    def run(self) -> Symbol | None:
-        """Apply the rules along the graph; return the tangent of f(x), or None if θ₂ does not reach it."""
+    def run(self, rules: Mapping[Any, Rule], fallback: Rule) -> Symbol | None:
+        """Apply rules along the graph.
+
+        Args:
+            rules: Operation -> rule.
+            fallback: The rule of an operation that has none, or that its own returns NotImplemented for.
+
+        Returns:
+            The tangent of f(x), or None if θ₂ does not reach it.
+        """
         for node, name in self.captured.constants.items():
             if name in self.w2:
                 self._tangent_of[node] = fx.Proxy(self.w2[name], self._tangent_tracer)
         for node in list(self.values.nodes):
             if node.op == "call_function" and any(source in self._tangent_of for source in node.all_input_nodes):
-                self._visit(node)
+                self._visit(node, rules.get(node.target), fallback)
         return self._tangent_of.get(self.captured.output)
 
-    def _visit(self, node: fx.Node) -> None:
-        from gradfeat.linearization.rules import has_derivative
-        from gradfeat.linearization.rules.fallback import fallback
-
+    def _visit(self, node: fx.Node, rule: Rule | None, fallback: Rule) -> None:
         if node.target is operator.getitem:
             source, index = cast(tuple[fx.Node, int], node.args)
             tangents = self._tangent_of[source]
             if tangents is not None and tangents[index] is not None:
                 self._tangent_of[node] = tangents[index]
             return
-        if not has_derivative(node):
+        if not _has_derivative(node):
             return
-        rule = self.rules.get(node.target)
         with self.values.inserting_before(node.next):
-            args, kwargs = fx.map_arg(_bound(node), self._dual)
+            args, kwargs = fx.map_arg(by_position(node), self._dual)
             tangent = NotImplemented if rule is None else rule(self, node, *args, **kwargs)
             if tangent is NotImplemented or _misses_one(node, tangent):
                 rule = None
@@ -225,19 +226,25 @@ class Trace:
         self.tangents.lint()
 
 
-def _bound(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a node as rules take them: by position, unless they can only be given by name."""
+_CONSTANT = {
+    *("detach", "sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "argmax", "argmin", "floor_divide", "sym_size", "lift_fresh"),
+    "fill.Scalar",
+}
+
+
+def _has_derivative(node: fx.Node) -> bool:
+    """Whether the output of `node` is a real number that moves with its inputs."""
+    fake = node.meta.get("val")
+    outputs = fake if isinstance(fake, (tuple, list)) else (fake,)
+    if not any(isinstance(output, Tensor) and output.dtype.is_floating_point for output in outputs):
+        return False
     schema = getattr(node.target, "_schema", None)
-    if schema is None or not node.kwargs:
-        return node.args, dict(node.kwargs)
-    positional = [argument for argument in schema.arguments if not argument.kwarg_only]
-    given = [argument.name in node.kwargs for argument in positional]
-    last = max([i for i, named in enumerate(given) if named], default=-1)
-    between = [
-        node.kwargs.get(argument.name, argument.default_value) for argument in positional[len(node.args) : last + 1]
-    ]
-    taken = {argument.name for argument in positional}
-    return (*node.args, *between), {name: value for name, value in node.kwargs.items() if name not in taken}
+    if schema is None:
+        return True
+    name = schema.name.split("::")[-1]
+    return name not in _CONSTANT and f"{name}.{schema.overload_name}" not in _CONSTANT
 
 
 def _misses_one(node: fx.Node, tangent: Any) -> bool:

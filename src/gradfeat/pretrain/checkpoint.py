@@ -153,13 +153,13 @@ class Checkpoint:
             write_whole(path, table)
 
     def _compare(self, other: Mapping[str, Any]) -> None:
-        own = dict(self.configuration)
+        configuration = dict(self.configuration)
         if WEIGHTS not in other:
-            own.pop(WEIGHTS, None)  # nothing there says that they were others
-        names = [*own, *(name for name in other if name not in own)]
-        differing = [name for name in names if other.get(name) != own.get(name)]
+            configuration.pop(WEIGHTS, None)  # nothing there says that they were others
+        names = [*configuration, *(name for name in other if name not in configuration)]
+        differing = [name for name in names if other.get(name) != configuration.get(name)]
         if differing:
-            said = "; ".join(f"{name} {other.get(name)} there, {own.get(name)} now" for name in differing)
+            said = "; ".join(f"{name} {other.get(name)} there, {configuration.get(name)} now" for name in differing)
             again = "" if WEIGHTS not in differing else "To go on, give the network as it was before that run. "
             raise ConfigurationError(
                 f"{self.folder} holds the checkpoint of another run: {said}. {again}{self._way_out()}"

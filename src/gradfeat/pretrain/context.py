@@ -83,12 +83,15 @@ class Context(Task):
         image = torch.arange(len(x), device=x.device)[:, None, None]
         return x.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
-    def _drop(self, patches: Tensor) -> Tensor:
-        """Keep one colour of each patch; noise with a hundredth of its standard deviation replaces the others."""
-        kept = torch.randint(3, (len(patches),)).to(patches.device)
-        own = patches[torch.arange(len(patches), device=patches.device), kept]  # (n, p, p)
-        noise = torch.randn(patches.shape).to(patches) * own.std(dim=(1, 2))[:, None, None, None] / 100
-        keep = F.one_hot(kept, 3).bool()[:, :, None, None]
+    def one_colour(self, patches: Tensor) -> Tensor:
+        """Return patches, (n, 3, p, p), with one colour each, drawn at random.
+
+        Noise with a hundredth of its standard deviation replaces the other two.
+        """
+        drawn = torch.randint(3, (len(patches),)).to(patches.device)
+        colour = patches[torch.arange(len(patches), device=patches.device), drawn]  # (n, p, p)
+        noise = torch.randn(patches.shape).to(patches) * colour.std(dim=(1, 2))[:, None, None, None] / 100
+        keep = F.one_hot(drawn, 3).bool()[:, :, None, None]
         return torch.where(keep, patches, noise)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -96,6 +99,6 @@ class Context(Task):
         first, second, direction = self.pairs(x)
         patches = torch.cat([first, second])
         if self.drop_colours:
-            patches = self._drop(patches)
+            patches = self.one_colour(patches)
         features = torch.cat(self.encoder(patches).chunk(2), dim=1)  # (n, 2 d)
         return F.cross_entropy(self.classifier(features), direction)

@@ -158,8 +158,8 @@ def read_architecture(path: str | Path) -> tuple[str | None, dict[str, Any]]:
         BackboneError: As `load_encoder` says.
     """
     metadata = _read_metadata(_read(path)[0], Path(path))
-    own = metadata["architecture"] in _ARCHITECTURES
-    return None if own else metadata["architecture"], metadata
+    built_in = metadata["architecture"] in _ARCHITECTURES
+    return None if built_in else metadata["architecture"], metadata
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,38 @@ from gradfeat.pretrain.replay import LossAndGradients
 
 Progress = Callable[[int, int, float], None]
 Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long, in what steps and how fast a task is trained.
+
+    Args:
+        epochs: Passes over the images.
+        batch_size: Images per step; a last batch of one image is dropped, for batch norm.
+        learning_rate: Peak of the cycle, or the constant rate.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Return the number of batches of n images."""
+        return n // self.batch_size + (n % self.batch_size > 1)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told how far a training is.
+
+    Args:
+        epoch: Called after every epoch with (epoch, epochs, mean of the first loss).
+        batch: Called after every batch with (batches done, batches of the whole run).
+    """
+
+    epoch: Progress | None = None
+    batch: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -122,18 +155,55 @@ def _at_home(task: nn.Module, device: torch.device) -> Iterator[None]:
             filter_.data = filter_.data.contiguous()
 
 
+class _Minimizer:
+    """A turn at work: its optimizer, its learning rate, and its losses since their mean was last taken.
+
+    Args:
+        turn: The loss and what it trains.
+        learning_rate: Peak of the cycle, or the constant rate.
+        steps: Batches of the whole run.
+        device: Where the parameters are.
+        replay: Whether the work on a batch may be recorded (see `Task.replayed`).
+    """
+
+    def __init__(self, turn: Turn, learning_rate: float, steps: int, device: torch.device, *, replay: bool) -> None:
+        self.turn = turn
+        self.optimizer = torch.optim.Adam(
+            turn.parameters, learning_rate, betas=turn.betas, fused=device.type == "cuda" or None
+        )
+        self.schedule = (
+            torch.optim.lr_scheduler.OneCycleLR(self.optimizer, learning_rate, total_steps=max(2, steps))
+            if turn.cycle
+            else None
+        )
+        self._loss_and_gradients = LossAndGradients(turn.loss, turn.parameters, replay=replay)
+        self._total, self._count = torch.zeros((), device=device), 0
+
+    def step(self, x: Tensor, y: Tensor | None) -> None:
+        """Take one step on a batch."""
+        loss = self._loss_and_gradients(x, y)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        self._total += loss
+        self._count += 1
+
+    def take_mean(self) -> float:
+        """Return the mean of the losses since the last call."""
+        mean = float(self._total) / max(1, self._count)
+        self._total, self._count = torch.zeros_like(self._total), 0
+        return mean
+
+
 def train(
     task: Task,
     x: Tensor,
     y: Tensor | None = None,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    recipe: Recipe,
     device: str | torch.device = "cpu",
     checkpoint: Checkpoint | None = None,
-    progress: Progress | None = None,
-    step: Step | None = None,
+    listeners: Listeners = Listeners(),
 ) -> list[dict[str, float]]:
     """Minimize the losses of a task by Adam.
 
@@ -141,14 +211,11 @@ def train(
         task: What is trained; every turn has its own optimizer.
         x: Images, (n, c, h, w), uint8 or float in [0, 1]. On a GPU they are all brought there; batches are scaled.
         y: Labels, (n,), for a task that needs them.
-        epochs: Passes over the images.
-        batch_size: Images per step; a last batch of one image is dropped, for batch norm.
-        learning_rate: Peak of the cycle, or the constant rate.
+        recipe: Epochs, batches and learning rate.
         device: Where the task is trained.
         checkpoint: Where the state is kept after an epoch, and where the loop goes on if something is there. On a
             CPU the result is, bit for bit, that of a run without interruption.
-        progress: Called after every epoch with (epoch, epochs, mean of the first loss).
-        step: Called after every batch with (batches done, batches of the whole run).
+        listeners: Told after every epoch and every batch.
 
     Returns:
         The mean of every loss in every epoch.
@@ -160,51 +227,41 @@ def train(
     """
     task.to(device)
     x, y = x.to(device), None if y is None else y.to(device)
-    starts = [start for start in range(0, len(x), batch_size) if len(x) - start > 1]
-    steps = epochs * len(starts)
-    turns = task.turns()
-    works = [LossAndGradients(turn.loss, turn.parameters, replay=task.replayed) for turn in turns]
-    optimizers = [
-        torch.optim.Adam(turn.parameters, learning_rate, betas=turn.betas, fused=x.is_cuda or None) for turn in turns
+    per_epoch = recipe.steps_per_epoch(len(x))
+    steps = recipe.epochs * per_epoch
+    minimizers = [
+        _Minimizer(turn, recipe.learning_rate, steps, x.device, replay=task.replayed) for turn in task.turns()
     ]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps)) if turn.cycle else None
-        for turn, optimizer in zip(turns, optimizers, strict=True)
-    ]
-    state = State(task, optimizers, schedules)
+    state = State(task, [m.optimizer for m in minimizers], [m.schedule for m in minimizers])
     with _at_home(task, x.device):
         history = [] if checkpoint is None else checkpoint.resume(state)
         task.train()
-        for epoch in range(len(history) + 1, epochs + 1):
-            order = torch.randperm(len(x)).to(device)
-            totals = [torch.zeros((), device=device) for _ in turns]
-            taken = [0] * len(turns)
-            for done, start in enumerate(starts, (epoch - 1) * len(starts) + 1):
-                chosen = order[start : start + batch_size]
-                batch = scaled(x[chosen])
-                target = None if y is None else y[chosen]
-                for i, turn in enumerate(turns):
-                    if done % turn.every:
-                        continue
-                    loss = works[i](batch, target)
-                    optimizers[i].step()
-                    if (schedule := schedules[i]) is not None:
-                        schedule.step()
-                    totals[i] += loss
-                    taken[i] += 1
-                if step is not None:
-                    step(done, steps)
-            means = [float(total) / max(1, count) for total, count in zip(totals, taken, strict=True)]
-            if not all(bool(torch.isfinite(total)) for total in totals):
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            for done, (images, labels) in enumerate(_batches(x, y, recipe.batch_size), (epoch - 1) * per_epoch + 1):
+                for minimizer in minimizers:
+                    if done % minimizer.turn.every == 0:
+                        minimizer.step(images, labels)
+                if listeners.batch is not None:
+                    listeners.batch(done, steps)
+            means = {minimizer.turn.name: minimizer.take_mean() for minimizer in minimizers}
+            if not all(map(math.isfinite, means.values())):
                 raise ConvergenceError(
                     f"Pre-training left the finite numbers in epoch {epoch}: use a smaller learning_rate."
                 )
-            history.append({turn.name: mean for turn, mean in zip(turns, means, strict=True)})
-            if checkpoint is not None and (epoch % checkpoint.every == 0 or epoch == epochs):
+            history.append(means)
+            if checkpoint is not None and (epoch % checkpoint.every == 0 or epoch == recipe.epochs):
                 checkpoint.write(state, history)
-            if progress is not None:
-                progress(epoch, epochs, means[0])
+            if listeners.epoch is not None:
+                listeners.epoch(epoch, recipe.epochs, next(iter(means.values())))
     if checkpoint is not None:
         checkpoint.finish()
     task.eval()
     return history
+
+
+def _batches(x: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield all images once in a random order, scaled, with their labels; no last batch of one image."""
+    order = torch.randperm(len(x)).to(x.device)
+    for chosen in order.split(size):
+        if len(chosen) > 1:
+            yield scaled(x[chosen]), None if y is None else y[chosen]

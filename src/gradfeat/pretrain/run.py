@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gradfeat.pretrain.context import Context
 from gradfeat.pretrain.encoder import BIGAN, ConvEncoder
 from gradfeat.pretrain.images import write_sheet
 from gradfeat.pretrain.jigsaw import Jigsaw
-from gradfeat.pretrain.loop import Progress, Step, scaled, seeded, train
+from gradfeat.pretrain.loop import Listeners, Progress, Recipe, Step, Task, scaled, seeded, train
 from gradfeat.pretrain.rotation import Rotation
 from gradfeat.pretrain.supervised import Supervised
 from gradfeat.pretrain.vae import VariationalAutoencoder
@@ -104,20 +105,10 @@ def pretrain_encoder(
         >>> encoder(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 32])
     """
-    if task not in TASKS:
-        raise ConfigurationError(f"Unknown task {task!r}. Known: {', '.join(TASKS)}." + did_you_mean(task, TASKS))
-    cls = TASKS[task]
-    learning_rate = cls.learning_rate if learning_rate is None else learning_rate
-    network = cls.network if network is None else network
-    if epochs < 1 or batch_size < 2 or not learning_rate > 0 or checkpoint_every < 1:
-        raise ConfigurationError(
-            "Expected epochs >= 1, batch_size >= 2 (for batch norm), learning_rate > 0 and checkpoint_every >= 1; "
-            f"got {epochs}, {batch_size}, {learning_rate} and {checkpoint_every}."
-        )
-    if isinstance(network, str) and network not in NETWORKS:
-        raise ConfigurationError(
-            f"Unknown network {network!r}. Known: {', '.join(NETWORKS)}." + did_you_mean(network, NETWORKS)
-        )
+    kind = _task_named(task)
+    recipe = Recipe(epochs, batch_size, kind.learning_rate if learning_rate is None else learning_rate)
+    _check_numbers(recipe, checkpoint_every)
+    network = _known_network(kind.network if network is None else network)
     options = dict(options or {})
     _check_options(task, options)
     x = _to_input(images)
@@ -126,45 +117,57 @@ def pretrain_encoder(
         options["classes"] = int(y.max()) + 1
     checkpoint = None
     if folder is not None:
-        configuration = {
-            "task": task,
-            **options,
-            **_about(network),
-            "images": list(x.shape),
-            "content": _digest(x.numpy(), b"" if y is None else y.numpy()),
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "random_state": random_state,
-        }
+        about = {**_about_network(network), **_about_data(x, y), **asdict(recipe)}
+        configuration = {"task": task, **options, **about, "random_state": random_state}
         checkpoint = Checkpoint(folder, configuration, restart=not resume, every=checkpoint_every)
     with float32_by_default(), seeded(random_state):
-        shape: Any = tuple(x.shape[1:])
-        encoder = NETWORKS[network](shape[0]) if isinstance(network, str) else network
-        objective = cls(encoder, shape, **options)
+        encoder = NETWORKS[network](x.shape[1]) if isinstance(network, str) else network
+        objective = kind(encoder, tuple(x.shape[1:]), **options)
         objective.look_at(x)
-        train(
-            objective,
-            x,
-            y,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            device=device,
-            checkpoint=checkpoint,
-            progress=progress,
-            step=step,
-        )
+        listeners = Listeners(epoch=progress, batch=step)
+        train(objective, x, y, recipe=recipe, device=device, checkpoint=checkpoint, listeners=listeners)
         objective.cpu()
         if folder is not None:
-            with torch.no_grad():
-                rows = objective.pictures(scaled(x[:_SHOWN]))
-            if rows:
-                write_sheet(Path(folder).expanduser() / "pictures.png", rows)
+            _draw_pictures(objective, x[:_SHOWN], Path(folder).expanduser() / "pictures.png")
     return encoder
 
 
-def _about(network: str | nn.Module) -> dict[str, str]:
+def _task_named(name: str) -> Any:
+    if name not in TASKS:
+        raise ConfigurationError(f"Unknown task {name!r}. Known: {', '.join(TASKS)}." + did_you_mean(name, TASKS))
+    return TASKS[name]
+
+
+def _check_numbers(recipe: Recipe, checkpoint_every: int) -> None:
+    if recipe.epochs < 1 or recipe.batch_size < 2 or not recipe.learning_rate > 0 or checkpoint_every < 1:
+        raise ConfigurationError(
+            "Expected epochs >= 1, batch_size >= 2 (for batch norm), learning_rate > 0 and checkpoint_every >= 1; "
+            f"got {recipe.epochs}, {recipe.batch_size}, {recipe.learning_rate} and {checkpoint_every}."
+        )
+
+
+def _known_network(network: str | nn.Module) -> str | nn.Module:
+    if isinstance(network, str) and network not in NETWORKS:
+        raise ConfigurationError(
+            f"Unknown network {network!r}. Known: {', '.join(NETWORKS)}." + did_you_mean(network, NETWORKS)
+        )
+    return network
+
+
+def _draw_pictures(objective: Task, images: Tensor, path: Path) -> None:
+    """Write the pictures that a task makes of some images, where it makes any."""
+    with torch.no_grad():
+        rows = objective.pictures(scaled(images))
+    if rows:
+        write_sheet(path, rows)
+
+
+def _about_data(x: Tensor, y: Tensor | None) -> dict[str, Any]:
+    """Return what a run is by its images and labels: their shape, and a digest of both."""
+    return {"images": list(x.shape), "content": _digest(x.numpy(), b"" if y is None else y.numpy())}
+
+
+def _about_network(network: str | nn.Module) -> dict[str, str]:
     """Return what a run is by its network: a name, or a module's layers and the weights that it starts from."""
     if isinstance(network, str):
         return {"network": network}

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
-from gradfeat.fit.fitting import Problem
-from gradfeat.linearization import Linearization
+from gradfeat.fit import Problem
 from gradfeat.losses import Loss
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.pretrain.loop import seeded
@@ -140,31 +139,18 @@ def random_probe(probe: Probe, seed: int) -> Probe:
     return replace(probe, omega=omega, note="random")
 
 
-def ablation_problem(
-    linearization: Linearization,
-    inputs: Batches,
-    activations: Tensor,
-    y: Tensor,
-    loss: Loss,
-    probe: Probe,
-    *,
-    head: Probe | None = None,
-    cache: str = "auto",
-) -> Problem:
+def ablation_problem(store: SampleStore, y: Tensor, loss: Loss, probe: Probe, *, omega: Probe | None = None) -> Problem:
     """Return a problem whose activations and probe are of one network, and whose gradients are of another.
 
     Args:
-        linearization: Of the network that J(x) is of.
-        inputs: The training samples.
-        activations: f(x) of the pre-trained network, (n, d).
+        store: The training samples, with the linearization of the network that J(x) is of, and with the activations
+            f(x) of the pre-trained network as `features`, (n, d).
         y: Targets, (n,).
         loss: The task's loss.
-        probe: Fitted to `activations`: where w₁ starts.
-        head: ω of the gradients, if it is not a probe on `activations`.
-        cache: What is kept of each sample.
+        probe: Fitted to these activations: where w₁ starts.
+        omega: ω of the gradients, if it is not a probe on these activations.
     """
-    store = SampleStore(linearization, inputs, cache=cache, features=activations)
-    return Problem(store, y, None, loss, probe, {}, head=head)
+    return Problem(store, y, None, loss, probe, fixed_omega=omega)
 
 
 def _batches(n: int) -> Sequence[range]:

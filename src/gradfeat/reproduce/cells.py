@@ -75,11 +75,11 @@ def run_cells(
         {'a': {'accuracy': 0.5}}
     """
     folder = Path(folder)
-    own = json.loads(json.dumps(dict(configuration)))  # tuples become lists, as in the files
+    expected = _as_in_files(configuration)
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"two cells are called {next(name for name in names if names.count(name) > 1)!r}")
-    results = {name: found for name in names if (found := read_cell(folder / f"{name}.json", own, say)) is not None}
+    results = _read_cells(cells, folder, expected, say)
     todo = [cell for cell in cells if cell.name not in results]
     if results and todo:
         say(f"{len(results)} of {len(cells)} cells are there already")
@@ -88,28 +88,13 @@ def run_cells(
     while todo:
         left_to_others = []
         for cell in todo:
-            with claimed(folder / f"{cell.name}.json", wait=wait) as ours:
+            with claimed(_file(folder, cell), wait=wait) as ours:
                 if not ours:
                     left_to_others.append(cell)
                     continue
-                start, result = time.perf_counter(), read_cell(folder / f"{cell.name}.json", own, say)
+                start, result = time.perf_counter(), read_cell(_file(folder, cell), expected, say)
                 if result is None:
-                    resumed = cell.parts is not None and any(cell.parts.rglob("*.safetensors"))
-                    result = _computed(cell, say)
-                    seconds = time.perf_counter() - start
-                    content = {
-                        "name": cell.name,
-                        "configuration": own,
-                        "result": result,
-                        "seconds": seconds,
-                        "machine": machine(),
-                        "gradfeat": __version__,
-                        "date": date.today().isoformat(),
-                        **({"resumed": True} if resumed else {}),  # the seconds are then of the last run alone
-                    }
-                    write_text(folder / f"{cell.name}.json", json.dumps(content, indent=2) + "\n")
-                    if cell.parts is not None:
-                        shutil.rmtree(cell.parts, ignore_errors=True)
+                    result = _compute_and_write(cell, _file(folder, cell), expected, say)
             done, wait = done + 1, None
             results[cell.name] = json.loads(json.dumps(result))
             left = (time.perf_counter() - begun) / done * (len(cells) - len(results))
@@ -118,6 +103,37 @@ def run_cells(
         wait = say if len(left_to_others) == len(todo) else None  # nothing else to do
         todo = left_to_others
     return {name: results[name] for name in names}
+
+
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def _as_in_files(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as JSON gives it back: tuples become lists."""
+    content: dict[str, Any] = json.loads(json.dumps(dict(configuration)))
+    return content
+
+
+def _compute_and_write(cell: Cell, path: Path, configuration: Mapping[str, Any], say: Say) -> Result:
+    """Compute a cell and write its file; what was kept of its parts goes."""
+    start = time.perf_counter()
+    resumed = cell.parts is not None and any(cell.parts.rglob("*.safetensors"))
+    result = _computed(cell, say)
+    content = {
+        "name": cell.name,
+        "configuration": configuration,
+        "result": result,
+        "seconds": time.perf_counter() - start,
+        "machine": machine(),
+        "gradfeat": __version__,
+        "date": date.today().isoformat(),
+        **({"resumed": True} if resumed else {}),  # the seconds are then of the last run alone
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    if cell.parts is not None:
+        shutil.rmtree(cell.parts, ignore_errors=True)
+    return result
 
 
 def _computed(cell: Cell, say: Say) -> Result:
@@ -163,9 +179,13 @@ def claimed(path: Path, *, wait: Say | None = None) -> Iterator[bool]:
 
 def finished_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[str, Any]) -> dict[str, Result]:
     """Return the results of those cells that have a file, by name; arguments as of `run_cells`."""
-    own = json.loads(json.dumps(dict(configuration)))
-    found = {cell.name: read_cell(folder / f"{cell.name}.json", own, lambda line: None) for cell in cells}
-    return {name: result for name, result in found.items() if result is not None}
+    return _read_cells(cells, folder, _as_in_files(configuration), lambda line: None)
+
+
+def _read_cells(cells: Sequence[Cell], folder: Path, configuration: Mapping[str, Any], say: Say) -> dict[str, Result]:
+    """Return the results of those cells that have a file, by name."""
+    results = {cell.name: read_cell(_file(folder, cell), configuration, say) for cell in cells}
+    return {name: result for name, result in results.items() if result is not None}
 
 
 def computed(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:

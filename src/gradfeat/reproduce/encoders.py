@@ -57,6 +57,30 @@ TINY_PLAN = EncoderPlan("tiny", "vae", {"channels": (8, 8, 16, 16, 16), "strides
 """Five small convolutions for images of 8 × 8, so that a table has the same columns without any download."""
 
 
+@dataclass(frozen=True)
+class Pretraining:
+    """Where an encoder is pre-trained in place, and how long.
+
+    Attributes:
+        folder: Gets the state, the losses, pictures and ``encoder.safetensors``.
+        epochs: Passes over the images.
+        device: By name.
+        say: Takes a line after each epoch.
+        finished: Whether the file must be there, and nothing is to be trained or written.
+    """
+
+    folder: Path
+    epochs: int
+    device: str
+    say: Say
+    finished: bool = False
+
+    @property
+    def file(self) -> Path:
+        """Of the encoder."""
+        return self.folder / FILE
+
+
 def plan_of(path: Path, plans: Sequence[EncoderPlan], other: EncoderPlan | None = None) -> EncoderPlan:
     """Return which of a table's encoders a file stands for: the only one, or the one of its pre-training task.
 
@@ -92,8 +116,8 @@ def read_encoder(path: Path, plan: EncoderPlan, channels: int) -> Backbone:
     backbone = resolve(f"gradfeat/{path}")
     expected = ConvEncoder(channels, **plan.arguments).arguments
     network = backbone.network
-    own = isinstance(network, ConvEncoder) and network.arguments["in_channels"] == channels
-    if not own or (plan.fixed and network.arguments != expected):
+    takes_images = isinstance(network, ConvEncoder) and network.arguments["in_channels"] == channels
+    if not takes_images or (plan.fixed and network.arguments != expected):
         found = network.arguments if isinstance(network, ConvEncoder) else type(network).__name__
         raise ConfigurationError(
             f"{path}: expected the encoder {plan.name!r}, {_text(expected)}; found {_text(found)}. Without --encoder "
@@ -103,15 +127,7 @@ def read_encoder(path: Path, plan: EncoderPlan, channels: int) -> Backbone:
 
 
 def pretrained_in_place(
-    plan: EncoderPlan,
-    images: np.ndarray,
-    folder: Path,
-    *,
-    epochs: int,
-    device: str,
-    say: Say,
-    labels: np.ndarray | None = None,
-    finished: bool = False,
+    plan: EncoderPlan, images: np.ndarray, pretraining: Pretraining, *, labels: np.ndarray | None = None
 ) -> Backbone:
     """Pre-train an encoder, or go on where a run in this folder stopped, and return it as its file says.
 
@@ -120,12 +136,8 @@ def pretrained_in_place(
     Args:
         plan: Which.
         images: uint8 (n, h, w, c).
-        folder: Gets the state, the losses, pictures and ``encoder.safetensors``.
-        epochs: Passes over the images.
-        device: By name.
-        say: Takes a line after each epoch.
+        pretraining: Where and how long.
         labels: (n,), for a task that learns from labels.
-        finished: Whether the file must be there, and nothing is to be trained or written.
 
     Raises:
         BackboneError: The encoder's file is damaged; or not there, if it must be.
@@ -133,15 +145,15 @@ def pretrained_in_place(
     """
     with seeded(0):
         network = ConvEncoder(images.shape[-1], **plan.arguments)
-    file = folder / FILE
-    if finished:  # the cells know its fingerprint, so its checkpoint need not be asked
+    folder, file, say = pretraining.folder, pretraining.file, pretraining.say
+    if pretraining.finished:  # the cells know its fingerprint, so its checkpoint need not be asked
         return _read_back(file, plan, network)
     make_folder(folder.parent)
     with claimed(folder, wait=say):
-        there = _read_back(file, plan, network) if file.exists() else None
-        if there is not None and not (folder / CHECKPOINT).exists():
+        existing = _read_back(file, plan, network) if file.exists() else None
+        if existing is not None and not (folder / CHECKPOINT).exists():
             say(f"{plan.name}: {file} is taken as it is, for no checkpoint beside it says how it was pre-trained")
-            return there
+            return existing
         trained = []
 
         def progress(epoch: int, of: int, loss: float) -> None:
@@ -153,16 +165,16 @@ def pretrained_in_place(
             labels,
             task=plan.task,
             network=network,
-            epochs=epochs,
+            epochs=pretraining.epochs,
             folder=folder,
-            device=device,
+            device=pretraining.device,
             random_state=0,
             progress=progress,
         )
-        if there is None or trained:
-            save_encoder(encoder, file, task=plan.task, preprocessing=input_scaling(images))
-            there = resolve(f"gradfeat/{file}")
-    return there
+        if existing is not None and not trained:
+            return existing
+        save_encoder(encoder, file, task=plan.task, preprocessing=input_scaling(images))
+        return resolve(f"gradfeat/{file}")
 
 
 def _read_back(file: Path, plan: EncoderPlan, network: ConvEncoder) -> Backbone:

@@ -16,8 +16,7 @@ from gradfeat.data import Preprocessing
 from gradfeat.pretrain.encoder import ConvEncoder
 from gradfeat.pretrain.encoder_file import FORMAT, read_architecture
 from gradfeat.reproduce.ablation import conv_columns
-from gradfeat.reproduce.cells import Say
-from gradfeat.reproduce.encoders import VAE_PLAN, EncoderPlan, pretrained_in_place
+from gradfeat.reproduce.encoders import VAE_PLAN, EncoderPlan, Pretraining, pretrained_in_place
 
 Columns = Mapping[str, str | Sequence[str]]
 
@@ -73,26 +72,19 @@ def small_network(
     arguments: Mapping[str, Any],
     images: np.ndarray,
     labels: np.ndarray,
-    folder: Path,
-    *,
-    epochs: int,
-    device: str,
-    say: Say,
-    finished: bool = False,
+    pretraining: Pretraining,
 ) -> Backbone:
-    """Pre-train a small encoder by one of `TASKS`, or go on where that stopped, and return it."""
+    """Pre-train a small encoder by one of `TASKS`, or go on where that stopped, and return it.
+
+    Args:
+        task: One of `TASKS`.
+        arguments: Of `ConvEncoder`, without the images' channels.
+        images: uint8 (n, h, w, c).
+        labels: (n,), which the task "supervised" alone learns from.
+        pretraining: Where and how long.
+    """
     plan = EncoderPlan(task, task, dict(arguments))
-    backbone = pretrained_in_place(
-        plan,
-        images,
-        folder,
-        epochs=epochs,
-        device=device,
-        say=say,
-        labels=labels if task == "supervised" else None,
-        finished=finished,
-    )
-    return with_room(backbone)
+    return with_room(pretrained_in_place(plan, images, pretraining, labels=labels if task == "supervised" else None))
 
 
 def own_task(file: Path) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradfeat.backbones import Backbone
 from gradfeat.errors import ConfigurationError, DataError, did_you_mean
-from gradfeat.pretrain.encoder_file import FILE, read_architecture
+from gradfeat.pretrain.encoder_file import read_architecture
 from gradfeat.reproduce import networks, scenes, table4
 from gradfeat.reproduce.ablation import conv_columns
 from gradfeat.reproduce.cells import PARTS, Say
@@ -21,6 +21,7 @@ from gradfeat.reproduce.encoders import (
     TINY_PLAN,
     VAE_PLAN,
     EncoderPlan,
+    Pretraining,
     plan_of,
     pretrained_in_place,
     read_encoder,
@@ -28,7 +29,7 @@ from gradfeat.reproduce.encoders import (
 from gradfeat.reproduce.needed import lacking
 from gradfeat.reproduce.protocols import Protocol
 from gradfeat.reproduce.scales import Scale
-from gradfeat.reproduce.setting import Setting
+from gradfeat.reproduce.setting import Conditions, Setting
 
 SMALL_IMAGES = {"table1": tuple(KNOWN), "table3": tuple(KNOWN)}
 SCENES = {"table2": ("voc07",), "table4": ("voc07", "coco2014")}
@@ -43,8 +44,8 @@ class Request:
     Attributes:
         name: Of the table.
         out: Folder of the run.
-        size: Scale.
-        how: Protocol.
+        scale: How long schedules and pre-training may be.
+        protocol: How step 3 is done.
         data: Folder with the data sets, or None.
         file: A network instead of one pre-trained in place or downloaded, or None.
         labelled: Labelled training images, or None for all.
@@ -56,8 +57,8 @@ class Request:
 
     name: str
     out: Path
-    size: Scale
-    how: Protocol
+    scale: Scale
+    protocol: Protocol
     data: Path | None
     file: Path | None
     labelled: int | None
@@ -73,13 +74,13 @@ class Request:
             ConfigurationError: There is one.
         """
         if self.name == "table4":
-            known = [*networks.TASKS, *([] if self.size.digits else [IMAGENET])]
+            known = [*networks.TASKS, *([] if self.scale.digits else [IMAGENET])]
         else:
-            plans = (TINY_PLAN,) if self.size.digits else _PLANS if self.name in SMALL_IMAGES else ()
+            plans = (TINY_PLAN,) if self.scale.digits else _PLANS if self.name in SMALL_IMAGES else ()
             known = [plan.name for plan in plans]
         for name in self.only or ():
             if len(known) < 2:
-                raise ConfigurationError(f"{self.name} has one network at the scale {self.size.name!r}: leave it out")
+                raise ConfigurationError(f"{self.name} has one network at the scale {self.scale.name!r}: leave it out")
             if name not in known:
                 raise ConfigurationError(
                     f"{self.name} has the networks {', '.join(known)}, not {name!r}.{did_you_mean(name, known)}"
@@ -100,10 +101,10 @@ class Request:
             row = _plan_of_file(self, self.file).name
         else:
             task = networks.own_task(self.file)
-            if task is None and self.size.digits:
+            if task is None and self.scale.digits:
                 raise ConfigurationError(
                     f"{self.file} was not written by `gradfeat pretrain`: expected such a file, for at the scale "
-                    f"{self.size.name!r} {self.name} has no network that takes the weights of others. Leave --encoder "
+                    f"{self.scale.name!r} {self.name} has no network that takes the weights of others. Leave --encoder "
                     "out, or give another --scale"
                 )
             row = task or IMAGENET
@@ -117,13 +118,19 @@ class Request:
         """Return whether the rows of a network are wanted."""
         return self.only is None or network in self.only
 
-    def place(self, data: str, network: str) -> Path | None:
-        """Return the folder of an encoder pre-trained in place; None, and say so, if it is to be there and is not."""
+    def pretraining(self, data: str, network: str) -> Pretraining | None:
+        """Return how an encoder is pre-trained in place; None, and say so, if it is to be there and is not."""
         folder = self.out / "encoders" / f"{data}.{network}"
-        if self.finished and not (folder / FILE).exists():
+        pretraining = Pretraining(folder, self.scale.epochs[network], self.device, self.say, self.finished)
+        if self.finished and not pretraining.file.exists():
             self.say(f"{network}: left out, for its encoder is not there yet")
             return None
-        return folder
+        return pretraining
+
+    @property
+    def conditions(self) -> Conditions:
+        """How all cells are computed."""
+        return Conditions(self.scale, self.protocol, self.labelled, self.device, self.out / PARTS)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
     Raises:
         DataError: None is there and whole; the message says what to download and where to put it.
     """
-    if request.size.digits:
+    if request.scale.digits:
         return {"digits": None}, []
     if request.name in SCENES:
         advice = {key: scenes.ADVICE[key] for key in SCENES[request.name]}
@@ -159,7 +166,7 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
         look = find_data
     if request.data is None:
         lines = "".join(f"\n  {_title(key)}: {text}" for key, text in advice.items())
-        raise DataError(f"scale {request.size.name!r} needs real images: give their folder with --data.{lines}")
+        raise DataError(f"scale {request.scale.name!r} needs real images: give their folder with --data.{lines}")
     folder = request.data.expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -167,7 +174,7 @@ def find(request: Request) -> tuple[dict[str, Path | None], list[str]]:
     missing, broken = [], []
     for key, text in advice.items():
         path = look(key, folder)
-        gaps = [] if path is None else lacking(path, training="extra" if request.size.name == "full" else "train")
+        gaps = [] if path is None else lacking(path, training="extra" if request.scale.name == "full" else "train")
         if path is None:
             missing.append(f"{_title(key)}: not found in the data folder: {text}")
         elif gaps:
@@ -194,39 +201,27 @@ def settings(request: Request, found: Mapping[str, Path | None]) -> Iterator[Pla
 
 def _of_small_images(request: Request, key: str, path: Path | None) -> Iterator[Planned]:
     """Tables 1 and 3: encoders pre-trained on the data's own images."""
-    size = request.size
-    images = digits() if path is None else load_data(key, path, extra=size.name == "full")
+    scale = request.scale
+    images = digits() if path is None else load_data(key, path, extra=scale.name == "full")
     remarks = _introduced(request, key, images)
     for plan in _plans(request):
         if request.file is not None:
             backbone = read_encoder(request.file, plan, images.train.shape[-1])
             about = _from_file(request.file, read_architecture(request.file)[1]["task"], backbone)
         else:
-            folder = request.place(images.name, plan.name)
-            if folder is None:
+            pretraining = request.pretraining(images.name, plan.name)
+            if pretraining is None:
                 continue
-            backbone = pretrained_in_place(
-                plan,
-                images.unlabelled(size.unlabelled),
-                folder,
-                epochs=size.epochs[plan.name],
-                device=request.device,
-                say=request.say,
-                finished=request.finished,
-            )
-            about = _in_place(size, plan.name, plan.task)
+            backbone = pretrained_in_place(plan, images.unlabelled(scale.unlabelled), pretraining)
+            about = _in_place(scale, plan.name, plan.task)
         prefix = "" if request.name == "table1" else f"{key}.{plan.name}."
         encoder: Any = backbone.network
         setting = Setting(
             images,
             backbone,
-            size,
-            request.how,
+            request.conditions,
             columns=conv_columns(encoder, 3 if request.name == "table1" else 1),
-            labelled=request.labelled,
-            device=request.device,
             prefix=prefix,
-            parts=request.out / PARTS,
         )
         yield Planned(plan.name, key, setting, [*remarks, f"{key}, encoder {plan.name}: {about}"])
         remarks = []
@@ -243,7 +238,7 @@ def _plans(request: Request) -> list[EncoderPlan]:
 
 
 def _all_plans(request: Request) -> Sequence[EncoderPlan]:
-    return (TINY_PLAN,) if request.size.digits else _PLANS
+    return (TINY_PLAN,) if request.scale.digits else _PLANS
 
 
 def _plan_of_file(request: Request, file: Path) -> EncoderPlan:
@@ -260,27 +255,40 @@ def _of_scenes(request: Request, key: str, path: Path | None) -> Iterator[Planne
         data = scenes.load_scenes(key, path)
     remarks = _introduced(request, key, data)
     crops = table4.CROPS if request.name == "table4" else 1
-    for name, backbone, columns, about in _networks_for_scenes(request, data, first):
+    for network in _networks_for_scenes(request, data, first):
+        name, columns = network.name, network.columns
         setting = Setting(
             data,
-            backbone,
-            request.size,
-            request.how,
+            network.backbone,
+            request.conditions,
             columns=columns,
             crops=crops,
-            labelled=request.labelled,
-            device=request.device,
             prefix="" if request.name == "table2" else f"{key}.{name}.",
-            parts=request.out / PARTS,
         )
-        yield Planned(name, key, setting, [*remarks, f"{key}, network {name}: {about}; θ₂: {_columns(columns)}"])
+        about = f"{key}, network {name}: {network.origin}; θ₂: {_columns(columns)}"
+        yield Planned(name, key, setting, [*remarks, about])
         remarks = []
 
 
-def _networks_for_scenes(
-    request: Request, data: scenes.SceneData, first: np.ndarray | None
-) -> Iterator[tuple[str, Backbone, networks.Columns, str]]:
-    """Yield (name, network, columns, where it is from) of Tables 2 and 4."""
+@dataclass(frozen=True)
+class _BaseNetwork:
+    """A network of Tables 2 and 4.
+
+    Attributes:
+        name: For the table's row.
+        backbone: The network.
+        columns: θ₂ by the name of the column.
+        origin: Where its weights are from, for a reader of the numbers.
+    """
+
+    name: str
+    backbone: Backbone
+    columns: networks.Columns
+    origin: str
+
+
+def _networks_for_scenes(request: Request, data: scenes.SceneData, first: np.ndarray | None) -> Iterator[_BaseNetwork]:
+    """Yield the networks of Tables 2 and 4; arguments as of `_pretrained_small`."""
     depths = 2 if request.name == "table2" else 1
     own = None if request.file is None else networks.own_network(request.file)
     if own is not None and request.file is not None:
@@ -291,28 +299,36 @@ def _networks_for_scenes(
                 f"{request.file}: table2 takes an encoder of `gradfeat pretrain` with the small networks' layers, or "
                 "weights of the ImageNet network"
             )
-        yield name, backbone, columns, _from_file(request.file, name, backbone)
+        yield _BaseNetwork(name, backbone, columns, _from_file(request.file, name, backbone))
         if request.name == "table2":
             return
-    if request.size.digits or (request.name == "table4" and request.size.name != "full"):
+    if request.scale.digits or (request.name == "table4" and request.scale.name != "full"):
         tasks = networks.TASKS if request.name == "table4" else ("rotation",)
         left = [task for task in tasks if request.wants(task) and (own is None or task != own[0])]
         if left:
             yield from _pretrained_small(request, data, first, left, depths)
     elif request.name == "table4" and own is None:
         request.say("jigsaw: left out; train one with `gradfeat pretrain jigsaw`, and give its file with --encoder")
-    if not request.size.digits and request.wants(IMAGENET):
-        plan = networks.RESNET if request.size.name == "full" else networks.MOBILENET
+    if not request.scale.digits and request.wants(IMAGENET):
+        plan = networks.RESNET if request.scale.name == "full" else networks.MOBILENET
         backbone = networks.imagenet_network(plan, None if own is not None else request.file)
         columns = dict(list(plan.columns.items())[:depths])
         source = "weights of its library" if own is not None or request.file is None else request.file.name
-        yield IMAGENET, backbone, columns, f"{plan.backbone}, {source}"
+        yield _BaseNetwork(IMAGENET, backbone, columns, f"{plan.backbone}, {source}")
 
 
 def _pretrained_small(
     request: Request, data: scenes.SceneData, first: np.ndarray | None, tasks: Sequence[str], depths: int
-) -> Iterator[tuple[str, Backbone, networks.Columns, str]]:
-    """Yield small networks of the same layers, pre-trained on other images (CIFAR-10), or on the scenes of digits."""
+) -> Iterator[_BaseNetwork]:
+    """Yield small networks of the same layers, pre-trained on other images (CIFAR-10), or on the scenes of digits.
+
+    Args:
+        request: What is computed.
+        data: The scenes.
+        first: One label of each scene of digits, (n,), for the supervised task; None for other scenes.
+        tasks: What the networks are pre-trained by.
+        depths: Number of columns.
+    """
     if first is not None:
         name, images, labels, arguments = "digits", data.train, first, networks.TINY
     else:
@@ -323,25 +339,15 @@ def _pretrained_small(
                 f"{KNOWN['cifar10'].advice}"
             )
             return
-        images, labels = load_data("cifar10", place).labelled(request.size.unlabelled, 0)
+        images, labels = load_data("cifar10", place).labelled(request.scale.unlabelled, 0)
         name, arguments = "cifar10", networks.SMALL
     for task in tasks:
-        folder = request.place(name, task)
-        if folder is None:
+        pretraining = request.pretraining(name, task)
+        if pretraining is None:
             continue
-        backbone = networks.small_network(
-            task,
-            arguments,
-            images,
-            labels,
-            folder,
-            epochs=request.size.epochs[task],
-            device=request.device,
-            say=request.say,
-            finished=request.finished,
-        )
+        backbone = networks.small_network(task, arguments, images, labels, pretraining)
         columns = networks.columns_of(backbone.network, depths)
-        yield task, backbone, columns, f"{_in_place(request.size, task)} of {name}"
+        yield _BaseNetwork(task, backbone, columns, f"{_in_place(request.scale, task)} of {name}")
 
 
 def _introduced(request: Request, key: str, data: LabelledData) -> list[str]:
@@ -358,9 +364,9 @@ def _from_file(file: Path, task: str, backbone: Backbone) -> str:
     return f"{file.name}, pre-trained by {task}; fingerprint {backbone.fingerprint[:16]}"
 
 
-def _in_place(size: Scale, plan: str, task: str | None = None) -> str:
-    images = "all" if size.unlabelled is None else f"at most {size.unlabelled:,}"
-    return f"{size.epochs[plan]} epochs of {task or plan} on {images} training images"
+def _in_place(scale: Scale, plan: str, task: str | None = None) -> str:
+    images = "all" if scale.unlabelled is None else f"at most {scale.unlabelled:,}"
+    return f"{scale.epochs[plan]} epochs of {task or plan} on {images} training images"
 
 
 def _columns(columns: networks.Columns) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradfeat.errors import ConfigurationError, did_you_mean
-from gradfeat.fit.convex import fit_convex
-from gradfeat.fit.fitting import Fit, Problem
-from gradfeat.fit.training import fit_mode
+from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.solvers.finetune import FINETUNE_GRID
 from gradfeat.solvers.schedule import (
     PAPER,
@@ -114,27 +112,16 @@ def fit(
     Raises:
         KeyboardInterrupt: Ctrl-C: what is half done counts for nothing here.
     """
+    plan = Plan(mode=mode, parametrization=protocol.parametrization, seed=random_state)
     if protocol.subspace and mode in ("gradient", "full"):
-        found = fit_convex(
-            problem,
-            mode,
-            parametrization=protocol.parametrization,
-            metric="plain",  # the weight decay of the paper's objective
-            splits=splits,
-            random_state=random_state,
-        )
+        # the metric: the weight decay of the paper's objective
+        plan = replace(plan, solver="subspace", metric="plain", splits=splits)
     else:
         schedule = protocol.schedule(problem.n)
         if iterations is not None and iterations < schedule.iterations:
             schedule = schedule.shortened(iterations)
-        found = fit_mode(
-            problem,
-            mode,
-            schedule,
-            parametrization=protocol.parametrization,
-            random_state=random_state,
-            finetuning=protocol.finetuning,
-        )
-    if found.history is not None and found.history.stopped == "interrupted":
+        plan = replace(plan, solver=schedule.optimizer, schedule=schedule, finetuning=protocol.finetuning)
+    result = solve(problem, plan)
+    if result.interrupted:
         raise KeyboardInterrupt
-    return found
+    return result

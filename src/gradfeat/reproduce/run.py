@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,12 +18,12 @@ from gradfeat.files.writing import write_text
 from gradfeat.fit.linearize import check_device
 from gradfeat.reproduce import table1, table2, table3, table4
 from gradfeat.reproduce.ablation_table import Ablation, AblationTable
-from gradfeat.reproduce.cells import Cell, Result, Say, computed, finished_cells, run_cells
+from gradfeat.reproduce.cells import Result, Say, computed, finished_cells, run_cells
 from gradfeat.reproduce.models_table import FourModels, ModelsTable
-from gradfeat.reproduce.plan import SCENES, Request, find, settings
-from gradfeat.reproduce.protocols import protocol_named
+from gradfeat.reproduce.plan import SCENES, Planned, Request, find, settings
+from gradfeat.reproduce.protocols import Protocol, protocol_named
 from gradfeat.reproduce.report import Table, draw
-from gradfeat.reproduce.scales import scale_named
+from gradfeat.reproduce.scales import Scale, scale_named
 from gradfeat.reproduce.setting import Setting
 
 TABLES: dict[str, Ablation | FourModels] = {
@@ -96,68 +96,163 @@ def reproduce(
     if name not in TABLES:
         raise ConfigurationError(f"unknown table {name!r}; known are {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
     size = scale_named(scale)
-    usual = "paper-voc" if size.protocol == "paper" and name in SCENES else size.protocol
-    how = protocol_named(protocol or usual)
     if seeds < 1:
         raise ConfigurationError(f"seeds must be 1 or more, not {seeds}")
-    labelled = size.labelled.get(name) if labels is None else labels
-    if labelled is not None and labelled < _LEAST:
-        raise ConfigurationError(f"labels must be {_LEAST} or more, not {labelled}")
-    check_device(device)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    request = Request(name, out, size, how, data, encoder, labelled, device, say, only or None, finished)
+    request = Request(
+        name,
+        out,
+        size,
+        _protocol(name, size, protocol),
+        data,
+        encoder,
+        _labelled(name, size, labels),
+        _device(device),
+        say,
+        only or None,
+        finished,
+    )
     request.check_names()
     request.check_file()
     found, missing = find(request)
     for line in missing:
         say(line)
-    shown: dict[tuple[str, str], Setting] = {}
-    results: dict[str, Result] = {}
-    remarks = [*_about(request, seeds), *missing]
-    folder = out / "cells"
-    cells: list[Cell] = []
-    expected = 0
+    run = _Run(request, range(seeds), [*_about(request, seeds), *missing])
     try:
         for planned in settings(request, found):
-            setting = shown[planned.network, planned.data] = planned.setting
-            remarks += planned.remarks
-            cells = TABLES[name].cells(setting, range(seeds))
-            if finished:
-                results |= finished_cells(cells, folder, setting.configuration)
-                expected += len(cells)
-            else:
-                results |= run_cells(cells, folder, setting.configuration, say=say)
-        if not shown:
+            run.compute(planned)
+        if not run.shown:
             raise ConfigurationError("no network of the table is left: see the lines above, and --only and --encoder")
     except (Exception, KeyboardInterrupt) as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        if shown:
-            with suppress(Exception):  # cells of another configuration, or data that are gone: that may be the error
-                results |= finished_cells(cells, folder, setting.configuration)
-        if results:
-            why = "interrupted" if stopped else f"stopped by {type(error).__name__}: {' '.join(str(error).split())}"
-            remarks.append(f"not complete, not all cells are there; {why}")
-            _write_in_trouble(partial(_write, name, out, shown, range(seeds), results, remarks), say)
-        if stopped:
-            say(f"interrupted: the same command goes on from what is in {folder}")
+        run.write_in_trouble(error)
         raise
-    if len(results) < expected:
-        remarks.append(f"{expected - len(results)} of {expected} cells are not there")
-    return _write(name, out, shown, range(seeds), results, remarks)
+    run.count_missing()
+    return run.write()
 
 
-def _write_in_trouble(write: Callable[[], Outcome], say: Say) -> None:
-    """Write what is there while an error is on its way: it is that error which the caller must see."""
-    try:
-        say(f"the table of what is there: {write().files[1]}")
-    except Exception as error:
-        say(f"the table of what is there cannot be written: {error}")
+def _protocol(name: str, scale: Scale, protocol: str | None) -> Protocol:
+    usual = "paper-voc" if scale.protocol == "paper" and name in SCENES else scale.protocol
+    return protocol_named(protocol or usual)
+
+
+def _labelled(name: str, scale: Scale, labels: int | None) -> int | None:
+    labelled = scale.labelled.get(name) if labels is None else labels
+    if labelled is not None and labelled < _LEAST:
+        raise ConfigurationError(f"labels must be {_LEAST} or more, not {labelled}")
+    return labelled
+
+
+def _device(device: str) -> str:
+    check_device(device)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+@dataclass
+class _Run:
+    """The results of a table so far, which are written whenever the run ends.
+
+    Attributes:
+        request: What is computed.
+        seeds: Of labelled draws, random layers and orders.
+        remarks: What a reader of the numbers should know.
+        shown: The settings of the rows, by (network, data).
+        results: Of all cells, by name.
+        expected: How many cells a table of finished cells would have.
+    """
+
+    request: Request
+    seeds: Sequence[int]
+    remarks: list[str]
+    shown: dict[tuple[str, str], Setting] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    expected: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Of the cells."""
+        return self.request.out / "cells"
+
+    def compute(self, planned: Planned) -> None:
+        """Add the rows of a setting; where it is stopped, those of its cells that are finished."""
+        setting = self.shown[planned.network, planned.data] = planned.setting
+        self.remarks += planned.remarks
+        cells = TABLES[self.request.name].cells(setting, self.seeds)
+        if self.request.finished:
+            self.results |= finished_cells(cells, self.folder, setting.configuration)
+            self.expected += len(cells)
+            return
+        try:
+            self.results |= run_cells(cells, self.folder, setting.configuration, say=self.request.say)
+        except (Exception, KeyboardInterrupt):
+            with suppress(Exception):  # cells of another configuration, or data that are gone: that may be the error
+                self.results |= finished_cells(cells, self.folder, setting.configuration)
+            raise
+
+    def count_missing(self) -> None:
+        """Remark how many cells a table of finished cells lacks."""
+        if len(self.results) < self.expected:
+            self.remarks.append(f"{self.expected - len(self.results)} of {self.expected} cells are not there")
+
+    def write_in_trouble(self, error: BaseException) -> None:
+        """Write the table so far while an error is on its way: it is that error which the caller must see."""
+        say = self.request.say
+        stopped = isinstance(error, KeyboardInterrupt)
+        if self.results:
+            why = "interrupted" if stopped else f"stopped by {type(error).__name__}: {' '.join(str(error).split())}"
+            self.remarks.append(f"not complete, not all cells are there; {why}")
+            try:
+                say(f"the table of what is there: {self.write().files[1]}")
+            except Exception as trouble:
+                say(f"the table of what is there cannot be written: {trouble}")
+        if stopped:
+            say(f"interrupted: the same command goes on from what is in {self.folder}")
+
+    def write(self) -> Outcome:
+        """Write the table as JSON and Markdown, and its picture."""
+        name, out = self.request.name, self.request.out
+        setting = next(iter(self.shown.values()))
+        origins = computed(self.results, self.folder)
+        self._remark_on_cells(origins)
+        title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
+        form = TABLES[name]
+        made: AblationTable | ModelsTable
+        if isinstance(form, Ablation):
+            made = AblationTable(form, setting, self.seeds, self.results, of=next(iter(self.shown)))
+        else:
+            made = ModelsTable(form, self.shown, self.seeds, self.results)
+        table = made.table(title, self.remarks)
+        content = {
+            "table": name,
+            "date": date.today().isoformat(),
+            "gradfeat": __version__,
+            "configurations": {" ".join(key): setting.configuration for key, setting in self.shown.items()},
+            "cells": self.results,
+            "computed": origins,
+        }
+        files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
+        write_text(files[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(files[1], table.markdown())
+        draw(files[2], made.panels(), table.title, shared=isinstance(form, Ablation))
+        return Outcome(table, self.results, files)
+
+    def _remark_on_cells(self, origins: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remark which cells have notes, and when and on what machines they were computed."""
+        noted = [(name, note) for name, result in self.results.items() for note in result.get("notes", [])]
+        if noted:
+            cells = len({name for name, _ in noted})
+            name, note = noted[0]
+            self.remarks.append(
+                f"{cells} of {len(self.results)} cells have notes ({self.request.name}.json has all), as {name}: {note}"
+            )
+        machines = sorted({(origin["date"], origin["machine"]) for origin in origins.values() if "machine" in origin})
+        if machines:
+            self.remarks.append(f"computed on {'; '.join(f'{machine}, {day}' for day, machine in machines)}")
 
 
 def _about(request: Request, seeds: int) -> list[str]:
-    size, protocol = request.size, request.how
-    shortened = "" if size.iterations is None else f"; schedules of at most {size.iterations:,} minibatches"
+    scale, protocol = request.scale, request.protocol
+    shortened = "" if scale.iterations is None else f"; schedules of at most {scale.iterations:,} minibatches"
     number = "all" if request.labelled is None else f"{request.labelled:,}"
     spread = " (mean ± standard deviation)" if seeds > 1 else ""
     lines = [
@@ -173,47 +268,6 @@ def _about(request: Request, seeds: int) -> list[str]:
         lines.append(f"only {', '.join(request.only)}: the table has other networks too")
     if request.name == "table4":
         lines.append(f"predictions are averaged over {table4.CROPS} random crops of each test image")
-    if size.digits:
+    if scale.digits:
         lines.append("scikit-learn's digits and a tiny encoder: this shows that all runs, not what the paper measured")
     return lines
-
-
-def _write(
-    name: str,
-    out: Path,
-    shown: dict[tuple[str, str], Setting],
-    seeds: Sequence[int],
-    results: dict[str, Result],
-    remarks: list[str],
-) -> Outcome:
-    setting = next(iter(shown.values()))
-    origins = computed(results, out / "cells")
-    noted = [(name, note) for name, result in results.items() for note in result.get("notes", [])]
-    if noted:
-        cells = len({name for name, _ in noted})
-        first, note = noted[0]
-        remarks.append(f"{cells} of {len(results)} cells have notes ({name}.json has all), as {first}: {note}")
-    places = sorted({(origin["date"], origin["machine"]) for origin in origins.values() if "machine" in origin})
-    if places:
-        remarks.append(f"computed on {'; '.join(f'{machine}, {day}' for day, machine in places)}")
-    title = f"{name[:-1].capitalize()} {name[-1]}, scale {setting.scale.name}, protocol {setting.protocol.name}"
-    form = TABLES[name]
-    made: AblationTable | ModelsTable
-    if isinstance(form, Ablation):
-        made = AblationTable(form, setting, seeds, results, of=next(iter(shown)))
-    else:
-        made = ModelsTable(form, shown, seeds, results)
-    table = made.table(title, remarks)
-    content = {
-        "table": name,
-        "date": date.today().isoformat(),
-        "gradfeat": __version__,
-        "configurations": {" ".join(key): setting.configuration for key, setting in shown.items()},
-        "cells": results,
-        "computed": origins,
-    }
-    files = [out / f"{name}.json", out / f"{name}.md", out / f"{name}.png"]
-    write_text(files[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    write_text(files[1], table.markdown())
-    draw(files[2], made.panels(), table.title, shared=isinstance(form, Ablation))
-    return Outcome(table, results, files)

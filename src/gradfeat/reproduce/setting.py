@@ -17,8 +17,10 @@ from gradfeat.backbones import Backbone
 from gradfeat.data import Inputs
 from gradfeat.data.crops import Crops, views_of
 from gradfeat.data.inputs import in_parts
+from gradfeat.fit import Fit, Problem
 from gradfeat.fit.checkpoint import Checkpoint
-from gradfeat.fit.fitting import Fit, Problem, batch_logits, linearize_backbone
+from gradfeat.fit.linearize import linearize_backbone
+from gradfeat.fit.predict import store_logits
 from gradfeat.linearization.capture import FeatureExtractor, evaluation_mode
 from gradfeat.losses import Loss
 from gradfeat.metrics.evaluation import mean_of_views, metrics_of
@@ -83,39 +85,50 @@ class Gradients:
         return f"depth{self.depth}.{self.theta1}.{self.theta2}.{self.omega}"
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """How all cells of a run are computed.
+
+    Attributes:
+        scale: How long schedules may be, and how penalties are chosen.
+        protocol: How step 3 is done.
+        labelled: Labelled training images in a draw; None: all.
+        device: Of the programs and samples.
+        parts: Folder for what is finished of a cell that is being computed; None keeps nothing.
+    """
+
+    scale: Scale
+    protocol: Protocol
+    labelled: int | None = None
+    device: str = "cpu"
+    parts: Path | None = None
+
+
 class Setting:
     """What the cells of one data set and encoder share; the samples of one network are kept at a time.
 
     Args:
         data: The images.
         backbone: The pre-trained network.
-        scale: How long schedules may be, and how penalties are chosen.
-        protocol: How step 3 is done.
+        conditions: How it is computed.
         columns: θ₂ of each depth, names of modules or "auto", by the name of the column.
-        labelled: Labelled training images in a draw; None: all.
         crops: Views of each test image whose predictions are averaged: 1 is the centre crop.
-        device: Of the programs and samples.
         prefix: Of the cells' names.
-        parts: Folder for what is finished of a cell that is being computed; None keeps nothing.
     """
 
     def __init__(
         self,
         data: LabelledData,
         backbone: Backbone,
-        scale: Scale,
-        protocol: Protocol,
+        conditions: Conditions,
         *,
         columns: Mapping[str, str | Sequence[str]],
         crops: int = 1,
-        labelled: int | None = None,
-        device: str = "cpu",
         prefix: str = "",
-        parts: Path | None = None,
     ) -> None:
-        self.data, self.backbone, self.scale, self.protocol = data, backbone, scale, protocol
-        self.labelled, self.device, self.prefix = labelled, device, prefix
-        self.columns, self.crops, self.parts = columns, crops, parts
+        self.data, self.backbone, self.conditions = data, backbone, conditions
+        self.scale, self.protocol = conditions.scale, conditions.protocol
+        self.columns, self.crops, self.prefix = columns, crops, prefix
         self.loss: Loss = data.loss
         self._samples: tuple[int, Samples] | None = None
         self._kept: tuple[Any, Problem, SampleStore] | None = None
@@ -130,7 +143,7 @@ class Setting:
             "data": f"{self.data.name} {self.data.digest()}",
             "encoder": self.backbone.fingerprint,
             "scale": self.scale.name,
-            "labelled": self.labelled,
+            "labelled": self.conditions.labelled,
             "protocol": self.protocol.name,
             "iterations": self.scale.iterations,
             "splits": self.scale.splits,
@@ -144,14 +157,18 @@ class Setting:
     def cell(self, seed: int, mode: str, gradients: Gradients) -> Cell:
         """Return the cell of `gradient`, `full` or `finetune`."""
         name = f"{self.prefix}seed{seed}.{gradients.name}.{mode}"
-        parts = None if self.parts is None else self.parts / name
+        parts = self._parts(name)
         return Cell(name, partial(self._fitted, seed, mode, gradients, parts), parts)
 
     def baseline(self, seed: int, name: str, function: Baseline) -> Cell:
         """Return the cell of another method on the same samples."""
         cell = f"{self.prefix}seed{seed}.baseline.{name.lower().replace(' ', '-')}"
-        parts = None if self.parts is None else self.parts / cell
+        parts = self._parts(cell)
         return Cell(cell, lambda: function(self.samples(seed), self.backbone, seed, parts), parts)
+
+    def _parts(self, cell: str) -> Path | None:
+        """Return the folder for what is finished of a cell."""
+        return None if self.conditions.parts is None else self.conditions.parts / cell
 
     def theta2(self, depth: int) -> str | list[str]:
         """Return θ₂ of a column, counted from 1."""
@@ -165,10 +182,10 @@ class Setting:
         return self._samples[1]
 
     def _draw(self, seed: int) -> Samples:
-        images, labels = self.data.labelled(self.labelled, seed)
+        images, labels = self.data.labelled(self.conditions.labelled, seed)
         inputs = Inputs(images, self.backbone.preprocessing)
         test = views_of(Inputs(self.data.test, self.backbone.preprocessing), self.crops)
-        device = torch.device(self.device)
+        device = torch.device(self.conditions.device)
         f, f_test = (activations_of(self.backbone, part, device) for part in (inputs, test))
         y = torch.from_numpy(labels).to(device)
         probe = fit_probe(f, y, self.loss, random_state=seed)
@@ -183,14 +200,15 @@ class Setting:
             gc.collect()  # the residuals of the network before, which may fill half of the memory
             network = self._network(seed, gradients, samples)
             linearization = linearize_backbone(
-                network, samples.inputs.example(3), self.theta2(gradients.depth), self.device
+                network, samples.inputs.example(3), self.theta2(gradients.depth), self.conditions.device
             )
-            problem = ablation_problem(linearization, samples.inputs, samples.f, samples.y, self.loss, samples.probe)
+            store = SampleStore(linearization, samples.inputs, features=samples.f)
+            problem = ablation_problem(store, samples.y, self.loss, samples.probe)
             test = SampleStore(linearization, samples.test, features=samples.f_test)
             self._kept = (key, problem, test)
         _, problem, test = self._kept
         if gradients.omega == "random":
-            problem = replace(problem, head=random_probe(samples.probe, seed))
+            problem = replace(problem, fixed_omega=random_probe(samples.probe, seed))
         return problem, test
 
     def _network(self, seed: int, gradients: Gradients, samples: Samples) -> Backbone:
@@ -204,7 +222,7 @@ class Setting:
             theta2=gradients.theta2,
             images=samples.inputs,
             seed=seed,
-            device=self.device,
+            device=self.conditions.device,
         )
         return replace(self.backbone, network=mixed)
 
@@ -222,9 +240,7 @@ class Setting:
         found = fit(
             problem, mode, self.protocol, iterations=self.scale.iterations, splits=self.scale.splits, random_state=seed
         )
-        batches = torch.arange(len(test)).split(_BATCH)
-        with torch.no_grad():
-            logits = torch.cat([batch_logits(found.model, test, batch) for batch in batches])
+        logits = store_logits(found.model, test, _BATCH)
         return {**self._judge(logits, self.samples(seed).y_test), "how": _how(found), "notes": found.notes}
 
     def _judge(self, logits: Tensor, truth: np.ndarray) -> dict[str, float]:

@@ -70,8 +70,27 @@ def relative_gap(above: float, objective: float) -> float:
     return above / (objective - above) if above < objective else math.inf
 
 
+def check_samples(kernel: Tensor, share: Tensor, n: int, outputs: int) -> None:
+    """Refuse a kernel that is not of these samples and outputs, and weights that are none.
+
+    Args:
+        kernel: ``Φ Φᵀ``, (n · c, n · c).
+        share: Weight of each sample, (n,), above zero.
+        n: Number of samples.
+        outputs: c.
+
+    Raises:
+        DataError: Shapes that do not fit, or weights that are not above zero.
+    """
+    size = n * outputs
+    if kernel.shape != (size, size):
+        raise DataError(f"kernel must be of shape ({size}, {size}), samples × outputs, not {tuple(kernel.shape)}")
+    if share.shape != (n,) or not bool((share > 0).all() and torch.isfinite(share).all()):
+        raise DataError(f"share must hold {n} finite weights above zero")
+
+
 class Dual:
-    """The problem on n samples, for all penalties.
+    """The problem on n samples, for all penalties: prepared once, then ``dual.at(λ₁).solve(λ₂)``.
 
     Args:
         kernel: ``Φ Φᵀ``, (n · c, n · c), of the gradient features.
@@ -99,21 +118,19 @@ class Dual:
         single: bool = False,
     ) -> None:
         n, c = targets.shape
-        if kernel.shape != (n * c, n * c):
-            raise DataError(f"kernel must be of shape ({n * c}, {n * c}), samples × outputs, not {tuple(kernel.shape)}")
-        if share.shape != (n,) or not bool((share > 0).all() and torch.isfinite(share).all()):
-            raise DataError(f"share must hold {n} finite weights above zero")
+        check_samples(kernel, share, n, c)
         self.views = views
         self._share = share.detach().cpu().double() / float(share.double().sum())
-        self._root = root = self._share.sqrt()
+        self._root = root = self._share.sqrt()  # the diagonal of D, (n,)
         self._y = targets.detach().cpu().double()
         lengths = kernel.detach().diagonal().cpu().double().view(n, c).sum(1)
         self.unit = max(float(self._share @ lengths) / n, 1e-30)
         blocks = kernel.detach().cpu().double().view(n, c, n, c) * (root[:, None, None, None] * root[:, None])
         self._mean = torch.einsum("i,iljk->ljk", root, blocks)  # mean rows, (c, n, c): for the intercept
         self._least2 = (LEAST_SINGLE if single else LEAST) * max(float(torch.einsum("ikik->", blocks)), 1e-30)
-        self._kernel = self._projected(blocks).reshape(n * c, n * c)
+        self._kernel = self._projected(blocks).reshape(n * c, n * c)  # P D Φ Φᵀ D P
         self._f_mean: Tensor | None = None
+        # P D F Fᵀ D P by its eigenvalues, (n,), and eigenvectors, (n, n)
         self._squares, self._axes = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
         if f is not None:
             f = f.detach().cpu().double()
@@ -156,11 +173,14 @@ class DualPath:
 
     def _weights(self, w2: float) -> Tensor:
         """Return the eigenvalues of M⁻¹ in the basis."""
-        return 1 / (1 + self._values / max(w2, self._dual._least2))
+        inverse: Tensor = 1 / (1 + self._values / max(w2, self._dual._least2))
+        return inverse
 
     def _alpha(self, weights: Tensor) -> Tensor:
+        """Return α, (n, c), from the eigenvalues of M⁻¹."""
         flat = self._vectors.reshape(-1, len(weights))
-        return (flat @ (weights * (flat.T @ self._dual._right.flatten()))).view_as(self._dual._y)
+        alpha: Tensor = flat @ (weights * (flat.T @ self._dual._right.flatten()))
+        return alpha.view_as(self._dual._y)
 
     def solve(self, w2: float) -> DualPoint:
         """Return the solution for a penalty λ₂; infinite for no gradient term."""
@@ -168,16 +188,16 @@ class DualPath:
         w2 = max(w2, dual._least2)
         alpha = self._alpha(self._weights(w2))
         a = dual._root[:, None] * alpha
-        moved = torch.einsum("ljk,jk->l", dual._mean, alpha) / w2  # mean of Φ w₂
-        bias = dual._share @ dual._y - moved
-        head: Tensor | None = None
+        phi_w2 = torch.einsum("ljk,jk->l", dual._mean, alpha) / w2  # mean of Φ w₂
+        bias = dual._share @ dual._y - phi_w2
+        w1: Tensor | None = None
         if dual._f_mean is not None:
-            head = dual._f.T @ alpha / self._w1
-            bias = bias - dual._f_mean @ head
+            w1 = dual._f.T @ alpha / self._w1
+            bias = bias - dual._f_mean @ w1
         objective = 0.5 * float((alpha * dual._right).sum())
         if not (math.isfinite(objective) and bool(torch.isfinite(bias).all())):
             raise ConvergenceError(f"the closed form is not finite with penalties {self._w1:.3g} and {w2:.3g}")
-        return DualPoint(a, head, bias, self._w1, w2, objective, relative_gap(self._above(alpha, w2), objective))
+        return DualPoint(a, w1, bias, self._w1, w2, objective, relative_gap(self._above(alpha, w2), objective))
 
     def _above(self, alpha: Tensor, w2: float) -> float:
         """Return ``½ ρᵀ (M - 1) ρ`` of what is left of ``M α = P D y``: the duality gap."""
@@ -205,6 +225,6 @@ class DualPath:
 
         vectors = grouped(self._vectors)
         blocks = vectors * weights @ vectors.mT
-        found, failed = torch.linalg.solve_ex(blocks, grouped(self._alpha(weights)))
-        found = torch.where((failed == 0)[:, None, None] & torch.isfinite(found), found, math.inf)
-        return found.view(n // views, views, c).transpose(0, 1).reshape(n, c) / dual._root[:, None]
+        scaled, failed = torch.linalg.solve_ex(blocks, grouped(self._alpha(weights)))  # residuals times √s
+        scaled = torch.where((failed == 0)[:, None, None] & torch.isfinite(scaled), scaled, math.inf)
+        return scaled.view(n // views, views, c).transpose(0, 1).reshape(n, c) / dual._root[:, None]

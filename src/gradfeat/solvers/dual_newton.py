@@ -17,15 +17,14 @@ gradient in (w₁, b, w₂), which the kernels know: ``‖Φᵀ ρ‖² + ‖F�
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradfeat.errors import ConvergenceError, DataError
+from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
-from gradfeat.solvers.dual import LEAST, DualPoint, relative_gap
+from gradfeat.solvers.dual import LEAST, DualPoint, check_samples, relative_gap
 
 _ITERATIONS, _HALVINGS = 100, 40
 _FREE = 1e-7  # norm of the gradient in b that counts as none
@@ -47,105 +46,66 @@ class NewtonPoint(DualPoint):
     converged: bool
 
 
-def newton_dual(
-    kernel: Tensor,
-    f: Tensor | None,
-    y: Tensor,
-    loss: Loss,
-    share: Tensor,
-    w1: float,
-    w2: float,
-    *,
-    outputs: int,
-    tolerance: float = 1e-9,
-    iterations: int = _ITERATIONS,
-) -> NewtonPoint:
-    """Minimise the penalized mean loss to convergence, in double precision on the CPU.
+@dataclass(frozen=True)
+class DualProblem:
+    """A problem in the samples' space, without its penalties.
 
-    Args:
+    Attributes:
         kernel: ``Φ Φᵀ``, (n · c, n · c), of the gradient features.
         f: Activations, (n, d); None leaves w₁ out (mode `gradient`).
         y: Targets of the n samples.
         loss: A convex loss.
         share: Weight of each sample, (n,), above zero; brought to sum one.
+        outputs: c; these samples may lack the last classes.
+
+    Raises:
+        DataError: Shapes that do not fit, or weights that are not above zero.
+        ConvergenceError: The kernel is not finite.
+    """
+
+    kernel: Tensor
+    f: Tensor | None
+    y: Tensor
+    loss: Loss
+    share: Tensor
+    outputs: int
+
+    def __post_init__(self) -> None:
+        check_samples(self.kernel, self.share, len(self.y), self.outputs)
+        if not bool(torch.isfinite(self.kernel).all()):
+            raise ConvergenceError("the tangent kernel is not finite")
+
+
+def newton_dual(
+    problem: DualProblem, w1: float, w2: float, *, tolerance: float = 1e-9, iterations: int = _ITERATIONS
+) -> NewtonPoint:
+    """Minimise the penalized mean loss to convergence, in double precision on the CPU.
+
+    Args:
+        problem: The samples and the loss.
         w1: λ₁; below a least one it is taken as that (see `gradfeat.solvers.dual.LEAST`).
         w2: λ₂, likewise; `DualPoint.w2_penalty` is the one in force.
-        outputs: c; these samples may lack the last classes.
         tolerance: Of `NewtonPoint.gradient`.
         iterations: At most.
 
     Raises:
-        DataError: Shapes that do not fit, or weights that are not above zero.
-        ConvergenceError: The kernel is not finite, or the objective left the finite numbers.
+        ConvergenceError: The objective left the finite numbers.
     """
-    n, c = len(y), outputs
-    if kernel.shape != (n * c, n * c):
-        raise DataError(f"kernel must be of shape ({n * c}, {n * c}), samples × outputs, not {tuple(kernel.shape)}")
-    if share.shape != (n,) or not bool((share > 0).all() and torch.isfinite(share).all()):
-        raise DataError(f"share must hold {n} finite weights above zero")
-    if not bool(torch.isfinite(kernel).all()):
-        raise ConvergenceError("the tangent kernel is not finite")
-    y, share = y.detach().cpu(), share.detach().cpu().double()
-    share = share / share.sum()
-    blocks = kernel.detach().cpu().double().view(n, c, n, c)
-    squared = float(share @ torch.einsum("ikik->i", blocks))  # mean squared length of the gradient features
-    w2 = max(w2, LEAST * max(squared, 1e-30))  # features of single precision too: a is bounded by the slopes
-    mean = torch.einsum("i,iljk->ljk", share, blocks)  # (c, n, c)
-    # centred, so that the intercept does not have to undo what all samples share
-    phi = blocks - mean - mean.permute(1, 2, 0)[:, :, None]
-    phi = phi + torch.einsum("ljk,j->lk", mean, share)[:, None]
-    gram, centre, squares = phi / w2, None, torch.zeros(n, n, dtype=torch.float64)
-    if f is not None:
-        f = f.detach().cpu().double()
-        length = float(share @ f.square().sum(1))
-        squared, w1 = squared + length, max(w1, LEAST * max(length, 1e-30))
-        centre = share @ f
-        f = f - centre
-        squares = f @ f.T
-        gram = gram + (squares / w1)[:, None, :, None] * torch.eye(c, dtype=torch.float64)[:, None, :]
-    scale = math.sqrt(squared + 1)
-
-    def times(matrix: Tensor, value: Tensor) -> Tensor:
-        return torch.einsum("iljk,jk->il", matrix, value)
-
-    a, b = torch.zeros(n, c, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
-    z, pulled = a.clone(), a.clone()  # logits, and G a
-    best = float(share @ loss.per_sample(z, y))
-    gradient, above, done, converged = math.inf, math.inf, 0, False
-    for done in range(iterations + 1):
-        slope = share[:, None] * loss.slope(z, y)
-        rho = -slope - a
-        squared = float((rho * times(phi, rho)).sum()) + float((rho * (squares @ rho)).sum())
-        free = float(slope.sum(0).square().sum())  # of b, which has no penalty and must be at its minimum for a bound
-        gradient = math.sqrt(max(squared, 0.0) + free) / scale
-        above = 0.5 * float((rho * times(gram, rho)).sum()) if free <= _FREE**2 else math.inf
-        converged = gradient <= tolerance
-        if converged or done == iterations or not math.isfinite(best):
+    objective = _Objective(_Centred(problem), w1, w2)
+    point = objective.start()
+    slopes = objective.slopes(point)
+    done = 0
+    while not slopes.gradient <= tolerance and done < iterations and math.isfinite(point.objective):
+        lower = objective.line_search(point, slopes, objective.newton_step(point, slopes))
+        if lower is None:  # the end of the precision
             break
-        step, shift = _newton_step(gram, _root(z, y, loss, share), a, rho, times)
-        moved = times(gram, step)
-        # the objective along the step, without another product with the kernel
-        linear, bent = float((pulled * step).sum()), float((step * moved).sum())
-        own, descent = float((a * pulled).sum()), float((rho * (moved + shift)).sum())
-        size = 1.0
-        for _ in range(_HALVINGS):
-            there = z + size * (moved + shift)
-            norms = own + 2 * size * linear + size**2 * bent
-            found = float(share @ loss.per_sample(there, y)) + 0.5 * norms
-            if found <= best - 1e-4 * size * descent + 4e-16 * abs(best):
-                break
-            size /= 2
-        else:  # the end of the precision
-            break
-        a, b, z, pulled, best = a + size * step, b + size * shift, there, pulled + size * moved, found
-    if not (math.isfinite(best) and bool(torch.isfinite(a).all() and torch.isfinite(b).all())):
-        raise ConvergenceError(f"the objective became {best} with penalties {w1:.3g} and {w2:.3g}")
-    head: Tensor | None = None
-    bias = b - torch.einsum("ljk,jk->l", mean, a) / w2
-    if f is not None and centre is not None:
-        head = f.T @ a / w1
-        bias = bias - centre @ head
-    return NewtonPoint(a, head, bias, w1, w2, best, relative_gap(above, best), gradient, done, converged)
+        point, done = lower, done + 1
+        slopes = objective.slopes(point)
+    if not point.finite():
+        raise ConvergenceError(
+            f"the objective became {point.objective} with penalties {objective.w1:.3g} and {objective.w2:.3g}"
+        )
+    return objective.solution(point, slopes, done, slopes.gradient <= tolerance)
 
 
 def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss, weight: Tensor) -> float:
@@ -153,45 +113,219 @@ def curvature_unit(kernel: Tensor, logits: Tensor, y: Tensor, loss: Loss, weight
 
     Args:
         kernel: ``Φ Φᵀ``, (n · c, n · c).
-        logits: Where the curvature is looked at, (n, c): those of a probe.
+        logits: Where the curvature is taken, (n, c): those of a probe.
         y: Targets.
         loss: The task's loss.
         weight: Of each sample, (n,).
     """
     n, c = logits.shape
-    own = torch.einsum("ikil->ikl", kernel.view(n, c, n, c))
-    bent = loss.curvature_product(logits.detach().cpu().double(), y.detach().cpu(), own.cpu())
+    blocks = torch.einsum("ikil->ikl", kernel.view(n, c, n, c))  # of each sample with itself
+    curved = loss.curvature_product(logits.detach().cpu().double(), y.detach().cpu(), blocks.cpu())
     share = weight.detach().cpu().double() / float(weight.sum())
-    return max(float(torch.einsum("i,ikk->", share, bent.double())) / n, 1e-30)
+    return max(float(torch.einsum("i,ikk->", share, curved.double())) / n, 1e-30)
 
 
-def _root(z: Tensor, y: Tensor, loss: Loss, share: Tensor) -> Tensor:
-    """Return L, (n, c, c), with ``L Lᵀ`` each sample's part of the mean loss's curvature."""
-    units = torch.eye(z.shape[1], dtype=z.dtype)
-    columns = [loss.curvature_root(z, y, unit.expand_as(z)) for unit in units]
-    return torch.stack(columns, 2) * share.sqrt()[:, None, None]
+class _Centred:
+    """A problem whose features are centred, so that b does not have to undo what all samples share.
+
+    Attributes:
+        y: Targets.
+        share: Of sum one, (n,).
+        phi_mean: Mean of the kernel's rows, (c, n, c).
+        phi: Kernel of the centred gradient features, (n, c, n, c).
+        f_mean: (d,), or None without activations.
+        f: Centred activations, (n, d), or None.
+        f_gram: ``F Fᵀ`` of the centred activations, (n, n); zeros without them.
+        phi_length: Mean squared length of a sample's gradient features, not centred.
+        f_length: The same of its activations.
+    """
+
+    def __init__(self, problem: DualProblem) -> None:
+        n, c = len(problem.y), problem.outputs
+        self.loss, self.y = problem.loss, problem.y.detach().cpu()
+        share = problem.share.detach().cpu().double()
+        self.share = share = share / share.sum()
+        blocks = problem.kernel.detach().cpu().double().view(n, c, n, c)
+        self.phi_length = float(share @ torch.einsum("ikik->i", blocks))
+        self.phi_mean = mean = torch.einsum("i,iljk->ljk", share, blocks)
+        phi = blocks - mean - mean.permute(1, 2, 0)[:, :, None]
+        self.phi = phi + torch.einsum("ljk,j->lk", mean, share)[:, None]
+        self.f: Tensor | None = None
+        self.f_mean: Tensor | None = None
+        self.f_gram, self.f_length = torch.zeros(n, n, dtype=torch.float64), 0.0
+        if problem.f is not None:
+            f = problem.f.detach().cpu().double()
+            self.f_length = float(share @ f.square().sum(1))
+            self.f_mean = share @ f
+            self.f = f - self.f_mean
+            self.f_gram = self.f @ self.f.T
 
 
-def _newton_step(
-    gram: Tensor, root: Tensor, a: Tensor, rho: Tensor, times: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the steps of a, (n, c), and of b, (c,)."""
-    n, c = a.shape
-    inner = torch.einsum("iak,iajb,jbl->ikjl", root, gram, root).reshape(n * c, n * c)
-    inner = (inner + inner.T) / 2
-    inner.diagonal().add_(1)
-    factor, failed = torch.linalg.cholesky_ex(inner)
-    if int(failed):  # a kernel whose rounding is worth more than the penalty; no eigenvalue is truly below one
-        values, vectors = torch.linalg.eigh(inner)
-        inverse = vectors / values.clamp_min(1) @ vectors.T
+@dataclass(frozen=True)
+class _Iterate:
+    """Where Newton's method is.
 
-    def m_times(value: Tensor) -> Tensor:  # M of (n, c, k)
-        turned = torch.einsum("iak,iab->ikb", root, value).reshape(n * c, -1)
-        solved = inverse @ turned if int(failed) else torch.cholesky_solve(turned, factor)
-        return torch.einsum("iak,ikb->iab", root, solved.view(n, c, -1))
+    Attributes:
+        a: (n, c).
+        b: Intercept of the centred features, (c,).
+        logits: ``G a + b``, (n, c).
+        pulled: ``G a``, (n, c).
+        objective: Penalized mean loss.
+    """
 
-    left = rho - m_times(times(gram, rho)[:, :, None])[:, :, 0]
-    of_ones = m_times(torch.eye(c, dtype=a.dtype).expand(n, c, c))
-    # singular: a softmax does not see a shift of all logits, nor a loss a label that is always ignored
-    shift = torch.linalg.pinv(of_ones.sum(0), hermitian=True, rtol=1e-13) @ (a + left).sum(0)
-    return left - of_ones @ shift, shift
+    a: Tensor
+    b: Tensor
+    logits: Tensor
+    pulled: Tensor
+    objective: float
+
+    def finite(self) -> bool:
+        return math.isfinite(self.objective) and bool(torch.isfinite(self.a).all() and torch.isfinite(self.b).all())
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """The objective's slopes at an iterate.
+
+    Attributes:
+        rho: ``ρ = -g - a``, (n, c).
+        gradient: See `NewtonPoint`.
+        above: The objective is at most so far above its minimum.
+    """
+
+    rho: Tensor
+    gradient: float
+    above: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of a, (n, c), and of b, (c,), and ``G`` times that of a, (n, c)."""
+
+    a: Tensor
+    b: Tensor
+    pulled: Tensor
+
+
+class _Objective:
+    """The penalized mean loss of (a, b) for one pair of penalties.
+
+    Attributes:
+        w1: The λ₁ in force.
+        w2: The λ₂ in force.
+    """
+
+    def __init__(self, samples: _Centred, w1: float, w2: float) -> None:
+        self._samples = samples
+        # in single precision too: a is bounded by the slopes, so no residuals cancel
+        self.w2 = max(w2, LEAST * max(samples.phi_length, 1e-30))
+        self.w1 = w1 if samples.f is None else max(w1, LEAST * max(samples.f_length, 1e-30))
+        gram = samples.phi / self.w2
+        if samples.f is not None:
+            eye = torch.eye(gram.shape[1], dtype=torch.float64)
+            gram = gram + (samples.f_gram / self.w1)[:, None, :, None] * eye[:, None, :]
+        self._gram = gram  # G, (n, c, n, c)
+        self._scale = math.sqrt(samples.phi_length + samples.f_length + 1)
+
+    def start(self) -> _Iterate:
+        """Return zero."""
+        n, c = self._gram.shape[:2]
+        zeros = torch.zeros(n, c, dtype=torch.float64)
+        return _Iterate(zeros, torch.zeros(c, dtype=torch.float64), zeros, zeros, self._loss(zeros))
+
+    def slopes(self, point: _Iterate) -> _Slopes:
+        """Return the gradient and the certificate."""
+        samples = self._samples
+        slope = samples.share[:, None] * samples.loss.slope(point.logits, samples.y)
+        rho = -slope - point.a
+        squared = float((rho * _times(samples.phi, rho)).sum()) + float((rho * (samples.f_gram @ rho)).sum())
+        free = float(slope.sum(0).square().sum())  # of b, which has no penalty and must be at its minimum for a bound
+        gradient = math.sqrt(max(squared, 0.0) + free) / self._scale
+        above = 0.5 * float((rho * _times(self._gram, rho)).sum()) if free <= _FREE**2 else math.inf
+        return _Slopes(rho, gradient, above)
+
+    def newton_step(self, point: _Iterate, slopes: _Slopes) -> _Step:
+        """Return Newton's step."""
+        rho, (n, c) = slopes.rho, slopes.rho.shape
+        inverse = _CurvatureInverse(self._gram, self._curvature_root(point.logits))
+        left = rho - inverse.times(_times(self._gram, rho)[:, :, None])[:, :, 0]  # (1 - M G) ρ
+        of_ones = inverse.times(torch.eye(c, dtype=torch.float64).expand(n, c, c))  # M E
+        # singular: a softmax does not see a shift of all logits, nor a loss a label that is always ignored
+        of_b = torch.linalg.pinv(of_ones.sum(0), hermitian=True, rtol=1e-13) @ (point.a + left).sum(0)
+        of_a = left - of_ones @ of_b
+        return _Step(of_a, of_b, _times(self._gram, of_a))
+
+    def line_search(self, point: _Iterate, slopes: _Slopes, step: _Step) -> _Iterate | None:
+        """Return the first of the step, its half, its quarter ... that lowers the objective enough; None if none does.
+
+        The squared norms of w₁ and w₂ are known along the step, without another product with the kernel.
+        """
+        logits_step = step.pulled + step.b
+        linear, quadratic = float((point.pulled * step.a).sum()), float((step.a * step.pulled).sum())
+        norms_before, descent = float((point.a * point.pulled).sum()), float((slopes.rho * logits_step).sum())
+        size = 1.0
+        for _ in range(_HALVINGS):
+            logits = point.logits + size * logits_step
+            norms = norms_before + 2 * size * linear + size**2 * quadratic
+            objective = self._loss(logits) + 0.5 * norms
+            if objective <= point.objective - 1e-4 * size * descent + 4e-16 * abs(point.objective):
+                a, b = point.a + size * step.a, point.b + size * step.b
+                return _Iterate(a, b, logits, point.pulled + size * step.pulled, objective)
+            size /= 2
+        return None
+
+    def solution(self, point: _Iterate, slopes: _Slopes, iterations: int, converged: bool) -> NewtonPoint:
+        """Return an iterate as weights of the features as they were."""
+        samples = self._samples
+        w1: Tensor | None = None
+        bias = point.b - torch.einsum("ljk,jk->l", samples.phi_mean, point.a) / self.w2
+        if samples.f is not None and samples.f_mean is not None:
+            w1 = samples.f.T @ point.a / self.w1
+            bias = bias - samples.f_mean @ w1
+        gap = relative_gap(slopes.above, point.objective)
+        return NewtonPoint(
+            point.a, w1, bias, self.w1, self.w2, point.objective, gap, slopes.gradient, iterations, converged
+        )
+
+    def _loss(self, logits: Tensor) -> float:
+        return float(self._samples.share @ self._samples.loss.per_sample(logits, self._samples.y))
+
+    def _curvature_root(self, logits: Tensor) -> Tensor:
+        """Return L, (n, c, c), with ``L Lᵀ`` each sample's part of the mean loss's curvature."""
+        samples = self._samples
+        units = torch.eye(logits.shape[1], dtype=logits.dtype)
+        columns = [samples.loss.curvature_root(logits, samples.y, unit.expand_as(logits)) for unit in units]
+        return torch.stack(columns, 2) * samples.share.sqrt()[:, None, None]
+
+
+class _CurvatureInverse:
+    """``M = L (1 + Lᵀ G L)⁻¹ Lᵀ``, decomposed.
+
+    Args:
+        gram: G, (n, c, n, c).
+        root: L, (n, c, c).
+    """
+
+    def __init__(self, gram: Tensor, root: Tensor) -> None:
+        n, c = root.shape[:2]
+        self._root = root
+        inner = torch.einsum("iak,iajb,jbl->ikjl", root, gram, root).reshape(n * c, n * c)
+        inner = (inner + inner.T) / 2
+        inner.diagonal().add_(1)
+        self._factor, failed = torch.linalg.cholesky_ex(inner)
+        self._inverse: Tensor | None = None
+        if int(failed):  # a kernel whose rounding is worth more than the penalty; no eigenvalue is truly below one
+            values, vectors = torch.linalg.eigh(inner)
+            self._inverse = vectors / values.clamp_min(1) @ vectors.T
+
+    def times(self, value: Tensor) -> Tensor:
+        """Return M times k columns, (n, c, k)."""
+        n, c = self._root.shape[:2]
+        turned = torch.einsum("iak,iab->ikb", self._root, value).reshape(n * c, -1)
+        solved = torch.cholesky_solve(turned, self._factor) if self._inverse is None else self._inverse @ turned
+        return torch.einsum("iak,ikb->iab", self._root, solved.view(n, c, -1))
+
+
+def _times(matrix: Tensor, value: Tensor) -> Tensor:
+    """Return a matrix (n, c, n, c) times (n, c)."""
+    return torch.einsum("iljk,jk->il", matrix, value)

@@ -21,7 +21,7 @@ class History:
 
     Attributes:
         loss: Mean training loss of each finished epoch.
-        passes: Samples that the optimizer has seen in these epochs, in units of n; the last epoch may not be whole.
+        passes: Samples that the optimizer was given in these epochs, in units of n; the last epoch may not be whole.
         seconds: Time in all.
         stopped: "finished", or "interrupted" by the user (the weights are then those after the last finished epoch).
     """
@@ -33,6 +33,7 @@ class History:
 
 
 KEEP_SECONDS = 10.0
+"""Seconds from one state that is kept to the next, at least."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,26 @@ class State:
     Attributes:
         iteration: Minibatches so far.
         history: Up to there.
-        tensors: The parameters, ``parameter/<place>``, and the optimizer's state, ``optimizer/<place>/<name>``.
+        tensors: The parameters, ``parameter/<position>``, and the optimizer's state, ``optimizer/<position>/<name>``.
     """
 
     iteration: int
     history: History
     tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """How a training goes on after the process that began it has ended.
+
+    Attributes:
+        state: What `keep` was given after an epoch of the same training: it goes on there. The caller brings the
+            generator to where it was. None begins.
+        keep: Takes the state after the last epoch, and after others at most every `KEEP_SECONDS`; None keeps none.
+    """
+
+    state: State | None = None
+    keep: Callable[[State], None] | None = None
 
 
 def train(
@@ -58,8 +73,7 @@ def train(
     *,
     generator: torch.Generator,
     on_epoch: Callable[[int, History], None] | None = None,
-    resume: State | None = None,
-    keep: Callable[[State], None] | None = None,
+    resuming: Resuming | None = None,
 ) -> History:
     """Minimise a mean loss over n samples by minibatches in random order; the last, smaller one is used too.
 
@@ -70,9 +84,7 @@ def train(
         schedule: Optimizer, learning rates, length.
         generator: Draws the order of samples.
         on_epoch: Called after each epoch with its number from 1.
-        resume: What `keep` was given after an epoch of the same training: it goes on there. The caller brings the
-            generator to where it was.
-        keep: Takes the state after the last epoch, and after others at most every `KEEP_SECONDS`.
+        resuming: Where it goes on, and who keeps its states.
 
     Returns:
         The losses and the time. After Ctrl-C the parameters are those of the last finished epoch.
@@ -83,79 +95,112 @@ def train(
     """
     if n < 1:
         raise DataError("there are no samples to train on")
-    history = History()
-    optimizer = schedule.make(parameters)
-    iteration = 0
-    if resume is not None:
-        _resume(resume, parameters, optimizer)
-        iteration, history = resume.iteration, replace(resume.history, loss=list(resume.history.loss))
-    finished = _copy(parameters)
+    resuming = resuming or Resuming()
+    training = _Training(parameters, step_loss, schedule, resuming.state)
+    history = training.history
     start = time.perf_counter() - history.seconds
-    kept = time.perf_counter()
+    last_kept = time.perf_counter()
     try:
-        while iteration < schedule.iterations:
-            total = 0.0
-            count = 0
-            for indices in torch.randperm(n, generator=generator).split(schedule.batch_size):
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.at(iteration)
-                optimizer.zero_grad(set_to_none=True)
-                with computing():
-                    loss = step_loss(indices)
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        raise ConvergenceError(
-                            f"the loss became {value} in epoch {len(history.loss) + 1} with {schedule}; the weights "
-                            "are those of the epoch before"
-                        )
-                    loss.backward()
-                if schedule.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)
-                optimizer.step()
-                total += value * len(indices)
-                count += len(indices)
-                iteration += 1
-                if iteration == schedule.iterations:
-                    break
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-                raise ConvergenceError(
-                    f"the weights left the finite numbers in epoch {len(history.loss) + 1} with {schedule}; they are "
-                    "again those of the epoch before"
-                )
-            finished = _copy(parameters)
-            history.loss.append(total / count)
-            history.passes += count / n
+        while training.iteration < schedule.iterations:
+            training.epoch(torch.randperm(n, generator=generator))
             history.seconds = time.perf_counter() - start
-            if keep is not None and (iteration == schedule.iterations or time.perf_counter() - kept >= KEEP_SECONDS):
-                keep(State(iteration, history, _tensors(parameters, optimizer)))
-                kept = time.perf_counter()
+            last = training.iteration == schedule.iterations
+            if resuming.keep is not None and (last or time.perf_counter() - last_kept >= KEEP_SECONDS):
+                resuming.keep(training.state())
+                last_kept = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(len(history.loss), history)
     except KeyboardInterrupt:
-        _restore(parameters, finished)
+        training.undo()
         history.stopped = "interrupted"
     except ConvergenceError:
-        _restore(parameters, finished)
+        training.undo()
         raise
     history.seconds = time.perf_counter() - start
     return history
 
 
-def _tensors(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"parameter/{i}": parameter.detach() for i, parameter in enumerate(parameters)}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-    return tensors
+class _Training:
+    """A training between two epochs: the parameters, the optimizer, and what they were after the last epoch.
+
+    Attributes:
+        iteration: Minibatches so far.
+        history: Up to there.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        step_loss: Callable[[Tensor], Tensor],
+        schedule: Schedule,
+        state: State | None,
+    ) -> None:
+        self._parameters, self._step_loss, self._schedule = parameters, step_loss, schedule
+        self._optimizer = schedule.make(parameters)
+        self.iteration, self.history = 0, History()
+        if state is not None:
+            _restore(parameters, [state.tensors[f"parameter/{i}"] for i in range(len(parameters))])
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": _optimizer_state(state)})
+            self.iteration, self.history = state.iteration, replace(state.history, loss=list(state.history.loss))
+        self._finished = _copy(parameters)
+
+    def epoch(self, order: Tensor) -> None:
+        """Pass over the samples in an order, (n,), or end within where the schedule does."""
+        total, count = 0.0, 0
+        for indices in torch.split(order, self._schedule.batch_size):
+            total += self._step(indices) * len(indices)
+            count += len(indices)
+            if self.iteration == self._schedule.iterations:
+                break
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+            raise ConvergenceError(
+                f"the weights left the finite numbers in epoch {len(self.history.loss) + 1} with {self._schedule}; "
+                "they are again those of the epoch before"
+            )
+        self._finished = _copy(self._parameters)
+        self.history.loss.append(total / count)
+        self.history.passes += count / len(order)
+
+    def _step(self, indices: Tensor) -> float:
+        """Take one minibatch, and return its mean loss before the step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._schedule.at(self.iteration)
+        self._optimizer.zero_grad(set_to_none=True)
+        with computing():
+            loss = self._step_loss(indices)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ConvergenceError(
+                    f"the loss became {value} in epoch {len(self.history.loss) + 1} with {self._schedule}; the weights "
+                    "are those of the epoch before"
+                )
+            torch.autograd.backward(loss)
+        if self._schedule.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._schedule.clip_norm)
+        self._optimizer.step()
+        self.iteration += 1
+        return value
+
+    def undo(self) -> None:
+        """Bring the parameters back to where they were after the last finished epoch."""
+        _restore(self._parameters, self._finished)
+
+    def state(self) -> State:
+        """Return where the training is."""
+        tensors = {f"parameter/{i}": parameter.detach() for i, parameter in enumerate(self._parameters)}
+        for i, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        return State(self.iteration, self.history, tensors)
 
 
-def _resume(state: State, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    _restore(parameters, [state.tensors[f"parameter/{i}"] for i in range(len(parameters))])
+def _optimizer_state(state: State) -> dict[int, dict[str, Tensor]]:
+    """Return the optimizer's state as torch has it: by the position of a parameter, then by name."""
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in state.tensors.items():
-        kind, place, *name = key.split("/")
+        kind, position, *name = key.split("/")
         if kind == "optimizer":
-            states.setdefault(int(place), {})[name[0]] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+            states.setdefault(int(position), {})[name[0]] = value
+    return states
 
 
 def _copy(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -93,26 +93,26 @@ class GradientFeatures:
         return {name: value if (s := self._scales[name]) == 1.0 else value * s for name, value in w2.items()}
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        """Yield the samples at `indices` in batches: their places in `indices`, and their residuals."""
-        for places in self.store.batches(indices, self.batch_size):
-            yield places, self.store.primal(indices[places])[1]
+        """Yield the samples at `indices` in batches: their positions in `indices`, and their residuals."""
+        for positions in self.store.batches(indices, self.batch_size):
+            yield positions, self.store.primal(indices[positions])[1]
 
     def forward(self, w2: Mapping[str, Tensor], indices: Tensor) -> Tensor:
         """Return Φ w₂ of some samples, (m, c)."""
         w2 = self.natural(w2)
-        found = self.omega.new_empty(len(indices), self.omega.shape[1])
+        logits = self.omega.new_empty(len(indices), self.omega.shape[1])
         with torch.no_grad():
-            for places, residuals in self.batches(indices):
-                found[places] = self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega
+            for positions, residuals in self.batches(indices):
+                logits[positions] = self.linearization.tangent(w2, residuals).to(self.omega) @ self.omega
         self.passes += 0.5 * len(indices) / len(self.store)
-        return found
+        return logits
 
     def transpose(self, u: Tensor, indices: Tensor) -> Weights:
         """Return Φᵀ u, with the names and shapes of θ₂; u is (m, c)."""
         total = self.zeros()
-        for places, residuals in self.batches(indices):
-            found = self.linearization.transpose(u[places].to(self.omega) @ self.omega.T, residuals)
-            for name, value in found.items():
+        for positions, residuals in self.batches(indices):
+            gradient = self.linearization.transpose(u[positions].to(self.omega) @ self.omega.T, residuals)
+            for name, value in gradient.items():
                 total[name] += value.to(total[name])
         self.passes += 0.5 * len(indices) / len(self.store)
         return self.to_variables(total)

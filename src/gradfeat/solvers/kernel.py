@@ -20,7 +20,7 @@ from gradfeat.linearization.lengths import Split
 from gradfeat.samples.store import SampleStore, available_memory
 from gradfeat.solvers.gradient_features import GradientFeatures
 
-_BUDGET = 2 << 30  # bytes of gradient features that are held at a time, at most
+_BUDGET = 2 << 30  # bytes of gradient features in memory at a time, at most
 _COLUMNS = 1 << 14  # entries of θ₂ that are brought to float64 at a time
 _STRIPES = 4  # of a symmetric product only the blocks above the diagonal are computed
 
@@ -93,24 +93,24 @@ def gram(features: GradientFeatures, other: GradientFeatures | None = None, *, b
     budget = min(_BUDGET, available_memory(features.linearization.device) // 4) if budget is None else budget
     c, c_right = features.omega.shape[1], right.omega.shape[1]
     n, m = len(features.store), len(right.store)
-    most = max(1, budget // (row * c))
-    if other is not None or most < n:
-        most = max(1, most // 2)  # two blocks at a time
-    found = torch.empty(n * c, m * c_right, dtype=torch.float64)
-    for a in torch.arange(n).split(most):
+    block = max(1, budget // (row * c))
+    if other is not None or block < n:
+        block = max(1, block // 2)  # two at a time
+    kernel = torch.empty(n * c, m * c_right, dtype=torch.float64)
+    for a in torch.split(torch.arange(n), block):
         left = _rows(features, a)
         rows = slice(int(a[0]) * c, (int(a[-1]) + 1) * c)
-        for b in torch.arange(0 if other is not None else int(a[0]), m).split(most):
+        for b in torch.split(torch.arange(0 if other is not None else int(a[0]), m), block):
             columns = slice(int(b[0]) * c_right, (int(b[-1]) + 1) * c_right)
             if other is None and columns == rows:
-                found[rows, columns] = _square(left)
+                kernel[rows, columns] = _square(left)
                 continue
-            found[rows, columns] = _product(left, _rows(right, b))
+            kernel[rows, columns] = _product(left, _rows(right, b))
             if other is None:
-                found[columns, rows] = found[rows, columns].T
-    if not bool(torch.isfinite(found).all()):
+                kernel[columns, rows] = kernel[rows, columns].T
+    if not bool(torch.isfinite(kernel).all()):
         raise ConvergenceError("the tangent kernel is not finite: J(x) is too large for its precision")
-    return found
+    return kernel
 
 
 def _rows(features: GradientFeatures, indices: Tensor) -> Tensor:
@@ -119,33 +119,34 @@ def _rows(features: GradientFeatures, indices: Tensor) -> Tensor:
     sizes = [value.numel() for value in zeros.values()]
     c = features.omega.shape[1]
     first = next(iter(zeros.values()))
-    found = first.new_empty(len(indices) * c, sum(sizes))
+    rows = first.new_empty(len(indices) * c, sum(sizes))
     lin = features.linearization
-    for places, residuals in features.batches(indices):
-        for i, place in enumerate(places.tolist()):
-            own = residuals.sample(i) if isinstance(residuals, Split) else tuple(v[i : i + 1] for v in residuals)
+    for positions, residuals in features.batches(indices):
+        for i, position in enumerate(positions.tolist()):
+            of_one = residuals.sample(i) if isinstance(residuals, Split) else tuple(v[i : i + 1] for v in residuals)
             for k in range(c):
-                gradient = features.to_variables(lin.transpose(features.omega[:, k][None], own))
-                # into their place at once: a row of its own would cost more time than the gradient
-                for part, (name, value) in zip(found[c * place + k].split(sizes), zeros.items(), strict=True):
+                gradient = features.to_variables(lin.transpose(features.omega[:, k][None], of_one))
+                # written where they belong at once: a row in between would cost more time than the gradient
+                parts = torch.split(rows[c * position + k], sizes)
+                for part, (name, value) in zip(parts, zeros.items(), strict=True):
                     part.view(value.shape).copy_(gradient[name])
     features.passes += 0.5 * len(indices) * c / len(features.store)
-    return found
+    return rows
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left rightᵀ`` in float64: in single precision its rounding would be a penalty of its own."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for a, b in zip(left.split(_COLUMNS, 1), right.split(_COLUMNS, 1), strict=True):
+    for a, b in zip(torch.split(left, _COLUMNS, 1), torch.split(right, _COLUMNS, 1), strict=True):
         total += (a.double() @ b.double().T).cpu()
     return total
 
 
 def _square(rows: Tensor) -> Tensor:
     """Return ``rows rowsᵀ``, exactly symmetric."""
-    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    square = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     start = 0
-    for part in rows.split(max(1, -(-len(rows) // _STRIPES))):
-        found[start : start + len(part), start:] = _product(part, rows[start:])
+    for part in torch.split(rows, max(1, -(-len(rows) // _STRIPES))):
+        square[start : start + len(part), start:] = _product(part, rows[start:])
         start += len(part)
-    return found.triu() + found.triu(1).T
+    return square.triu() + square.triu(1).T

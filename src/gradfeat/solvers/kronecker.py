@@ -8,7 +8,7 @@ features do not change in training, so neither do the factors. Gains, biases and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from gradfeat.solvers.gradient_features import Change, GradientFeatures, Weights
 _BATCH = 64  # few samples are enough, and a 3 × 3 convolution's inputs are nine times as many as its activations
 _MOST_INPUTS = 2500  # a larger factor takes longer to decompose than it saves: the taps of a filter are then apart
 _LEAST_SAMPLES, _ROWS = 256, 4  # samples, and rows for each dimension of a factor, that are enough to estimate it
-
 
 FLOOR = 5.0
 """Of the whitened metric: how much a direction without any gradient features is penalized, in units of the mean."""
@@ -105,21 +104,18 @@ def estimate_factors(
 
     Args:
         features: The map Φ.
-        loss: Says how the loss bends.
-        logits: Where it is looked at, (m, c).
+        loss: Its curvature is Λ.
+        logits: Where the curvature is taken, (m, c).
         y: Targets of the samples.
         indices: The samples, (m,).
-        generator: Draws the signs.
+        generator: Draws the samples' order, and the signs.
         weight: Of each sample in the loss, of mean one, (m,); None is one.
     """
-    lin = features.linearization
-    squares = features.zeros()
-    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    moments = _Moments(features.zeros())
+    used = 0
     order = torch.randperm(len(indices), generator=generator)
-    used, enough = 0, False
-    positions: dict[str, int] = {}
-    for rows in order.split(max(1, min(features.batch_size // 2, _BATCH))):
-        if enough and used >= _LEAST_SAMPLES:
+    for rows in torch.split(order, max(1, min(features.batch_size // 2, _BATCH))):
+        if used >= _LEAST_SAMPLES and moments.enough():
             break
         used += len(rows)
         _, residuals = features.store.primal(indices[rows])
@@ -127,43 +123,73 @@ def estimate_factors(
         root = loss.curvature_root(logits[rows], y[rows], signs).to(features.omega)
         if weight is not None:
             root = root * weight[rows, None].sqrt().to(root)
-        u = root @ features.omega.T
-        found, calls = lin.layer_calls(u, residuals)
-        gradients = features.to_variables({name: g.to(squares[name]) for name, g in found.items()})
-        for name, gradient in gradients.items():
-            squares[name] += gradient.square()
-        for call in calls:
-            moments[call.name] = _moments(call, moments.get(call.name))
-            positions[call.name] = positions.get(call.name, 0) + len(call.outputs())
-        enough = all(positions[name] >= _ROWS * max(map(len, pair)) for name, pair in moments.items())
+        gradients, calls = features.linearization.layer_calls(root @ features.omega.T, residuals)
+        moments.add(features.to_variables(moments.cast(gradients)), calls)
     features.passes += 0.5 * used / len(features.store)
-    bases: dict[str, tuple[Tensor, Tensor]] = {}
-    spectra: dict[str, Tensor] = {}
-    for name, diagonal in squares.items():
-        diagonal /= used
-        if name not in moments:
-            spectra[name] = diagonal
-            continue
-        a, g = moments[name]
-        (inputs_scale, inputs), (outputs_scale, outputs) = (_eigen(a), _eigen(g))
-        taps = diagonal.numel() // (len(a) * len(g))
-        spectrum = (outputs_scale[:, None] * inputs_scale)[:, :, None].expand(-1, -1, taps)
-        # the product's scale is the weakest part of the approximation; the trace is known
-        spectra[name] = spectrum * (diagonal.sum() / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny))
-        bases[name] = outputs, inputs
-    return KroneckerFactors(bases, spectra)
+    return moments.factors(used)
 
 
-def _moments(call: LayerCall, total: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+class _Moments:
+    """Sums of second moments over samples: of gradients, entry by entry, and of each layer's inputs and outputs.
+
+    Args:
+        squares: Zeros of the shapes of θ₂, in the precision that sums are taken in.
+    """
+
+    def __init__(self, squares: Weights) -> None:
+        self._squares = squares
+        self._layers: dict[str, tuple[Tensor, Tensor]] = {}  # A, (i, i), and G, (o, o)
+        self._rows: dict[str, int] = {}  # summands of A and G
+
+    def cast(self, gradients: Mapping[str, Tensor]) -> Weights:
+        """Return gradients in the precision of the sums."""
+        return {name: value.to(self._squares[name]) for name, value in gradients.items()}
+
+    def add(self, gradients: Mapping[str, Tensor], calls: Sequence[LayerCall]) -> None:
+        """Add a batch's gradient, in the variables of w₂, and the layers that it came through."""
+        for name, gradient in gradients.items():
+            self._squares[name] += gradient.square()
+        for call in calls:
+            a, g = _moments(call)
+            if call.name in self._layers:
+                a, g = self._layers[call.name][0] + a, self._layers[call.name][1] + g
+            self._layers[call.name] = a, g
+            self._rows[call.name] = self._rows.get(call.name, 0) + len(call.outputs())
+
+    def enough(self) -> bool:
+        """Whether every factor has rows enough to be estimated from."""
+        return all(self._rows[name] >= _ROWS * max(len(a), len(g)) for name, (a, g) in self._layers.items())
+
+    def factors(self, samples: int) -> KroneckerFactors:
+        """Return the factors of so many samples."""
+        bases: dict[str, tuple[Tensor, Tensor]] = {}
+        spectra: dict[str, Tensor] = {}
+        for name, squares in self._squares.items():
+            diagonal = squares / samples
+            if name not in self._layers:
+                spectra[name] = diagonal
+                continue
+            a, g = self._layers[name]
+            (inputs_scale, inputs), (outputs_scale, outputs) = (_eigen(a), _eigen(g))
+            taps = diagonal.numel() // (len(a) * len(g))
+            spectrum = (outputs_scale[:, None] * inputs_scale)[:, :, None].expand(-1, -1, taps)
+            # the product's scale is the weakest part of the approximation; the trace is known
+            spectra[name] = spectrum * (diagonal.sum() / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny))
+            bases[name] = outputs, inputs
+        return KroneckerFactors(bases, spectra)
+
+
+def _moments(call: LayerCall) -> tuple[Tensor, Tensor]:
+    """Return the second moments of a layer's inputs, (i, i), and of its outputs' gradients, (o, o)."""
     wide = call.window is not None and call.z.shape[1] * call.window[0][0] * call.window[0][1] > _MOST_INPUTS
     dtype = torch.promote_types(call.output.dtype, torch.float32)
     a = (call.channels() if wide else call.inputs()).to(dtype)
     g = call.outputs().to(dtype)
-    found = a.T @ a, g.T @ g
-    return found if total is None else (total[0] + found[0], total[1] + found[1])
+    return a.T @ a, g.T @ g
 
 
 def _eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, relative to their mean, and eigenvectors of second moments."""
     scale = float(moments.diagonal().mean()) or 1.0
     for dtype in (moments.dtype, torch.float64):  # in single precision it may not converge where the rank is low
         try:

@@ -1,4 +1,4 @@
-"""Newton's method for a convex problem in few unknowns: logits that are a combination of known ones, and a bias."""
+"""Newton's method for a convex problem in few unknowns: logits that are a combination of given ones, and a bias."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from gradfeat.errors import ConvergenceError
 from gradfeat.losses import Loss
 
-_CHUNK = 1 << 20  # entries of the directions' logits that are looked at together: so many stay in a processor's cache
-_MOST = 1 << 27  # entries that are kept side by side; more are put there again for each step
+CHUNK = 1 << 20
+"""Entries of the directions' logits that are looked at together: so many stay in a processor's cache."""
+
+MOST_KEPT = 1 << 27
+"""Entries that are kept side by side; more are put there again for each step."""
+
 _ITERATIONS, _HALVINGS = 100, 30
 # an older Hessian is taken anew after a step that leaves more than `_SLOW` of the decrement, or that would lower the
 # objective by less than `_ENOUGH` of it (half of it is what a quadratic loss falls by)
@@ -25,7 +29,7 @@ class Combination:
     """A minimum over a span.
 
     Attributes:
-        coefficients: Of the known logits, (k,).
+        coefficients: Of the directions' logits, (k,).
         bias: (c,).
         objective: Penalized mean loss.
     """
@@ -34,11 +38,16 @@ class Combination:
     bias: Tensor
     objective: float
 
-    def logits(self, known: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        """Return the logits of all samples, or of some rows, (m, c), in double precision."""
-        n = len(known[0]) if known else 0
+    def logits(self, directions: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        """Return the logits of all samples, or of some rows, (m, c), in double precision.
+
+        Args:
+            directions: The logits Z_j of each direction, (n, c).
+            rows: Indices of samples, (m,); None takes all.
+        """
+        n = len(directions[0]) if directions else 0
         total = self.bias.expand(n if rows is None else len(rows), -1).clone()
-        for factor, logits in zip(self.coefficients.tolist(), known, strict=True):
+        for factor, logits in zip(self.coefficients.tolist(), directions, strict=True):
             total.add_(logits if rows is None else logits[rows], alpha=factor)
         return total
 
@@ -50,19 +59,37 @@ class Span:
     and taken anew only where steps with it do not converge fast (Shamanskii's method).
 
     Args:
-        known: The logits Z_j, each (n, c).
+        directions: The logits Z_j, each (n, c).
         y: Targets.
         loss: A convex loss.
         share: Weight of each sample, (n,), of sum one.
         outputs: c; these samples may lack the last classes.
+        chunk: Entries of the logits Z_j that are looked at together.
+        most_kept: Entries up to which they are kept side by side between steps.
     """
 
-    def __init__(self, known: Sequence[Tensor], y: Tensor, loss: Loss, share: Tensor, *, outputs: int) -> None:
-        self.known, self.y, self.loss, self.share, self.outputs = list(known), y, loss, share.double(), outputs
-        width = outputs * max(len(self.known), 1)
-        size = max(1, _CHUNK // width)
+    def __init__(
+        self,
+        directions: Sequence[Tensor],
+        y: Tensor,
+        loss: Loss,
+        share: Tensor,
+        *,
+        outputs: int,
+        chunk: int = CHUNK,
+        most_kept: int = MOST_KEPT,
+    ) -> None:
+        self.directions, self.y, self.loss, self.share, self.outputs = (
+            list(directions),
+            y,
+            loss,
+            share.double(),
+            outputs,
+        )
+        width = outputs * max(len(self.directions), 1)
+        size = max(1, chunk // width)
         self._chunks = [slice(first, first + size) for first in range(0, len(y), size)]
-        keep = len(y) * width <= _MOST
+        keep = len(y) * width <= most_kept
         self._kept = [self._joined(rows) for rows in self._chunks] if keep else None
         self._hessian: Tensor | None = None
 
@@ -74,11 +101,11 @@ class Span:
             start: Where to begin; of as many coefficients or fewer.
             tolerance: Newton decrement, relative to the objective, below which to stop.
         """
-        k, share = len(self.known), self.share
+        k, share = len(self.directions), self.share
         ridge = ridge.to(share.device, torch.float64)
         x = torch.zeros(k + self.outputs, dtype=torch.float64, device=share.device)
         if start is None:
-            self._hessian = None  # that of another place, at which the loss may bend far less
+            self._hessian = None  # that of another point, where the curvature may be far less
         else:
             x[: len(start.coefficients)] = start.coefficients
             x[k:] = start.bias
@@ -97,19 +124,19 @@ class Span:
                 step, decrement = self._step(gradient, ridge, logits)
             if not decrement > tolerance * abs(best):
                 break
-            moved = self._logits(step)
+            logits_step = self._logits(step)
             for halvings in range(_HALVINGS if new else 1):
                 length = 0.5**halvings
-                found = self._value(logits + length * moved, x + length * step, ridge)
-                if found <= best - (1e-4 if new else _ENOUGH) * length * decrement:
-                    x, logits, best = x + length * step, logits + length * moved, found
+                value = self._value(logits + length * logits_step, x + length * step, ridge)
+                if value <= best - (1e-4 if new else _ENOUGH) * length * decrement:
+                    x, logits, best = x + length * step, logits + length * logits_step, value
                     break
             else:
                 if new:  # the end of the precision
                     break
                 length = 0.0
             if length < 1:
-                self._hessian = None  # the loss bends otherwise along the step
+                self._hessian = None  # the curvature changes along the step
             before = decrement
         return Combination(x[:k], x[k:], best)
 
@@ -138,21 +165,21 @@ class Span:
 
     def _hessian_at(self, logits: Tensor) -> Tensor:
         """Return the loss's Hessian in (a, b), (k + c, k + c)."""
-        k, c = len(self.known), self.outputs
+        k, c = len(self.directions), self.outputs
         hessian = torch.zeros(k + c, k + c, dtype=torch.float64, device=self.share.device)
         for rows, joined in self._parts():
-            at, of, part = logits[rows].float(), self.y[rows], self.share[rows].float()
-            hessian[k:, k:] += self.loss.curvature_sum(at, of, part).double()
+            z, y, share = logits[rows].float(), self.y[rows], self.share[rows].float()
+            hessian[k:, k:] += self.loss.curvature_sum(z, y, share).double()
             joined = joined.float()
-            bent = self.loss.curvature_product(at, of, joined) * part[:, None, None]
-            hessian[:k, :k] += (joined.flatten(0, 1).T @ bent.flatten(0, 1)).double()
-            hessian[:k, k:] += bent.sum(0).T.double()
+            curved = self.loss.curvature_product(z, y, joined) * share[:, None, None]
+            hessian[:k, :k] += (joined.flatten(0, 1).T @ curved.flatten(0, 1)).double()
+            hessian[:k, k:] += curved.sum(0).T.double()
         hessian[k:, :k] = hessian[:k, k:].T
         return hessian
 
     def _gradient(self, logits: Tensor) -> Tensor:
         """Return the loss's gradient in (a, b), (k + c,)."""
-        k = len(self.known)
+        k = len(self.directions)
         slope = self.share[:, None] * self.loss.slope(logits, self.y)
         total = slope.new_zeros(k + self.outputs)
         total[k:] = slope.sum(0)
@@ -161,10 +188,10 @@ class Span:
         return total
 
     def _logits(self, x: Tensor) -> Tensor:
-        k = len(self.known)
+        k = len(self.directions)
         if not k:
             return x.expand(len(self.y), self.outputs).clone()
-        return Combination(x[:k], x[k:], 0.0).logits(self.known)
+        return Combination(x[:k], x[k:], 0.0).logits(self.directions)
 
     def _value(self, logits: Tensor, x: Tensor, ridge: Tensor) -> float:
         losses = self.loss.per_sample(logits, self.y)
@@ -175,6 +202,6 @@ class Span:
         yield from zip(self._chunks, self._kept or map(self._joined, self._chunks), strict=True)
 
     def _joined(self, rows: slice) -> Tensor:
-        if not self.known:
+        if not self.directions:
             return self.share.new_zeros(len(self.y[rows]), self.outputs, 0)
-        return torch.stack([z[rows] for z in self.known], 2)
+        return torch.stack([z[rows] for z in self.directions], 2)

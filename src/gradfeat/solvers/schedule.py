@@ -142,6 +142,6 @@ def paper_schedule(
         length = length.shortened(epochs * math.ceil(n / batch_size))
     elif length.iterations > PAPER.iterations:
         length = replace(PAPER, batch_size=batch_size)
-    own = _OPTIMIZERS[solver]
-    schedule = replace(length, clip_norm=own.clip_norm).with_optimizer(own)
+    published = _OPTIMIZERS[solver]
+    schedule = replace(length, clip_norm=published.clip_norm).with_optimizer(published)
     return schedule if clip_norm is None else replace(schedule, clip_norm=clip_norm)

@@ -136,7 +136,8 @@ class Activations:
         The gradient and w₁ lie in the span of the activations; what rounding adds to them does not come through.
         """
         scale = (self.variances[:, None] * curvature + penalty).clamp_min(1e-30)
-        return self.axes @ (self.axes.T @ gradient / scale)
+        step: Tensor = self.axes @ (self.axes.T @ gradient / scale)
+        return step
 
 
 class Subspace:
@@ -378,7 +379,7 @@ class Subspace:
 
     def _padded(self, point: Combination, before: tuple[int, int]) -> Combination:
         """Return a point of the span that had so many directions of w₁ and w₂ as one of the present span."""
-        first, second = point.coefficients.split(before)
+        first, second = torch.split(point.coefficients, list(before))
         first_new = first.new_zeros(len(self._w1) - before[0])
         second_new = second.new_zeros(len(self._w2) - before[1])
         return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,68 +65,122 @@ def check_linearization(
     return lin
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What the programs make of one batch, and what it is compared with.
+
+    Attributes:
+        lin: The linearization.
+        z0: What `bottom` made of the batch.
+        f: f(x), (n, d).
+        residuals: What the tangent needs of the batch.
+        w2: A direction of θ₂.
+        moved: J w₂, (n, d).
+        u: A cotangent for each sample, (n, d).
+        pulled: Jᵀu.
+        tolerance: Largest error, relative to the largest entry.
+    """
+
+    lin: Linearization
+    z0: Any
+    f: Tensor
+    residuals: tuple[Tensor, ...]
+    w2: dict[str, Tensor]
+    moved: Tensor
+    u: Tensor
+    pulled: dict[str, Tensor]
+    tolerance: float
+
+    @classmethod
+    def of(cls, lin: Linearization, x: Any, tolerance: float) -> _Batch:
+        z0 = lin.bottom(x)
+        f, residuals = lin.primal(z0)
+        w2, u = _random(lin.theta2, 1), _cotangent(f, 2)
+        return cls(lin, z0, f, residuals, w2, lin.tangent(w2, residuals), u, lin.transpose(u, residuals), tolerance)
+
+    def of_programs(self, *theta2: Tensor) -> Tensor:
+        """Return the features by the programs with θ₂ free."""
+        return self.lin.network(dict(zip(self.lin.theta2, theta2, strict=True)), self.z0)
+
+
 def _check_batch(
     network: nn.Module, lin: Linearization, x: Any, features: Features, folded: bool, tolerance: float
 ) -> None:
+    batch = _Batch.of(lin, x, tolerance)
     extractor = FeatureExtractor(network, features).eval()
     args, kwargs = as_inputs(x)
-    z0 = lin.bottom(x)
-    f, residuals = lin.primal(z0)
-    n = f.shape[0]
-    names = list(lin.theta2)
-    point = list(lin.theta2.values())
 
-    def of_network(*values: Tensor) -> Tensor:
-        state = {f"network.{name}": value for name, value in zip(names, values, strict=True)}
+    def of_network(*theta2: Tensor) -> Tensor:
+        state = {f"network.{name}": value for name, value in zip(lin.theta2, theta2, strict=True)}
         return torch.func.functional_call(extractor, state, (args, kwargs))
-
-    def of_programs(*values: Tensor) -> Tensor:
-        return lin.network(dict(zip(names, values, strict=True)), z0)
 
     with torch.no_grad(), plain_kernels():
         expected = extractor(args, kwargs)
-        expect_close(f, expected, tolerance, f"f of {n} samples")
-        expect_close(of_programs(*point), expected, tolerance, f"the network with θ₂ free, {n} samples")
-    function = of_programs if folded else of_network
+    _check_features(batch, expected)
+    _check_derivative(batch, batch.of_programs if folded else of_network)
+    _check_transposed(batch)
+    _check_linearity(batch)
+    _check_indexing(batch)
 
-    w = _random(lin.theta2, 1)
-    moved = lin.tangent(w, residuals)
-    oracle = jacobian_vector_product(function, point, list(w.values()))[0]
-    expect_close(moved, oracle, tolerance, f"J w2 of {n} samples")
 
-    u = torch.randn(f.shape, generator=torch.Generator().manual_seed(2), dtype=f.dtype)
-    pulled = lin.transpose(u, residuals)
-    if list(pulled) != names:
-        raise AssertionError(f"J'u has the names {list(pulled)}, not {names}")
-    expect_adjoint([u], [moved], list(pulled.values()), list(w.values()), f"{n} samples")
-    traced = lin.transpose(u, residuals)  # the second batch of a size is pulled back by a program of its own
-    for name in names:
-        expect_close(traced[name], pulled[name], 1e-12, f"J'u by the traced program, {name}")
-    other = torch.randn(f.shape, generator=torch.Generator().manual_seed(4), dtype=f.dtype)
-    expect_adjoint([other], [moved], list(lin.transpose(other, residuals).values()), list(w.values()), f"{n} others")
+def _check_features(batch: _Batch, expected: Tensor) -> None:
+    n = len(batch.f)
+    expect_close(batch.f, expected, batch.tolerance, f"f of {n} samples")
+    with torch.no_grad(), plain_kernels():
+        free = batch.of_programs(*batch.lin.theta2.values())
+    expect_close(free, expected, batch.tolerance, f"the network with θ₂ free, {n} samples")
+
+
+def _check_derivative(batch: _Batch, function: Callable[..., Tensor]) -> None:
+    """Compare J w₂ and Jᵀu with torch's derivatives of a function of θ₂'s tensors."""
+    n, point = len(batch.f), list(batch.lin.theta2.values())
+    oracle = jacobian_vector_product(function, point, list(batch.w2.values()))[0]
+    expect_close(batch.moved, oracle, batch.tolerance, f"J w2 of {n} samples")
     variables = [value.detach().clone().requires_grad_() for value in point]
     with torch.enable_grad(), plain_kernels():
-        gradients = torch.autograd.grad(function(*variables), variables, u, allow_unused=True)
+        gradients = torch.autograd.grad(function(*variables), variables, batch.u, allow_unused=True)
     largest = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
-    for name, variable, gradient in zip(names, variables, gradients, strict=True):
+    for name, variable, gradient in zip(batch.lin.theta2, variables, gradients, strict=True):
         gradient = torch.zeros_like(variable) if gradient is None else gradient
-        expect_close(pulled[name], gradient, tolerance, f"J'u of {n} samples, {name}", scale=largest)
+        expect_close(batch.pulled[name], gradient, batch.tolerance, f"J'u of {n} samples, {name}", scale=largest)
 
-    v = _random(lin.theta2, 3)
-    combined = lin.tangent({name: 2.0 * w[name] - 0.5 * v[name] for name in names}, residuals)
-    expect_close(combined, 2.0 * moved - 0.5 * lin.tangent(v, residuals), tolerance, "J (2 w2 - v2 / 2)")
-    leaf = {name: value.clone().requires_grad_() for name, value in w.items()}
-    (lin.tangent(leaf, residuals) * u).sum().backward()
-    for name, value in leaf.items():
-        expect_close(value.grad, pulled[name], 1e-12, f"backward through J w2, {name}")  # type: ignore[arg-type]
 
-    chosen = torch.arange(n - 1, -1, -2)
-    picked = lin.tangent(w, tuple(residual[chosen] for residual in residuals))
-    expect_close(picked, moved[chosen], tolerance, f"J w2 of samples {chosen.tolist()} by indexing residuals")
-    below = z0[chosen] if isinstance(z0, Tensor) else tuple(value[chosen] for value in z0)
-    again, rerun = lin.primal(below)
-    expect_close(again, f[chosen], tolerance, f"f of samples {chosen.tolist()} by indexing z0")
-    expect_close(lin.tangent(w, rerun), picked, tolerance, f"J w2 of samples {chosen.tolist()} by indexing z0")
+def _check_transposed(batch: _Batch) -> None:
+    """Check that Jᵀ is the adjoint of J, by autograd and by the program that is traced from the second batch on."""
+    n, w2, pulled = len(batch.f), list(batch.w2.values()), batch.pulled
+    if list(pulled) != list(batch.lin.theta2):
+        raise AssertionError(f"J'u has the names {list(pulled)}, not {list(batch.lin.theta2)}")
+    expect_adjoint([batch.u], [batch.moved], list(pulled.values()), w2, f"{n} samples")
+    traced = batch.lin.transpose(batch.u, batch.residuals)
+    for name, value in pulled.items():
+        expect_close(traced[name], value, 1e-12, f"J'u by the traced program, {name}")
+    other = _cotangent(batch.f, 4)
+    pulled_other = batch.lin.transpose(other, batch.residuals)
+    expect_adjoint([other], [batch.moved], list(pulled_other.values()), w2, f"{n} others")
+
+
+def _check_linearity(batch: _Batch) -> None:
+    """Check that J w₂ is linear in w₂, and that its own backward pass is Jᵀ."""
+    lin, w2, v2 = batch.lin, batch.w2, _random(batch.lin.theta2, 3)
+    combined = lin.tangent({name: 2.0 * w2[name] - 0.5 * v2[name] for name in w2}, batch.residuals)
+    expected = 2.0 * batch.moved - 0.5 * lin.tangent(v2, batch.residuals)
+    expect_close(combined, expected, batch.tolerance, "J (2 w2 - v2 / 2)")
+    variables = {name: value.clone().requires_grad_() for name, value in w2.items()}
+    (lin.tangent(variables, batch.residuals) * batch.u).sum().backward()
+    for name, value in variables.items():
+        expect_close(value.grad, batch.pulled[name], 1e-12, f"backward through J w2, {name}")  # type: ignore[arg-type]
+
+
+def _check_indexing(batch: _Batch) -> None:
+    """Check that every other sample, from the last on, can be taken out of z₀ and residuals by indexing."""
+    lin, w2, z0, tolerance = batch.lin, batch.w2, batch.z0, batch.tolerance
+    rows = torch.arange(len(batch.f) - 1, -1, -2)
+    picked = lin.tangent(w2, tuple(residual[rows] for residual in batch.residuals))
+    expect_close(picked, batch.moved[rows], tolerance, f"J w2 of samples {rows.tolist()} by indexing residuals")
+    below = z0[rows] if isinstance(z0, Tensor) else tuple(value[rows] for value in z0)
+    again, residuals = lin.primal(below)
+    expect_close(again, batch.f[rows], tolerance, f"f of samples {rows.tolist()} by indexing z0")
+    expect_close(lin.tangent(w2, residuals), picked, tolerance, f"J w2 of samples {rows.tolist()} by indexing z0")
 
 
 def _double(leaf: Any) -> Any:
@@ -145,3 +200,7 @@ def _batch(leaf: Any, n: int) -> Any:
 def _random(like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in like.items()}
+
+
+def _cotangent(f: Tensor, seed: int) -> Tensor:
+    return torch.randn(f.shape, generator=torch.Generator().manual_seed(seed), dtype=f.dtype)

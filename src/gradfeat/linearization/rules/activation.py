@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradfeat.linearization.rules import rule
+from gradfeat.linearization.rules.registry import rule
 from gradfeat.linearization.trace import Dual, Symbol, Trace
 
 aten = torch.ops.aten

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradfeat.linearization.rules import rule
+from gradfeat.linearization.rules.registry import rule
 from gradfeat.linearization.trace import Dual, Trace, total
 
 aten = torch.ops.aten

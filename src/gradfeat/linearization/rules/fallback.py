@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from gradfeat.contexts import alone
 from gradfeat.linearization.trace import Dual, Trace
 
 
@@ -51,24 +52,29 @@ def node_jvp(
         args, kwargs = pytree.tree_unflatten(filled, spec)
         return function(*args, **kwargs)
 
-    return _NodeJVP.apply(of_moving, [leaves[i] for i in moving], *tangents)
+    outputs: tuple[Tensor, ...] = _NodeJVP.apply(of_moving, [leaves[i] for i in moving], *tangents)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Use operations that torch can differentiate forward, and not their fused twins (attention, recurrent layers)."""
+    """Use operations that torch can differentiate forward, and not their fused twins (attention, recurrent layers).
+
+    Torch has one choice for all threads, so no other one of the library computes meanwhile.
+    """
     mha, mkldnn, cudnn = torch.backends.mha, torch.backends.mkldnn, torch.backends.cudnn
-    fast = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            mkldnn.flags(enabled=False, allow_tf32=mkldnn.allow_tf32),
-            cudnn.flags(enabled=False, allow_tf32=cudnn.allow_tf32),
-        ):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
+    with alone():
+        fast = mha.get_fastpath_enabled()
+        try:
+            mha.set_fastpath_enabled(False)
+            with (
+                sdpa_kernel(SDPBackend.MATH),
+                mkldnn.flags(enabled=False, allow_tf32=mkldnn.allow_tf32),
+                cudnn.flags(enabled=False, allow_tf32=cudnn.allow_tf32),
+            ):
+                yield
+        finally:
+            mha.set_fastpath_enabled(fast)
 
 
 class _NodeJVP(torch.autograd.Function):

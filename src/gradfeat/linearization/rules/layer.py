@@ -13,8 +13,9 @@ import torch
 from torch import fx
 
 from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
-from gradfeat.linearization.rules import rule
-from gradfeat.linearization.trace import Dual, Trace, total
+from gradfeat.linearization.rules.registry import named_arguments, rule
+from gradfeat.linearization.schema import Arguments
+from gradfeat.linearization.trace import Dual, Symbol, Trace, total
 from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
@@ -127,33 +128,26 @@ def embedding(trace: Trace, node: fx.Node, w: Dual, index: Dual, *settings: Any)
 
 
 @rule("embedding_bag", "embedding_bag.padding_idx", "_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(
-    trace: Trace,
-    node: fx.Node,
-    w: Dual,
-    index: Dual,
-    offsets: Dual,
-    scale_grad_by_freq: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    weights: Dual | None = None,
-    *settings: Any,
-) -> Any:
+@named_arguments
+def embedding_bag(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     """Sums (mode 0) and means (mode 1) of rows: linear in the rows, and in the weights of the sum."""
-    if mode == _MAXIMUM:
+    if given.mode == _MAXIMUM:
         return NotImplemented
+    w, factors = given.weight, given.per_sample_weights
     forward_only = node.target is aten._embedding_bag_forward_only.default
     operation = aten._embedding_bag.default if forward_only else node.target
+    padding = [given.padding_idx] if hasattr(given, "padding_idx") else []
 
-    def bag(table: Any, factors: Any) -> Any:
-        places = trace.keep(index.primal), trace.keep(offsets.primal)
-        return trace.emit(operation, table, *places, False, mode, False, factors, *settings)[0]
+    def bag(rows: Symbol, factors: Symbol | None) -> Symbol:
+        indices, offsets = trace.keep(given.indices.primal), trace.keep(given.offsets.primal)
+        settings = False, given.mode, False, factors, given.include_last_offset, *padding
+        return trace.emit(operation, rows, indices, offsets, *settings)[0]
 
     own = passed = None
     if w.tangent is not None:
-        own = bag(w.tangent, None if weights is None else trace.keep(weights.primal))
-    if weights is not None and weights.tangent is not None:
-        passed = bag(trace.keep(w.primal), weights.tangent)
+        own = bag(w.tangent, None if factors is None else trace.keep(factors.primal))
+    if factors is not None and factors.tangent is not None:
+        passed = bag(trace.keep(w.primal), factors.tangent)
     return total(own, passed), None, None, None
 
 

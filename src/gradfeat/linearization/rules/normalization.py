@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearization.rules import rule
+from gradfeat.linearization.rules.registry import named_arguments, rule
+from gradfeat.linearization.schema import Arguments
 from gradfeat.linearization.trace import Dual, Symbol, Trace, total
 
 aten = torch.ops.aten
@@ -44,51 +45,58 @@ def affine(
     return total(tangent, own, bias)
 
 
-@rule(aten.layer_norm.default, aten.native_layer_norm.default, "rms_norm.default")
-def layer_norm(
-    trace: Trace,
-    node: fx.Node,
-    x: Dual,
-    shape: list[Any],
-    w: Dual | None = None,
-    b: Any = None,
-    eps: Any = 1e-5,
-    *_: Any,
-) -> Any:
-    """Layer norm (Ba et al., 2016) and RMS norm (Zhang & Sennrich, 2019) over the last axes."""
-    centre = node.target is not aten.rms_norm.default
-    if not centre:
-        b, eps = None, b if isinstance(b, float) else torch.finfo(x.fake.dtype).eps
-    dims = list(range(-len(shape), 0))
-    normalized, tangent = normalized_tangent(trace, x.primal, x.tangent, dims, eps, centre)
+@rule(aten.layer_norm.default, aten.native_layer_norm.default)
+@named_arguments
+def layer_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
+    """Layer norm (Ba et al., 2016) over the last axes."""
+    x, w, b = given.input, given.weight, given.bias
+    dims = list(range(-len(given.normalized_shape), 0))
+    normalized, tangent = normalized_tangent(trace, x.primal, x.tangent, dims, given.eps, True)
     result = affine(trace, w, b, normalized, tangent, None)
-    y = node.meta["val"]
-    if node.target is aten.native_layer_norm.default:
-        y = y[0]
+    several = node.target is aten.native_layer_norm.default
     if x.tangent is None and (w is None or w.tangent is None) and b is not None:
-        result = trace.spread(result, y, like=b.fake)
-    return (result, None, None) if node.target is aten.native_layer_norm.default else result
+        result = trace.spread(result, node.meta["val"][0] if several else node.meta["val"], like=b.fake)
+    return (result, None, None) if several else result
+
+
+@rule("rms_norm.default")
+@named_arguments
+def rms_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
+    """RMS norm (Zhang & Sennrich, 2019) over the last axes: no mean is taken off."""
+    x = given.input
+    dims = list(range(-len(given.normalized_shape), 0))
+    eps = torch.finfo(x.fake.dtype).eps if given.eps is None else given.eps
+    normalized, tangent = normalized_tangent(trace, x.primal, x.tangent, dims, eps, False)
+    return affine(trace, given.weight, None, normalized, tangent, None)
 
 
 @rule(aten.group_norm.default)
-def group_norm(
-    trace: Trace,
-    node: fx.Node,
-    x: Dual,
-    groups: int,
-    w: Dual | None = None,
-    b: Dual | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Any:
+@named_arguments
+def group_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     """Group norm (Wu & He, 2018): over each group of channels."""
+    return _grouped(trace, node, given, given.num_groups)
+
+
+@rule(aten.instance_norm.default)
+@named_arguments
+def instance_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
+    """Instance norm (Ulyanov et al., 2016): each channel is a group of its own."""
+    if not given.use_input_stats:
+        return NotImplemented
+    return _grouped(trace, node, given, given.input.fake.shape[1])
+
+
+def _grouped(trace: Trace, node: fx.Node, given: Arguments, groups: int) -> Any:
+    x, w, b = given.input, given.weight, given.bias
     channels = x.fake.shape[1]
 
     def split(call: Any, value: Any, parts: int) -> Any:  # (n, channels, ...) -> (n, parts, -1)
         return call(aten.unflatten.int, call(aten.flatten.using_ints, value, 1), 1, [parts, -1])
 
     tangent = split(trace.emit, x.tangent, groups) if x.tangent is not None else None
-    normalized, tangent = normalized_tangent(trace, split(trace.compute, x.primal, groups), tangent, [-1], eps, True)
+    normalized, tangent = normalized_tangent(
+        trace, split(trace.compute, x.primal, groups), tangent, [-1], given.eps, True
+    )
     normalized = split(trace.compute, normalized, channels)
     tangent = split(trace.emit, tangent, channels) if tangent is not None else None
     result = affine(trace, w, b, normalized, tangent, [1, -1, 1])
@@ -101,39 +109,16 @@ def group_norm(
     return trace.emit(aten.reshape.default, result, trace.shape(y))
 
 
-@rule(aten.instance_norm.default)
-def instance_norm(
-    trace: Trace,
-    node: fx.Node,
-    x: Dual,
-    w: Any,
-    b: Any,
-    mean: Any,
-    variance: Any,
-    use_input_stats: bool,
-    _: float,
-    eps: float,
-    *__: Any,
-) -> Any:
-    """Instance norm (Ulyanov et al., 2016): each channel is a group of its own."""
-    if not use_input_stats:
-        return NotImplemented
-    return group_norm(trace, node, x, x.fake.shape[1], w, b, eps)
-
-
 @rule(
     aten.batch_norm.default,
     aten._native_batch_norm_legit_no_training.default,
     "native_batch_norm.default",
 )
-def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, variance: Any, *settings: Any) -> Any:
+@named_arguments
+def batch_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     """Batch norm in evaluation mode, not folded: ``ẏ = w s ẋ + w̃ x̂ + b̃`` with a fixed ``s = 1/√(σ² + ε)``."""
-    several = node.target is not aten.batch_norm.default
-    if node.target is aten._native_batch_norm_legit_no_training.default:
-        training, eps = False, settings[1]
-    else:
-        training, eps = settings[0], settings[2]
-    if training or mean is None:
+    x, w, b, mean, variance = given.input, given.weight, given.bias, given.running_mean, given.running_var
+    if getattr(given, "training", False) or mean is None:  # one operation is of evaluation mode alone
         if not trace.depends_on_data(x):  # a weight that is standardized on its way (NFNet): no sample is in it
             return NotImplemented
         raise BatchDependenceError(
@@ -143,7 +128,7 @@ def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, 
     if mean.tangent is not None or variance.tangent is not None:
         return NotImplemented
     axes = [1, -1] + [1] * (x.fake.ndim - 2)
-    s = trace.compute(aten.rsqrt.default, variance.primal + eps)
+    s = trace.compute(aten.rsqrt.default, variance.primal + given.eps)
     own = None
     if w is not None and w.tangent is not None:
         normalized = (x.primal - trace.compute(aten.reshape.default, mean.primal, axes)) * trace.compute(
@@ -156,6 +141,7 @@ def batch_norm(trace: Trace, node: fx.Node, x: Dual, w: Any, b: Any, mean: Any, 
         passed = x.tangent * trace.keep(trace.compute(aten.reshape.default, scale, axes))
     bias = trace.emit(aten.reshape.default, b.tangent, axes) if b is not None and b.tangent is not None else None
     result = total(passed, own, bias)
+    several = node.target is not aten.batch_norm.default
     if own is None and passed is None:
         y = node.meta["val"][0] if several else node.meta["val"]
         result = trace.emit(aten.expand.default, bias, trace.shape(y))

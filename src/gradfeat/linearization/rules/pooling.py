@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradfeat.linearization.rules import rule
+from gradfeat.linearization.rules.registry import named_arguments, rule
+from gradfeat.linearization.schema import Arguments
 from gradfeat.linearization.trace import Dual, Trace
 
 aten = torch.ops.aten
@@ -55,14 +56,13 @@ def max_pool(trace: Trace, node: fx.Node, z: Dual, *settings: Any) -> Any:
     aten.kthvalue.default,
     aten.median.dim,
 )
-def take_along(trace: Trace, node: fx.Node, z: Dual, *settings: Any, **named: Any) -> Any:
+@named_arguments
+def take_along(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     """Values with their places along one axis: the tangents at those places."""
-    schema = [argument.name for argument in node.target._schema.arguments][1:]  # type: ignore[union-attr]
-    given = {**dict(zip(schema, settings, strict=False)), **named}
-    dim = given.get("dim", -1)
-    squeezed = "keepdim" in schema and not given.get("keepdim", False)
+    dim = given.dim
+    squeezed = not getattr(given, "keepdim", True)  # sorting takes no axis away
     places = trace.compute(operator.getitem, trace.output(node), 1)
     if squeezed:
         places = trace.compute(aten.unsqueeze.default, places, dim)
-    taken = trace.emit(aten.gather.default, z.tangent, dim, trace.keep(places))
+    taken = trace.emit(aten.gather.default, given.self.tangent, dim, trace.keep(places))
     return (trace.emit(aten.squeeze.dim, taken, dim) if squeezed else taken, None)

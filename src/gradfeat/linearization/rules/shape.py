@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
-from gradfeat.linearization.rules import rule
+from gradfeat.linearization.rules.registry import rule
 from gradfeat.linearization.trace import Dual, Trace
 
 aten = torch.ops.aten
@@ -181,10 +181,13 @@ def pick(trace: Trace, node: fx.Node, x: Dual, *places: Any, **named: Any) -> An
     return trace.emit(node.target, x.tangent, *[kept(place) for place in places])
 
 
-@rule("constant_pad_nd", "pad")
-def pad(trace: Trace, node: fx.Node, x: Dual, amounts: Any, *settings: Any, **named: Any) -> Any:
-    """A constant that fills the margin has the tangent zero; other margins are copies."""
-    if node.target is aten.constant_pad_nd.default:
-        return trace.emit(aten.constant_pad_nd.default, x.tangent, amounts, 0)
-    mode = settings[0] if settings else named.get("mode", "constant")
+@rule("constant_pad_nd")
+def constant_pad(trace: Trace, node: fx.Node, x: Dual, amounts: Any, *_: Any) -> Any:
+    """A constant that fills the margin has the tangent zero."""
+    return trace.emit(aten.constant_pad_nd.default, x.tangent, amounts, 0)
+
+
+@rule("pad")
+def pad(trace: Trace, node: fx.Node, x: Dual, amounts: Any, mode: str = "constant", *_: Any) -> Any:
+    """As above; other margins than constants are copies."""
     return trace.emit(aten.pad.default, x.tangent, amounts, mode, None)
