@@ -295,14 +295,14 @@ def check_modes(modes: Sequence[str]) -> None:
             )
 
 
-def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> type[Estimator]:
+def _check(modes: Sequence[str], task: str, arguments: dict[str, Any]) -> type[Estimator]:
     """Refuse arguments that cannot be meant; return the estimators' class."""
     check_modes(modes)
     if task not in ("classification", "regression"):
         raise ConfigurationError(f"task must be 'classification' or 'regression', not {task!r}")
     cls: type[Estimator] = GradientFeatureClassifier if task == "classification" else GradientFeatureRegressor
     known = [name for name in cls._get_param_names() if name not in ("backbone", "mode")]
-    unknown = [name for name in parameters if name not in known]
+    unknown = [name for name in arguments if name not in known]
     if unknown:
         raise ConfigurationError(
             f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}.{did_you_mean(unknown[0], known)}"
@@ -310,17 +310,17 @@ def _check(modes: Sequence[str], task: str, parameters: dict[str, Any]) -> type[
     return cls
 
 
-def _with_room(parameters: dict[str, Any]) -> dict[str, Any]:
+def _with_room(arguments: dict[str, Any]) -> dict[str, Any]:
     """Let an image size leave the border that random crops need: the backbone's own, where nothing else is said."""
-    given = parameters.get("preprocessing")
-    if parameters.get("image_size") is None or not isinstance(given, Mapping | None):
-        return parameters
-    return {**parameters, "preprocessing": {"crop_pct": None, **(given or {})}}
+    given = arguments.get("preprocessing")
+    if arguments.get("image_size") is None or not isinstance(given, Mapping | None):
+        return arguments
+    return {**arguments, "preprocessing": {"crop_pct": None, **(given or {})}}
 
 
-def _of_mode(mode: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a mode's estimator; rounds are of `full` alone."""
-    return {**parameters, "mode": mode} | ({"rounds": 1} if mode == "gradient" else {})
+def _of_mode(mode: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a mode's estimator; rounds are of `full` alone."""
+    return {**arguments, "mode": mode} | ({"rounds": 1} if mode == "gradient" else {})
 
 
 def _note(prepared: Prepared, fit: Fit) -> str:

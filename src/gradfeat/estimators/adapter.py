@@ -5,6 +5,7 @@ Nothing in a file is ever executed. It holds what was fitted (`gradfeat.estimato
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,16 @@ def load(
         ConfigurationError: An argument that cannot be meant.
     """
     stored = read_fitted(path, Given(backbone, weights, device, allow_download))
-    cls = GradientFeatureRegressor if stored.task == "regression" else GradientFeatureClassifier
-    estimator = cls(**stored.parameters)
-    estimator.restore(stored.fitted, stored.model)
+    fitted = stored.fitted
+    cls = GradientFeatureClassifier if fitted.targets.classes is not None else GradientFeatureRegressor
+    estimator = cls(
+        stored.backbone,
+        theta2=fitted.network.modules,
+        batch_size=stored.batch_size,
+        device=device,
+        weights=fitted.network.weights,
+        preprocessing=stored.preprocessing,
+        **asdict(fitted.settings),
+    )
+    estimator.restore(fitted, stored.model)
     return estimator

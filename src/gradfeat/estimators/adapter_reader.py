@@ -62,14 +62,16 @@ class Stored:
     Attributes:
         fitted: All that was fitted.
         model: The model with its programs.
-        task: "multiclass", "multilabel" or "regression".
-        parameters: Of an estimator that predicts as the one that was saved.
+        backbone: As an estimator is given it: a module, a name or a callable.
+        preprocessing: Of the backbone, as the file has it.
+        batch_size: Samples at a time in prediction.
     """
 
     fitted: Fitted
     model: GradientFeatureModel
-    task: str
-    parameters: dict[str, Any]
+    backbone: Any
+    preprocessing: dict[str, Any] | None
+    batch_size: int
 
 
 def read_fitted(path: str | Path, given: Given) -> Stored:
@@ -94,22 +96,14 @@ def read_fitted(path: str | Path, given: Given) -> Stored:
         settings=settings,
         network=network,
         targets=targets,
-        columns=_columns(about["fitted"]),
+        columns=_columns(about),
         weights=weights,
         record=_record(about, tensors, weights, targets.loss, linearization),
-        merged_head=_merged_head(about["merged_head"], tensors),
+        merged_head=_merged_head(about, tensors),
         class_names=about["fitted"].get("class_names_"),
     )
-    parameters = {
-        **dataclasses.asdict(settings),
-        "backbone": asked.backbone,
-        "weights": asked.weights,
-        "preprocessing": asked.preprocessing,
-        "theta2": network.modules,
-        "batch_size": about["settings"]["batch_size"],
-        "device": given.device,
-    }
-    return Stored(fitted, fitted.model(linearization), about["task"], parameters)
+    batch_size = about["settings"]["batch_size"]
+    return Stored(fitted, fitted.model(linearization), asked.backbone, asked.preprocessing, batch_size)
 
 
 # ---- the parts of what was fitted -----------------------------------------------------------------------------------
@@ -123,9 +117,9 @@ def _targets(about: dict[str, Any], tensors: dict[str, Tensor]) -> Targets:
     return Targets(loss, classes, about["fitted"].get("_one_output", False))
 
 
-def _columns(of_the_data: dict[str, Any]) -> Columns:
-    names = of_the_data.get("feature_names_in_")
-    return Columns(of_the_data.get("n_features_in_"), None if names is None else np.array(names, dtype=object))
+def _columns(about: dict[str, Any]) -> Columns:
+    names = about["fitted"].get("feature_names_in_")
+    return Columns(about["fitted"].get("n_features_in_"), None if names is None else np.array(names, dtype=object))
 
 
 def _weights(about: dict[str, Any], tensors: dict[str, Tensor]) -> Weights:
@@ -139,7 +133,8 @@ def _weights(about: dict[str, Any], tensors: dict[str, Tensor]) -> Weights:
     )
 
 
-def _merged_head(head: dict[str, Any] | None, tensors: dict[str, Tensor]) -> MergedHead | None:
+def _merged_head(about: dict[str, Any], tensors: dict[str, Tensor]) -> MergedHead | None:
+    head = about["merged_head"]
     if head is None:
         return None
     error = None if head["error"] is None else number_from_json(head["error"])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from gradfeat.estimators.fitted import Record
 from gradfeat.files.bounded import (
     Check,
@@ -89,8 +91,8 @@ _KINDS: dict[str, _Kind] = {  # by the annotation of a field
 }
 
 
-def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
-    """Return how a dataclass is written: its fields by their types, but for those that are left out."""
+def _dataclass(cls: Any, left_out: tuple[str, ...] = ()) -> _Kind:
+    """Return how a dataclass is written: its fields by their types, but for those that are left out, read as None."""
     kept: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
     kinds = {field.name: _KINDS[str(field.type)] for field in kept}
     has_default = {
@@ -106,7 +108,9 @@ def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
     return _Kind(
         check,
         lambda value: {name: kind.write(getattr(value, name)) for name, kind in kinds.items()},
-        lambda entry: cls(**{name: kinds[name].read(value) for name, value in entry.items()}, **given),
+        lambda entry: cls(
+            **{name: kinds[name].read(value) for name, value in entry.items()}, **dict.fromkeys(left_out)
+        ),
     )
 
 
@@ -117,7 +121,7 @@ _KINDS["Schedule"] = _dataclass(Schedule)
 _KINDS["list[tuple[Schedule, float]]"] = _list(_tuple(_KINDS["Schedule"], _FLOAT))
 
 _PROBE = _dataclass(Probe, ("omega", "bias"))
-_ROUNDS = _dataclass(Rounds, ("point",), point=None)
+_ROUNDS = _dataclass(Rounds, ("point",))
 _SECONDS = _Kind(
     table(_NUMBER, 100, 1000),
     lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},
@@ -146,18 +150,18 @@ def record_to_json(record: Record) -> dict[str, Any]:
     return {f"{name}_": kind.write(getattr(record, name)) for name, kind in _RECORD.items()}
 
 
-def record_from_json(entry: dict[str, Any] | None, probe: Probe, how: dict[str, str], point: Point) -> Record:
+def record_from_json(record: dict[str, Any] | None, probe: Probe, how: dict[str, str], point: Point) -> Record:
     """Return the record that `record_to_json` was given.
 
     Args:
-        entry: From `record_to_json`, and checked; None for a file that has none.
+        record: From `record_to_json`, and checked; None for a file that has none.
         probe: The probe.
         how: How the model was fitted, in words.
         point: Stands for the point where rounds ended: its tensors would double the file.
     """
-    if entry is None:
+    if record is None:
         return Record(probe, how=how, depths=[])
-    values = {name: kind.read(entry[f"{name}_"]) for name, kind in _RECORD.items()}
+    values = {name: kind.read(record[f"{name}_"]) for name, kind in _RECORD.items()}
     if values["rounds"] is not None:
         values["rounds"].point = point
     return Record(probe=probe, how=how, **values)
@@ -169,9 +173,7 @@ def probe_to_json(probe: Probe) -> dict[str, Any]:
     return entry
 
 
-def probe_from_json(entry: dict[str, Any], omega: Any, bias: Any) -> Probe:
+def probe_from_json(entry: dict[str, Any], omega: Tensor, bias: Tensor) -> Probe:
     """Return the probe that `probe_to_json` was given, with its weights."""
-    values = {
-        name: _KINDS[str(f.type)].read(entry[name]) for f in dataclasses.fields(Probe) if (name := f.name) in entry
-    }
-    return Probe(omega=omega, bias=bias, **values)
+    probe: Probe = _PROBE.read(entry)
+    return dataclasses.replace(probe, omega=omega, bias=bias)
