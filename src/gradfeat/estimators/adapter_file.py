@@ -285,10 +285,10 @@ def _check_tensors(
         name: shape for name in ("w1", "head/weight", "probe_omega") if name in names
     }
     expected |= {name: outputs for name in ("b", "probe_bias", "head/bias", "target_mean") if name in names}
-    if len(shape) != 2 or 0 in shape or any(shapes[name] != own for name, own in expected.items()):
+    if len(shape) != 2 or 0 in shape or any(shapes[name] != size for name, size in expected.items()):
         said = ", ".join(f"{name} {shapes[name]}" for name in ("omega", *expected))
         raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {said}")
-    empty = [name for name, own in shapes.items() if 0 in own]
+    empty = [name for name, size in shapes.items() if 0 in size]
     moved = [
         name for name in about["theta2_names"] if about["moved"] and shapes[f"theta2/{name}"] != shapes[f"w2/{name}"]
     ]
@@ -394,12 +394,12 @@ def classes_from_json(classes: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"{len(values)} classes of dtype {name} are too large")
     if not all(isinstance(value, kind) and (dtype.kind == "b" or not isinstance(value, bool)) for value in values):
         raise ValueError(f"classes of dtype {name}, and values of another type")
-    found = np.array(values, dtype=dtype)
-    same = dtype.kind == "f" or found.tolist() == values  # a string may be cut, a number wrapped
-    if not same or (dtype.kind == "f" and not np.isfinite(found).all()):
+    labels = np.array(values, dtype=dtype)
+    same = dtype.kind == "f" or labels.tolist() == values  # a string may be cut, a number wrapped
+    if not same or (dtype.kind == "f" and not np.isfinite(labels).all()):
         raise ValueError(f"classes that dtype {name} does not hold")
-    distinct(found.tolist(), "classes")
-    return found
+    distinct(labels.tolist(), "classes")
+    return labels
 
 
 def _damaged(path: str | Path, why: str) -> AdapterError:

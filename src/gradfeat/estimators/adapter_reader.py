@@ -86,8 +86,8 @@ def read_fitted(path: str | Path, given: Given) -> Stored:
     about, tensors = read(path)
     if not given.allow_download:
         check_outside(path, about)
-    asked = _Asked.of(path, about["backbone"], about["preprocessing"], given)
-    network = _network(path, about, asked, given.allow_download)
+    source = _Source.of(path, about["backbone"], about["preprocessing"], given)
+    network = _network(path, about, source, given.allow_download)
     settings = Settings(**{field.name: about["settings"][field.name] for field in dataclasses.fields(Settings)})
     targets, weights = _targets(about, tensors), _weights(about, tensors)
     linearization = _linearized(path, network, given.device, settings.precision, len(weights.omega))
@@ -103,7 +103,7 @@ def read_fitted(path: str | Path, given: Given) -> Stored:
         class_names=about["fitted"].get("class_names_"),
     )
     batch_size = about["settings"]["batch_size"]
-    return Stored(fitted, fitted.model(linearization), asked.backbone, asked.preprocessing, batch_size)
+    return Stored(fitted, fitted.model(linearization), source.backbone, source.preprocessing, batch_size)
 
 
 # ---- the parts of what was fitted -----------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _record(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Source:
     """Which network is to be made: what the caller says, and else the file.
 
     Attributes:
@@ -172,7 +172,7 @@ class _Asked:
     by_file: bool
 
     @staticmethod
-    def of(path: str | Path, stored: dict[str, Any], preprocessing: dict[str, Any] | None, given: Given) -> _Asked:
+    def of(path: str | Path, stored: dict[str, Any], preprocessing: dict[str, Any] | None, given: Given) -> _Source:
         backbone = _stored_name(path, stored["name"]) if given.backbone is None else given.backbone
         weights = given.weights
         if weights is None and isinstance(backbone, str) and backbone == stored["name"]:
@@ -180,23 +180,23 @@ class _Asked:
         if isinstance(backbone, str | Path) and preprocessing is not None:
             # a named backbone brings its tokenizer, perhaps from another folder than the file names
             preprocessing = {name: value for name, value in preprocessing.items() if name != "tokenizer"}
-        return _Asked(backbone, weights, preprocessing, given.backbone is None)
+        return _Source(backbone, weights, preprocessing, given.backbone is None)
 
 
-def _network(path: str | Path, about: dict[str, Any], asked: _Asked, allow_download: bool) -> Network:
+def _network(path: str | Path, about: dict[str, Any], source: _Source, allow_download: bool) -> Network:
     """Make the network that the file was made for."""
     stored = about["backbone"]
     X_shape, seed = (stored["built_from"][name] for name in ("X_shape", "random_state"))
     built_from = BuiltFrom(None if X_shape is None else tuple(X_shape), seed)
     with offline(not allow_download):
-        backbone = _backbone(path, stored, asked, built_from)
-        if not isinstance(asked.backbone, str | Path):
+        backbone = _backbone(path, stored, source, built_from)
+        if not isinstance(source.backbone, str | Path):
             backbone = backbone.kept()
         if isinstance(backbone.preprocessing, TextPreprocessing):
             texts = dataclasses.replace(backbone.preprocessing, download=allow_download)
             backbone = dataclasses.replace(backbone, preprocessing=texts)
     example = _example(about["example"]["shape"], about["example"]["dtype"])
-    return Network(backbone, about["settings"]["theta2"], example, built_from, asked.weights)
+    return Network(backbone, about["settings"]["theta2"], example, built_from, source.weights)
 
 
 def _linearized(path: str | Path, network: Network, device: str, precision: str, features: int) -> Linearization:
@@ -223,12 +223,12 @@ def _stored_name(path: str | Path, name: str | None) -> str:
     return name
 
 
-def _backbone(path: str | Path, stored: dict[str, Any], asked: _Asked, built_from: BuiltFrom) -> Backbone:
+def _backbone(path: str | Path, stored: dict[str, Any], source: _Source, built_from: BuiltFrom) -> Backbone:
     """Make the backbone, and refuse another one than the model was made for."""
-    backbone = _made(path, stored, asked, built_from)
+    backbone = _made(path, stored, source, built_from)
     if backbone.fingerprint == stored["fingerprint"]:
         return backbone
-    given = asked.backbone
+    given = source.backbone
     if isinstance(given, nn.Module) and fingerprint(given, stored["features"]) == stored["fingerprint"]:
         # fitted where f(x) was read elsewhere: by a callable, or by a version that knew fewer kinds of classifiers
         return dataclasses.replace(
@@ -242,33 +242,33 @@ def _backbone(path: str | Path, stored: dict[str, Any], asked: _Asked, built_fro
     raise AdapterError(f"{path} was made for another backbone:\n  " + "\n  ".join(lines))
 
 
-def _made(path: str | Path, stored: dict[str, Any], asked: _Asked, built_from: BuiltFrom) -> Backbone:
+def _made(path: str | Path, stored: dict[str, Any], source: _Source, built_from: BuiltFrom) -> Backbone:
     """Make a backbone, whichever it is."""
     try:
         return resolve(
-            asked.backbone,
-            weights=asked.weights,
-            preprocessing=asked.preprocessing,
+            source.backbone,
+            weights=source.weights,
+            preprocessing=source.preprocessing,
             X_shape=built_from.X_shape,
             random_state=built_from.random_state,
         )
     except (BackboneError, ConfigurationError) as error:
-        if isinstance(error, ConfigurationError) and not asked.by_file:
+        if isinstance(error, ConfigurationError) and not source.by_file:
             raise  # of an argument
         raise AdapterError(
-            f"{path} was made for the backbone {stored['name'] or asked.backbone!r}, which cannot be had: {error}\n"
+            f"{path} was made for the backbone {stored['name'] or source.backbone!r}, which cannot be had: {error}\n"
             "Say where it is now: gradfeat.load(path, backbone=..., weights=...), or --backbone and --weights"
         ) from error
     except (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        if not asked.by_file:
+        if not source.by_file:
             raise
         raise AdapterError(f"{path} was made for a backbone that cannot be built: {str(error)[:1000]}") from error
 
 
 def _check_theta2(path: str | Path, theta2: dict[str, Tensor], w2: dict[str, Tensor]) -> None:
-    here, there = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (theta2, w2))
-    if list(here.items()) != list(there.items()):
-        raise AdapterError(f"{path}: θ₂ is {_shapes(there)} there, and {_shapes(here)} with this backbone")
+    given, expected = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (theta2, w2))
+    if list(given.items()) != list(expected.items()):
+        raise AdapterError(f"{path}: θ₂ is {_shapes(expected)} there, and {_shapes(given)} with this backbone")
 
 
 def _shapes(tensors: dict[str, tuple[int, ...]]) -> str:

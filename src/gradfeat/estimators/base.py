@@ -169,7 +169,13 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         return self.fitted_
 
     @plain()
-    def _logits(self, X: Any, crops: int = 1) -> Tensor:
+    def logits(self, X: Any, crops: int = 1) -> Tensor:
+        """Return the model's outputs, (n, c), in main memory; of a regression their distances to the targets' mean.
+
+        Args:
+            X: As for `fit`.
+            crops: Random crops of each image, over which what is predicted is averaged; 1 is the centre crop.
+        """
         fitted = self._checked()
         inputs = inputs_of(read_samples(self, X, reset=False), fitted.network.backbone)
         given, expected = tuple(inputs.example(1).shape[1:]), tuple(fitted.network.example.shape[1:])
@@ -178,6 +184,8 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         views = self.views(inputs, crops)
         logits = predict_logits(self.model_, views, self.batch_size, Progress(self.verbose)).cpu()
         return mean_of_views(logits, crops, fitted.targets.loss)
+
+    _logits = logits
 
     def views(self, inputs: Inputs, crops: int) -> Inputs | Crops:
         """Return what is predicted of test samples; the crops of a seed are the same in every call.
@@ -232,7 +240,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         backbone.check_unchanged()
         network = merge(backbone, model, head, mean=target_mean(loss))
         if X is not None:
-            linear, samples = self._logits(X), read_samples(self, X, reset=False)
+            linear, samples = self.logits(X), read_samples(self, X, reset=False)
             truth = None
             if y is not None:
                 truth = read_truth(np.asarray(labels_of(samples, y, self)), loss.task, fitted.targets.classes)

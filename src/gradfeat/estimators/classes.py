@@ -107,6 +107,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         selection_: Optimizers and rates that fine-tuning tried; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
+        fitted_: All of it as one frozen value, `gradfeat.estimators.fitted.Fitted`, of which these are the parts.
 
     Example:
         >>> from torch import nn
@@ -246,7 +247,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return logits, (n, c); for two classes the difference of the two, (n,)."""
-        logits = self._logits(X).double().numpy()
+        logits = self.logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
     @plain()
@@ -258,7 +259,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
                 or uint8 images (`gradfeat.data.Crops`).
         """
-        logits = self._logits(X, crops)
+        logits = self.logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
@@ -268,7 +269,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             X: As in `predict_proba`.
             crops: As in `predict_proba`.
         """
-        logits = self._logits(X, crops)
+        logits = self.logits(X, crops)
         if self.multilabel_:
             return (logits > 0).numpy().astype(int)
         return np.asarray(self.classes_[logits.argmax(1).numpy()])
@@ -283,7 +284,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
                 raise ConfigurationError("the mean average precision of multi-label targets takes no sample_weight")
             values = indicator(y)
             return float(
-                mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
+                mean_average_precision(self.logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
             )
         return float(super().score(X, y, sample_weight))
 
@@ -348,7 +349,7 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             X: Samples, in any form that `fit` takes.
             crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
         """
-        logits = self._logits(X, crops).double()
+        logits = self.logits(X, crops).double()
         values = self.loss_.predict_proba(logits).numpy()
         return values[:, 0] if self.fitted_.targets.one_output else values
 

@@ -93,11 +93,11 @@ _KINDS: dict[str, _Kind] = {  # by the annotation of a field
 
 def _dataclass(cls: Any, left_out: tuple[str, ...] = ()) -> _Kind:
     """Return how a dataclass is written: its fields by their types, but for those that are left out, read as None."""
-    kept: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
-    kinds = {field.name: _KINDS[str(field.type)] for field in kept}
+    written: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
+    kinds = {field.name: _KINDS[str(field.type)] for field in written}
     has_default = {
         field.name
-        for field in kept
+        for field in written
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     }
     check = fields(

@@ -94,12 +94,12 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
         backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
     samples = _counted(inputs, data, parameters.cv)
     example = samples.inputs.example(3)
-    kept = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
+    snapshot = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
     views = samples.inputs if parameters.augment is None else Mirrored(samples.inputs)
     seed = parameters.draw_seed()
     if seed is None and _searches(parameters):  # all depths hold out the same samples
         seed = int(np.random.default_rng().integers(2**31 - 1))
-    checkpoint, cv = _checkpoint(parameters, samples, kept)
+    checkpoint, cv = _checkpoint(parameters, samples, snapshot)
     making = _Making(
         parameters=parameters,
         backbone=backbone,
@@ -112,7 +112,7 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
         progress=progress,
     )
     problem, modules, depths = _problem(making)
-    network = Network(kept, modules, example, built_from, parameters.weights)
+    network = Network(snapshot, modules, example, built_from, parameters.weights)
     return Prepared(problem, network, data.targets, data.columns, depths)
 
 

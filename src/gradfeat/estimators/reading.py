@@ -49,11 +49,11 @@ def folds_among(cv: Any, present: np.ndarray, n: int) -> Any:
     position = np.full(n, -1)
     position[present] = np.arange(len(present))
     try:
-        pairs = [(position[np.asarray(seen)], position[np.asarray(unseen)]) for seen, unseen in cv]
+        pairs = [(position[np.asarray(train)], position[np.asarray(validation)]) for train, validation in cv]
     except (IndexError, TypeError, ValueError) as error:
         raise DataError(f"cv must hold pairs of indices (fitted, held out) below {n}: {error}") from error
-    pairs = [(seen[seen >= 0], unseen[unseen >= 0]) for seen, unseen in pairs]
-    if not pairs or not all(len(seen) and len(unseen) for seen, unseen in pairs):
+    pairs = [(train[train >= 0], validation[validation >= 0]) for train, validation in pairs]
+    if not pairs or not all(len(train) and len(validation) for train, validation in pairs):
         raise DataError("cv holds no pairs of indices, or one with an empty part (samples of weight zero do not count)")
     return pairs
 
