@@ -11,8 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradfeat.estimators.adapter_file import FORMAT_VERSION, KEY
+from gradfeat.estimators.adapter_file import KEY
 from gradfeat.files.digests import sealed
+
+CHECKSUM_FROM = 3
+"""The first format whose files have a checksum."""
 
 
 def network(seed: int = 0, width: int = 8) -> nn.Module:
@@ -31,7 +34,7 @@ def rewritten(saved: Path, path: Path, change: Any = None, tensors: Any = None, 
         tensors(values)
     about.pop("sha256", None)
     description = raw if raw is not None else json.dumps(about)
-    if raw is None and about.get("format_version") == FORMAT_VERSION:
+    if raw is None and about.get("format_version", 0) >= CHECKSUM_FROM:
         description = sealed(description, values)  # as one writes it who knows the format
     save_file(values, path, metadata={KEY: description})
     return path

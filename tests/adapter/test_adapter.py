@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,8 @@ def test_weights_that_are_not_finite_are_not_saved(X: np.ndarray, y: np.ndarray,
 
 def test_classes_that_are_other_objects_are_not_saved(X: np.ndarray, y: np.ndarray, tmp_path: Path) -> None:
     model = fitted(X, y, mode="activation")
-    model.classes_ = np.array([("a", 1), "b", 3.0], dtype=object)
+    classes = np.array([("a", 1), "b", 3.0], dtype=object)
+    model.restore(replace(model.fitted_, targets=replace(model.fitted_.targets, classes=classes)))
     with pytest.raises(ConfigurationError, match="strings or numbers"):
         model.save(tmp_path / "m.safetensors")
 

@@ -186,7 +186,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "θ₂ twice": _raise("theta2_names", ["2.weight", "2.weight"]),
     "seed": _raise("backbone.built_from.random_state", -1),
     "NaN": _raise("probe.penalty", math.nan),
-    "NaN of the fit": _raise("fit.choice_.w1", math.nan),
+    "NaN of the fit": _raise("fit.choice_.lambda1", math.nan),
     "step": _raise("merged_head.step", 1e9),
     "names of classes": _raise("fitted.class_names_", ["ant"]),
     "schedule": _raise("fit.selection_", {"best": {}, "scores": []}),
@@ -244,10 +244,24 @@ def test_json_that_is_no_description(saved: Path, tmp_path: Path, raw: str) -> N
         (lambda values: values["omega"].fill_(math.nan), "not finite in 'omega'"),
         (lambda values: values["head/bias"].fill_(math.inf), "not finite in 'head/bias'"),
         (lambda values: values["probe_bias"].fill_(math.nan), "not finite in 'probe_bias'"),
+        (lambda values: values.update(probe_omega=torch.full((8, 3), math.nan)), "not finite in 'probe_omega'"),
+        (lambda values: values.update(probe_omega=torch.zeros(3, 8)), r"do not fit.*probe_omega \(3, 8\)"),
         (lambda values: values.update({name: torch.zeros(0, 3) for name in ("omega", "w1", "head/weight")}), "omega"),
         (lambda values: values.update({str(i): torch.zeros(0) for i in range(5000)}), r"and \d+ more"),
     ],
-    ids=["int", "bool", "complex", "fp8", "nan", "inf", "nan in the probe", "no features", "many"],
+    ids=[
+        "int",
+        "bool",
+        "complex",
+        "fp8",
+        "nan",
+        "inf",
+        "nan in the probe",
+        "nan in ω",
+        "shape of ω",
+        "no features",
+        "many",
+    ],
 )
 def test_tensors_that_are_no_weights(saved: Path, tmp_path: Path, change: Any, match: str) -> None:
     path = rewritten(saved, tmp_path / "m.safetensors", tensors=change)
@@ -258,7 +272,7 @@ def test_tensors_that_are_no_weights(saved: Path, tmp_path: Path, change: Any, m
 
 def test_weights_of_other_features_than_the_network_has(saved: Path, tmp_path: Path) -> None:
     def wider(values: dict[str, torch.Tensor]) -> None:
-        for name in ("omega", "w1", "head/weight"):
+        for name in ("omega", "w1", "head/weight", "probe_omega"):
             values[name] = torch.zeros(9, 3)
 
     path = rewritten(saved, tmp_path / "m.safetensors", tensors=wider)

@@ -15,11 +15,13 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
 from gradfeat.comparison.side_by_side import Comparison
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
-from gradfeat.estimators import base
 from gradfeat.estimators.reading import read_truth
+from gradfeat.fit import SOLVERS, Fit, Plan, Problem
+from gradfeat.fit.schedule import ScheduleSolver
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.model import MODES
+from gradfeat.progress import Progress
 
 SETTINGS: dict[str, Any] = {"solver": "adam", "epochs": 3, "penalty": 0.1, "random_state": 0}
 
@@ -188,15 +190,21 @@ def test_string_labels_and_sample_weights(digits: tuple[np.ndarray, ...]) -> Non
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
+class Failing(ScheduleSolver):
+    """Adam, which fails with one mode."""
+
+    def __init__(self, mode: str, error: BaseException) -> None:
+        super().__init__("adam")
+        self.mode, self.error = mode, error
+
+    def fit(self, problem: Problem, plan: Plan, progress: Progress | None = None) -> Fit:
+        if plan.mode == self.mode:
+            raise self.error
+        return super().fit(problem, plan, progress)
+
+
 def test_interruption_keeps_the_rows_before_it(digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_mode = base.fit_mode
-
-    def interrupted(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
-        if mode == "full":
-            raise KeyboardInterrupt
-        return fit_mode(problem, mode, *args, **kwargs)
-
-    monkeypatch.setattr(base, "fit_mode", interrupted)
+    monkeypatch.setitem(SOLVERS, "adam", Failing("full", KeyboardInterrupt()))
     table = compare(network(), *digits, **SETTINGS)
     assert [row.mode for row in table.rows] == ["activation", "gradient"] == list(table.estimators)
     assert any("interrupted in full" in note for note in table.notes)
@@ -245,14 +253,7 @@ def test_interruption_between_epochs_is_said_in_the_row(
 def test_a_model_that_diverges_leaves_the_others(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_mode = base.fit_mode
-
-    def diverging(problem: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
-        if mode == "gradient":
-            raise ConvergenceError("the loss became nan")
-        return fit_mode(problem, mode, *args, **kwargs)
-
-    monkeypatch.setattr(base, "fit_mode", diverging)
+    monkeypatch.setitem(SOLVERS, "adam", Failing("gradient", ConvergenceError("the loss became nan")))
     table = compare(network(), *digits, modes=["activation", "gradient", "full"], **SETTINGS)
     assert [row.mode for row in table.rows] == ["activation", "full"]
     assert "gradient has no row: the loss became nan" in table.notes
@@ -280,7 +281,11 @@ def test_test_labels_are_checked_before_any_work(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y, X_test, y_test = digits
-    monkeypatch.setattr(base, "fit_mode", None)
+
+    def no_work(*args: Any) -> Any:
+        pytest.fail("the network was linearized")
+
+    monkeypatch.setattr(GradientFeatureClassifier, "prepare", no_work)
     with pytest.raises(DataError, match=r"classes that the training data has not: 9"):
         compare(network(), X[y < 9], y[y < 9], X_test, y_test, **SETTINGS)
     numbers, names = np.array([2, 10]), np.array(["10", "2"])  # one data set, whose files differ in their quotes

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradfeat.fit.selection import GRID, HEADS, HEAVIER, Choice, Tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -18,6 +17,7 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.comparison.edges import choice_edge, edge_note, probe_edge, rate_edge
 from gradfeat.comparison.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
+from gradfeat.fit.penalties import GRID, Choice, Tried
 from gradfeat.solvers.finetune import FINETUNE_GRID, Selection
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
@@ -179,29 +179,34 @@ def test_compare_ends_with_a_verdict_of_its_own_predictions() -> None:
 # ---- of a choice --------------------------------------------------------------------------------
 
 
+MIDDLE = GRID.lambda2_units[5]
+
+
 def choice(**changes: Any) -> Choice:
     """A choice whose grid is worked out: the least loss is where it says."""
-    path = [Tried(v, v, math.inf, 1.0) for v in HEAVIER]
-    path += [Tried(1.0, head, w2, 0.9) for head in HEADS for w2 in GRID]
-    return replace(Choice(1.0, 1.0, GRID[5], path, 0.0), **changes)
+    path = [Tried(penalty, penalty, math.inf, 1.0) for penalty in GRID.omega]
+    path += [Tried(1.0, lambda1, units, 0.9) for lambda1 in GRID.lambda1 for units in GRID.lambda2_units]
+    return replace(Choice(1.0, 1.0, MIDDLE, path, 0.0), **changes)
 
 
 def test_the_gain_of_a_choice_is_judged_with_its_error() -> None:
-    sure = verdict_of_choice(choice(gain=0.1, gain_error=0.02, judged=200))
+    sure = verdict_of_choice(choice(gain=0.1, gain_error=0.02, n_validation=200))
     assert sure.ship == "full"
     assert "lower by 0.1 ± 0.02 on the same 200 samples: likely a real gain" in sure.text
-    unsure = verdict_of_choice(choice(gain=0.1, gain_error=0.08, judged=200))
+    unsure = verdict_of_choice(choice(gain=0.1, gain_error=0.08, n_validation=200))
     assert unsure.ship == "activation"
     assert "no difference that these samples can show" in unsure.text
     unknown = verdict_of_choice(choice())
     assert "0.9 with the gradient term and 1 without" in unknown.text
-    none = verdict_of_choice(choice(w1=250.0, w2=math.inf))  # the probe's own penalty may be another one
+    none = verdict_of_choice(
+        choice(lambda1=250.0, lambda2_units=math.inf)
+    )  # the probe's own penalty may be another one
     assert none.ship == "activation"
     assert "the model is the probe. --mode activation --penalty 250 gives the same" in none.text
     gradient = choice(mode="gradient", path=[Tried(1.0, 1.0, 1.0, 0.5)])
     assert verdict_of_choice(gradient).text == ""
     rounds: Any = SimpleNamespace(start=2.0, last_loss=0.5)
-    moved = verdict_of_fit(choice(gain=0.1, gain_error=0.08, judged=200), rounds)
+    moved = verdict_of_fit(choice(gain=0.1, gain_error=0.08, n_validation=200), rounds)
     assert moved.ship == "full"
     assert moved.text.startswith("With one linearization: On held-out training data the loss is 0.9 with")
     assert "In rounds the loss went from 2 to 0.5 on one held-out part" in moved.text
@@ -213,9 +218,9 @@ def test_a_choice_knows_the_gain_of_the_gradient_term_sample_by_sample(tmp_path:
         fitted = GradientFeatureClassifier(_network(), random_state=0, metric="plain", checkpoint=folder)
         found = fitted.fit(X, Y, sample_weight=weight).choice_
         assert found is not None
-        assert (found.judged, found.gain is None) == (60, False)
-        alone = min(tried.loss for tried in found.path if not math.isfinite(tried.w2))
-        best = min(tried.loss for tried in found.path if math.isfinite(tried.w2))
+        assert (found.n_validation, found.gain is None) == (60, False)
+        alone = min(tried.loss for tried in found.path if not tried.gradients)
+        best = min(tried.loss for tried in found.path if tried.gradients)
         # the path has means of the parts' means, which are of 12 samples each
         assert found.gain == pytest.approx(alone - best, abs=1e-6)
         assert found.gain_error is not None
@@ -242,19 +247,25 @@ def test_a_probe_penalty_at_the_edge_is_said() -> None:
 def test_penalties_at_the_edge_are_said_where_the_loss_still_falls() -> None:
     best = replace(probe(3, 13), penalty=1.0)
 
-    def at(w1: float, w2: float, loss: float = 0.8) -> str:
-        tried = [point for point in choice().path if (point.w1, point.w2) != (w1, w2) or not math.isfinite(point.w2)]
-        return choice_edge(choice(w1=w1, w2=w2, path=[*tried, Tried(1.0, w1, w2, loss)]), best, 100)
+    def at(lambda1: float, units: float, loss: float = 0.8) -> str:
+        tried = [
+            point
+            for point in choice().path
+            if (point.lambda1, point.lambda2_units) != (lambda1, units) or not point.gradients
+        ]
+        path = [*tried, Tried(1.0, lambda1, units, loss)]
+        return choice_edge(choice(lambda1=lambda1, lambda2_units=units, path=path), best, 100)
 
-    assert at(1.0, GRID[5]) == ""
-    assert "λ₂, 100 units, is the heaviest" in at(1.0, GRID[0])
-    assert "λ₂, 0.001 units, is the lightest" in at(1.0, GRID[-1])
-    assert "λ₁, 0.3, is the lightest" in at(HEADS[0], GRID[5])
-    assert "λ₁, 100, is the heaviest" in at(HEADS[-1], GRID[5])
-    both = at(HEADS[0], GRID[-1])
+    heavy, light = GRID.lambda2_units[0], GRID.lambda2_units[-1]
+    assert at(1.0, MIDDLE) == ""
+    assert "λ₂, 100 units, is the heaviest" in at(1.0, heavy)
+    assert "λ₂, 0.001 units, is the lightest" in at(1.0, light)
+    assert "λ₁, 0.3, is the lightest" in at(GRID.lambda1[0], MIDDLE)
+    assert "λ₁, 100, is the heaviest" in at(GRID.lambda1[-1], MIDDLE)
+    both = at(GRID.lambda1[0], light)
     assert "λ₁" in both
     assert "λ₂" in both
-    assert at(HEADS[0], GRID[5], loss=0.8999) == ""  # level
+    assert at(GRID.lambda1[0], MIDDLE, loss=0.8999) == ""  # level
     assert choice_edge(None, best, 100) == ""
 
 

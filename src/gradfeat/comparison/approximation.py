@@ -89,11 +89,11 @@ def approximation(
             f, residuals = store.primal(batch)
             z0 = store.z0(batch)
             step = lin.tangent(w2, residuals).to(omega) @ omega
-            here = (f if exact is lin else exact.network(exact.theta2, z0)).to(omega)
+            start = (f if exact is lin else exact.network(exact.theta2, z0)).to(omega)
             length += float(step.double().square().sum())
             for i, r in enumerate(radii):
-                there = exact.network({name: v + r * w2[name].to(v) for name, v in exact.theta2.items()}, z0)
-                remainder = (there.to(omega) - here) @ omega - r * step
+                moved = exact.network({name: v + r * w2[name].to(v) for name, v in exact.theta2.items()}, z0)
+                remainder = (moved.to(omega) - start) @ omega - r * step
                 wrong[i] += float(remainder.double().square().sum())
             linear.append(model.logits(f, residuals))
             if merged_logits is not None:

@@ -127,10 +127,12 @@ def verdict_of(scores: Mapping[str, float], title: str, samples: Mapping[str, Ma
         The verdict: the model with the best main metric is worth its complexity where it is better than the simplest
         one by more than chance explains.
     """
-    found = _verdict(scores, title, samples)
+    verdict = _verdict(scores, title, samples)
     if len(scores) > 1 and "squared_error" in next(iter(samples.values())) and max(scores.values()) < 0:
-        return replace(found, text=f"{found.text} But no model is better than the mean of the targets (R² below 0).")
-    return found
+        return replace(
+            verdict, text=f"{verdict.text} But no model is better than the mean of the targets (R² below 0)."
+        )
+    return verdict
 
 
 def _verdict(scores: Mapping[str, float], title: str, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Verdict:
@@ -153,23 +155,23 @@ def _verdict(scores: Mapping[str, float], title: str, samples: Mapping[str, Mapp
         has = f"{name} has the best {title}" if alone else f"no model has a better {title} than {name}"
         text = f"{has[0].upper()}{has[1:]} on these {n:,} test samples: ship it, it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
-    found = others[best]
+    gain = others[best]
     tried = len(modes) - 1
-    said = f"{best} is {found} {name}"
+    said = f"{best} is {gain} {name}"
     if main != "accuracy":
         levels = f"{scores[best]:.3g} ({scores[simplest]:.3g} of {name})"
-        said = f"{best} has the best {title}, {levels}, and a {found}"
-    if found.value < 0 and found.chance < UNLIKELY:
+        said = f"{best} has the best {title}, {levels}, and a {gain}"
+    if gain.value < 0 and gain.chance < UNLIKELY:
         text = (
             f"{said} on {n:,} test samples: the two disagree. Ship {name}, which is simpler and faster, unless the "
             f"{title} is all that counts."
         )
         return Verdict(best, simplest, text, differences)
-    if found.value <= 0 or found.chance >= UNLIKELY:
+    if gain.value <= 0 or gain.chance >= UNLIKELY:
         text = f"{said}: no difference that these {n:,} test samples can show. Ship {name}: it is simpler and faster."
         return Verdict(best, simplest, f"{text}{_also(differences, main)}", differences)
     text = f"{said} on {n:,} test samples: likely a real gain"
-    if tried > 1 and found.chance * tried >= UNLIKELY:
+    if tried > 1 and gain.chance * tried >= UNLIKELY:
         text += f", though as the best of {tried} that were tried on the same samples it looks better than it is"
     text += f". Ship {best}{_rivals(best, modes, main, samples)}."
     return Verdict(best, best, text, differences)

@@ -23,6 +23,7 @@ from gradfeat.data import Preprocessing, TextPreprocessing
 from gradfeat.errors import AdapterError, ConfigurationError
 from gradfeat.estimators.fit_record import CHECK as RECORD
 from gradfeat.estimators.fit_record import CHECK_PROBE
+from gradfeat.estimators.older_files import as_of_this_version
 from gradfeat.files.bounded import (
     IMAGE_FIELDS,
     Check,
@@ -46,7 +47,7 @@ from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.losses import LOSSES, loss_for
 from gradfeat.model import MODES
 
-FORMAT_VERSION = 3  # 1 had no head of the merged network; 2 no checksum, no mean of targets, and of the fit only how_
+FORMAT_VERSION = 4  # what the older ones had is in `gradfeat.estimators.older_files`
 KEY = "gradfeat_model"
 """Name of the description in the metadata; an encoder file, of gradfeat.pretrain, has the key "gradfeat"."""
 
@@ -198,7 +199,7 @@ def _description(path: Path, content: str) -> dict[str, Any]:
     try:
         if content.count(",") > _ENTRIES or content.count("[") + content.count("{") > _NESTED:
             raise ValueError("it has more entries than any fit writes")
-        about = parse_json(content)
+        about: dict[str, Any] = parse_json(content)
         version = about["format_version"]
         whole(1, 2**31)(version, "format_version")
     except (ValueError, KeyError, TypeError) as error:
@@ -210,8 +211,8 @@ def _description(path: Path, content: str) -> dict[str, Any]:
         )
     try:
         if version < FORMAT_VERSION:
-            _as_of_this_version(about, version)
-        else:
+            as_of_this_version(about, version)
+        if version >= 3:
             parse_json(content, finite=True)
         _DESCRIPTION(about, "")
         nullable(RECORD)(about["fit"], "fit")
@@ -225,15 +226,6 @@ def _description(path: Path, content: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
     return about
-
-
-def _as_of_this_version(about: dict[str, Any], version: int) -> None:
-    """Say of an older file what it does not say itself."""
-    if version < 2:
-        about.setdefault("merged_head", None)
-        about["settings"] = {"rounds": 1, "augment": None, **about["settings"]}
-        about["backbone"] = {"built_from": {"X_shape": None, "random_state": None}, **about["backbone"]}
-    about["fit"] = None
 
 
 def _outside_names(about: dict[str, Any]) -> dict[str, str | None]:
@@ -277,12 +269,11 @@ def _check_tensors(
     names = {"omega", "w1", "b", "probe_bias", *(f"w2/{name}" for name in about["theta2_names"])}
     if about["moved"]:
         names |= {f"theta2/{name}" for name in about["theta2_names"]}
-    merged = about["merged_head"] is not None
-    if merged:
+    if about["merged_head"] is not None:
         names |= {"head/weight", "head/bias"}
-    centred = about["task"] == "regression" and "target_mean" in shapes
-    if centred:
-        names |= {"target_mean"}
+    # a probe's own ω where the model has another one, and the mean of a regression's targets
+    optional = ("probe_omega", *(("target_mean",) if about["task"] == "regression" else ()))
+    names |= {name for name in optional if name in shapes}
     if names != set(shapes):
         raise AdapterError(f"{path}: tensors are missing or unknown: {_listed(sorted(names ^ set(shapes)))}")
     strange = [f"{name} {dtype}" for name, dtype in dtypes.items() if dtype not in _WEIGHTS]
@@ -290,15 +281,14 @@ def _check_tensors(
         raise AdapterError(f"{path}: weights are floating-point numbers, and these are none: {_listed(strange)}")
     shape = shapes["omega"]
     outputs = shape[-1:]
-    expected = {"w1": shape, "b": outputs, "probe_bias": outputs}
-    if merged:
-        expected |= {"head/weight": shape, "head/bias": outputs}
-    if centred:
-        expected |= {"target_mean": outputs}
-    if len(shape) != 2 or 0 in shape or any(shapes[name] != own for name, own in expected.items()):
+    expected: dict[str, tuple[int, ...]] = {
+        name: shape for name in ("w1", "head/weight", "probe_omega") if name in names
+    }
+    expected |= {name: outputs for name in ("b", "probe_bias", "head/bias", "target_mean") if name in names}
+    if len(shape) != 2 or 0 in shape or any(shapes[name] != size for name, size in expected.items()):
         said = ", ".join(f"{name} {shapes[name]}" for name in ("omega", *expected))
         raise AdapterError(f"{path}: the tensors' shapes do not fit each other: {said}")
-    empty = [name for name, own in shapes.items() if 0 in own]
+    empty = [name for name, size in shapes.items() if 0 in size]
     moved = [
         name for name in about["theta2_names"] if about["moved"] and shapes[f"theta2/{name}"] != shapes[f"w2/{name}"]
     ]
@@ -384,7 +374,8 @@ def _check_values(path: Path, about: dict[str, Any], tensors: dict[str, Tensor],
 
 def is_finite(value: Tensor) -> bool:
     """Whether all values are finite; looked at in parts, so that a check needs no copy."""
-    return all(bool(torch.isfinite(part).all()) for part in value.detach().reshape(-1).split(_BLOCK))
+    flat = value.detach().reshape(-1)
+    return all(bool(torch.isfinite(flat[i : i + _BLOCK]).all()) for i in range(0, len(flat), _BLOCK))
 
 
 def classes_from_json(classes: dict[str, Any]) -> np.ndarray:
@@ -403,12 +394,12 @@ def classes_from_json(classes: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"{len(values)} classes of dtype {name} are too large")
     if not all(isinstance(value, kind) and (dtype.kind == "b" or not isinstance(value, bool)) for value in values):
         raise ValueError(f"classes of dtype {name}, and values of another type")
-    found = np.array(values, dtype=dtype)
-    same = dtype.kind == "f" or found.tolist() == values  # a string may be cut, a number wrapped
-    if not same or (dtype.kind == "f" and not np.isfinite(found).all()):
+    labels = np.array(values, dtype=dtype)
+    same = dtype.kind == "f" or labels.tolist() == values  # a string may be cut, a number wrapped
+    if not same or (dtype.kind == "f" and not np.isfinite(labels).all()):
         raise ValueError(f"classes that dtype {name} does not hold")
-    distinct(found.tolist(), "classes")
-    return found
+    distinct(labels.tolist(), "classes")
+    return labels
 
 
 def _damaged(path: str | Path, why: str) -> AdapterError:

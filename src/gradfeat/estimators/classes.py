@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,25 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin
 
 from gradfeat.contexts import plain
-from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.base import GradientFeatureEstimator
+from gradfeat.estimators.fitted import Targets
+from gradfeat.estimators.preparing import TrainingData
 from gradfeat.estimators.reading import (
     centred,
     check_lengths,
     class_weights,
+    columns_of,
     indicator,
     is_indicator,
     labels_of,
     read_classes,
+    read_samples,
     read_weight,
 )
-from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, OneHotSquared, Squared
+from gradfeat.estimators.warn import warn_user
+from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
+from gradfeat.metrics.scores import mean_average_precision
 
 
 class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
@@ -102,6 +107,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         selection_: Optimizers and rates that fine-tuning tried; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
+        fitted_: All of it as one frozen value, `gradfeat.estimators.fitted.Fitted`, of which these are the parts.
 
     Example:
         >>> from torch import nn
@@ -182,45 +188,57 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             DataError: Labels that are missing, or of one class only; samples that are not finite.
             ConfigurationError: An argument that cannot be meant.
         """
-        with self._whole():
-            X, targets, loss, weight = self._read(X, y, sample_weight)
-            self._fit(X, targets, loss, weight)
+        self._fit(X, y, sample_weight)
         return self
 
-    def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
-        """Check the data; return X, targets, the loss they call for, and weights."""
-        X = self._read_X(X, reset=True)
+    def read(self, X: Any, y: Any = None, sample_weight: Any = None) -> TrainingData:
+        """Check training data, given as to `fit`; return indices or an indicator, and the loss that they call for.
+
+        Raises:
+            DataError: Labels that are missing, or of one class only.
+            ConfigurationError: A loss or class weights that do not fit the labels.
+        """
+        X = read_samples(self, X, reset=True)
         y = labels_of(X, y, self)
         check_lengths(X, y)
         weight = read_weight(sample_weight, len(y))
-        loss: Loss
         if is_indicator(y):
-            targets = indicator(y)
-            self.classes_ = np.arange(targets.shape[1])
-            loss = MultiLabelLogistic()
-            if self.class_weight is not None:
-                raise ConfigurationError(
-                    "class_weight is for multi-class labels; for an indicator matrix give sample_weight"
-                )
+            y, targets = self._read_indicator(y)
         else:
             y = read_classes(y)
             if self.class_weight is not None:
                 weight = class_weights(self.class_weight, y, weight)
-            present = slice(None) if weight is None else weight > 0
-            self.classes_ = np.unique(y[present])
-            if len(self.classes_) < 2:
-                among = "" if weight is None else " among the samples with a weight above zero"
-                raise DataError(
-                    f"y has one class only ({self.classes_[0]}){among}: a classifier needs at least two classes"
-                )
-            # absent samples may be of an absent class: any index will do for them
-            targets = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
-            loss = OneHotSquared() if self.loss == OneHotSquared.name else CrossEntropy()
-        if self.loss not in ("auto", loss.name):
+            y, targets = self._read_classes(y, weight)
+        if self.loss not in ("auto", targets.loss.name):
             raise ConfigurationError(
-                f"loss={self.loss!r} does not fit these labels, which call for {loss.name!r} (or 'auto')"
+                f"loss={self.loss!r} does not fit these labels, which call for {targets.loss.name!r} (or 'auto')"
             )
-        return X, targets, loss, weight
+        return TrainingData(X, y, targets, weight, columns_of(self, X))
+
+    def _read_indicator(self, y: np.ndarray) -> tuple[np.ndarray, Targets]:
+        y = indicator(y)
+        if self.class_weight is not None:
+            raise ConfigurationError(
+                "class_weight is for multi-class labels; for an indicator matrix give sample_weight"
+            )
+        return y, Targets(MultiLabelLogistic(), np.arange(y.shape[1]))
+
+    def _read_classes(self, y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, Targets]:
+        classes = np.unique(y if weight is None else y[weight > 0])
+        if len(classes) < 2:
+            among = "" if weight is None else " among the samples with a weight above zero"
+            raise DataError(f"y has one class only ({classes[0]}){among}: a classifier needs at least two classes")
+        # absent samples may be of an absent class: any index will do for them
+        indices = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+        return indices, Targets(OneHotSquared() if self.loss == OneHotSquared.name else CrossEntropy(), classes)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class labels, (c,); column numbers for multi-label targets."""
+        classes = self.fitted_.targets.classes
+        if classes is None:
+            raise AttributeError("the model has no classes")
+        return classes
 
     @property
     def multilabel_(self) -> bool:
@@ -229,7 +247,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return logits, (n, c); for two classes the difference of the two, (n,)."""
-        logits = self._logits(X).double().numpy()
+        logits = self.logits(X).double().numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
     @plain()
@@ -241,7 +259,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
                 or uint8 images (`gradfeat.data.Crops`).
         """
-        logits = self._logits(X, crops)
+        logits = self.logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
@@ -251,24 +269,22 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             X: As in `predict_proba`.
             crops: As in `predict_proba`.
         """
-        logits = self._logits(X, crops)
+        logits = self.logits(X, crops)
         if self.multilabel_:
             return (logits > 0).numpy().astype(int)
-        return self.classes_[logits.argmax(1).numpy()]
+        return np.asarray(self.classes_[logits.argmax(1).numpy()])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy; for multi-label targets the mean average precision (area)."""
-        self._check_fitted()
+        self._checked()
         y = labels_of(X, y, self)
         check_lengths(X, y)
         if self.multilabel_:
             if sample_weight is not None:
                 raise ConfigurationError("the mean average precision of multi-label targets takes no sample_weight")
-            from gradfeat.metrics.scores import mean_average_precision
-
             values = indicator(y)
             return float(
-                mean_average_precision(self._logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
+                mean_average_precision(self.logits(X).double().numpy(), np.nan_to_num(values), ignore=np.isnan(values))
             )
         return float(super().score(X, y, sample_weight))
 
@@ -293,16 +309,20 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             y: Targets, (n,) or (n, k).
             sample_weight: A weight for each sample, (n,).
         """
-        with self._whole():
-            X, targets, loss, weight = self._read(X, y, sample_weight)
-            self._fit(X, targets, loss, weight)
+        self._fit(X, y, sample_weight)
         return self
 
-    def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Loss, np.ndarray | None]:
-        X = self._read_X(X, reset=True)
+    def read(self, X: Any, y: Any = None, sample_weight: Any = None) -> TrainingData:
+        """Check training data, given as to `fit`; return distances of the targets to their mean.
+
+        Raises:
+            DataError: Targets that are no finite numbers.
+            ConfigurationError: A loss that is not of regression.
+        """
+        X = read_samples(self, X, reset=True)
         targets = labels_of(X, y, self)
         if targets.dtype.kind in "mM":
-            warnings.warn(f"y holds dates, read as numbers of {targets.dtype}", GradfeatWarning, stacklevel=4)
+            warn_user(f"y holds dates, read as numbers of {targets.dtype}")
         if targets.dtype.kind not in "fiub":
             try:
                 targets = targets.astype(float)
@@ -311,15 +331,16 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
         targets = targets.astype(float)
         if not np.isfinite(targets).all():
             raise DataError("y contains NaN or infinite values")
-        self._one_output = targets.ndim == 1
-        if targets.ndim == 1:
+        one_output = targets.ndim == 1
+        if one_output:
             targets = targets[:, None]
         if self.loss not in ("auto", "squared"):
             raise ConfigurationError(f"loss={self.loss!r} does not fit regression: it is 'squared' (or 'auto')")
         check_lengths(X, targets)
         weight = read_weight(sample_weight, len(targets))
         mean, distances = centred(targets, weight)
-        return X, distances, Squared(mean=torch.from_numpy(mean)), weight
+        loss = Squared(mean=torch.from_numpy(mean))
+        return TrainingData(X, distances, Targets(loss, one_output=one_output), weight, columns_of(self, X))
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:
         """Return predictions, (n,) or (n, k) as y was.
@@ -328,13 +349,13 @@ class GradientFeatureRegressor(RegressorMixin, GradientFeatureEstimator):
             X: Samples, in any form that `fit` takes.
             crops: Random crops of each image, whose predictions are averaged; 1 is the centre crop.
         """
-        logits = self._logits(X, crops).double()
+        logits = self.logits(X, crops).double()
         values = self.loss_.predict_proba(logits).numpy()
-        return values[:, 0] if self._one_output else values
+        return values[:, 0] if self.fitted_.targets.one_output else values
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return R², the mean over targets; y may be left out for a Dataset of pairs."""
-        self._check_fitted()
+        self._checked()
         y = labels_of(X, y, self)
         check_lengths(X, y)
         return float(super().score(X, y, sample_weight))

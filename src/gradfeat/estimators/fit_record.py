@@ -1,4 +1,4 @@
-"""What a fit says of itself, as JSON and back: `choice_`, `solution_`, `rounds_`, `selection_`, `history_`, `depths_`.
+"""What a fit says of itself (`gradfeat.estimators.fitted.Record`), as JSON and back.
 
 Each is a dataclass of numbers, words and lists. They are written field by field, by the fields' types, with all digits
 of a number; the file of a fitted model keeps them, so that a loaded model knows what the fitted one did.
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from gradfeat.estimators.fitted import Record
 from gradfeat.files.bounded import (
     Check,
     fields,
@@ -88,13 +91,13 @@ _KINDS: dict[str, _Kind] = {  # by the annotation of a field
 }
 
 
-def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
-    """Return how a dataclass is written: its fields by their types, but for those that are left out."""
-    kept: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
-    kinds = {field.name: _KINDS[str(field.type)] for field in kept}
+def _dataclass(cls: Any, left_out: tuple[str, ...] = ()) -> _Kind:
+    """Return how a dataclass is written: its fields by their types, but for those that are left out, read as None."""
+    written: list[Field[Any]] = [field for field in dataclasses.fields(cls) if field.name not in left_out]
+    kinds = {field.name: _KINDS[str(field.type)] for field in written}
     has_default = {
         field.name
-        for field in kept
+        for field in written
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     }
     check = fields(
@@ -105,7 +108,9 @@ def _dataclass(cls: Any, left_out: tuple[str, ...] = (), **given: Any) -> _Kind:
     return _Kind(
         check,
         lambda value: {name: kind.write(getattr(value, name)) for name, kind in kinds.items()},
-        lambda entry: cls(**{name: kinds[name].read(value) for name, value in entry.items()}, **given),
+        lambda entry: cls(
+            **{name: kinds[name].read(value) for name, value in entry.items()}, **dict.fromkeys(left_out)
+        ),
     )
 
 
@@ -116,59 +121,59 @@ _KINDS["Schedule"] = _dataclass(Schedule)
 _KINDS["list[tuple[Schedule, float]]"] = _list(_tuple(_KINDS["Schedule"], _FLOAT))
 
 _PROBE = _dataclass(Probe, ("omega", "bias"))
-_ROUNDS = _dataclass(Rounds, ("point",), point=None)
-_RECORD: dict[str, _Kind] = {
-    "history_": _optional(_dataclass(History)),
-    "selection_": _optional(_dataclass(Selection)),
-    "choice_": _optional(_dataclass(Choice)),
-    "solution_": _optional(_dataclass(Solution)),
-    "rounds_": _optional(_ROUNDS),
-    "depths_": _list(_dataclass(Depth), 10_000),
-    "seconds_": _Kind(
-        table(_NUMBER, 100, 1000),
-        lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},
-        lambda seconds: {name: number_from_json(value) for name, value in seconds.items()},
-    ),
-    "n_iter_": _optional(_KINDS["int"]),
+_ROUNDS = _dataclass(Rounds, ("point",))
+_SECONDS = _Kind(
+    table(_NUMBER, 100, 1000),
+    lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},
+    lambda seconds: {name: number_from_json(value) for name, value in seconds.items()},
+)
+_RECORD: dict[str, _Kind] = {  # by the fields of `Record`; in the file as the estimators' attributes
+    "history": _optional(_dataclass(History)),
+    "selection": _optional(_dataclass(Selection)),
+    "choice": _optional(_dataclass(Choice)),
+    "solution": _optional(_dataclass(Solution)),
+    "rounds": _optional(_ROUNDS),
+    "depths": _list(_dataclass(Depth), 10_000),
+    "seconds": _SECONDS,
+    "n_iter": _optional(_KINDS["int"]),
 }
 
-CHECK = fields({name: kind.check for name, kind in _RECORD.items()})
-"""Refuses a record that `record_of` cannot have written."""
+CHECK = fields({f"{name}_": kind.check for name, kind in _RECORD.items()})
+"""Refuses a record that `record_to_json` cannot have written."""
 
 CHECK_PROBE = _PROBE.check
 """Refuses a probe that `probe_to_json` cannot have written."""
 
-UNKNOWN: dict[str, Any] = {name: [] if name == "depths_" else {} if name == "seconds_" else None for name in _RECORD}
-"""The record of a file that has none."""
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return what a fit says of itself, as JSON; the probe and the words of `how` stand elsewhere in the file."""
+    return {f"{name}_": kind.write(getattr(record, name)) for name, kind in _RECORD.items()}
 
 
-def record_of(estimator: Any) -> dict[str, Any]:
-    """Return what a fitted estimator says of its fit, as JSON."""
-    return {name: kind.write(getattr(estimator, name, UNKNOWN[name])) for name, kind in _RECORD.items()}
-
-
-def restore(estimator: Any, record: dict[str, Any], point: Point) -> None:
-    """Give an estimator the attributes that a record holds.
+def record_from_json(record: dict[str, Any] | None, probe: Probe, how: dict[str, str], point: Point) -> Record:
+    """Return the record that `record_to_json` was given.
 
     Args:
-        estimator: Gets them.
-        record: From `record_of`, and checked.
+        record: From `record_to_json`, and checked; None for a file that has none.
+        probe: The probe.
+        how: How the model was fitted, in words.
         point: Stands for the point where rounds ended: its tensors would double the file.
     """
-    for name, kind in _RECORD.items():
-        setattr(estimator, name, kind.read(record[name]))
-    if estimator.rounds_ is not None:
-        estimator.rounds_.point = point
+    if record is None:
+        return Record(probe, how=how, depths=[])
+    values = {name: kind.read(record[f"{name}_"]) for name, kind in _RECORD.items()}
+    if values["rounds"] is not None:
+        values["rounds"].point = point
+    return Record(probe=probe, how=how, **values)
 
 
 def probe_to_json(probe: Probe) -> dict[str, Any]:
     """Return all of a probe but its weights, as JSON."""
-    return _PROBE.write(probe)
+    entry: dict[str, Any] = _PROBE.write(probe)
+    return entry
 
 
-def probe_from_json(entry: dict[str, Any], omega: Any, bias: Any) -> Probe:
+def probe_from_json(entry: dict[str, Any], omega: Tensor, bias: Tensor) -> Probe:
     """Return the probe that `probe_to_json` was given, with its weights."""
-    values = {
-        name: _KINDS[str(f.type)].read(entry[name]) for f in dataclasses.fields(Probe) if (name := f.name) in entry
-    }
-    return Probe(omega=omega, bias=bias, **values)
+    probe: Probe = _PROBE.read(entry)
+    return dataclasses.replace(probe, omega=omega, bias=bias)

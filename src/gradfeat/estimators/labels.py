@@ -88,7 +88,8 @@ def _array(y: Any) -> np.ndarray:
     if isinstance(y, torch.Tensor):
         y = y.detach().cpu()
         y = y.to_dense() if y.layout != torch.strided else y
-        return (y.float() if y.is_floating_point() and y.dtype not in _WIDE else y).resolve_conj().numpy()
+        wide = y.float() if y.is_floating_point() and y.dtype not in _WIDE else y
+        return np.asarray(wide.resolve_conj().numpy())
     if scipy.sparse.issparse(y):
         return np.asarray(y.toarray())
     if isinstance(y, np.ma.MaskedArray):

@@ -1,11 +1,8 @@
-"""Reading what a user gives an estimator (parameters, tables, labels, weights), and the errors that go with it."""
+"""Reading what a user gives an estimator (tables, labels, weights), and the errors that go with it."""
 
 from __future__ import annotations
 
-import math
 import numbers
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError, DataError, GradfeatError, GradfeatWarning, did_you_mean
+from gradfeat.errors import ConfigurationError, DataError, GradfeatError, did_you_mean
+from gradfeat.estimators.fitted import Columns
 from gradfeat.estimators.labels import as_labels, as_weights, refuse_missing
-from gradfeat.fit.linearize import PRECISIONS, check_device
-from gradfeat.linearization import PARAMETRIZATIONS
-from gradfeat.model import MODES, OTHER_NAMES
-from gradfeat.samples.store import LEVELS
-from gradfeat.solvers.schedule import SOLVERS
+from gradfeat.estimators.parameters import is_number
+from gradfeat.estimators.warn import warn_user
 
 LEAST_SPREAD = 1e-14
 """Targets that are nearer to their mean than this, or further than its inverse, call for a warning."""
@@ -35,100 +30,7 @@ class NotFittedError(GradfeatError, sklearn.exceptions.NotFittedError):
     """The estimator has not been fitted yet."""
 
 
-_PRECISIONS = {
-    **dict.fromkeys(("fp32", "f32", "single", "float", "32"), "float32"),
-    **dict.fromkeys(("bf16", "fp16", "half", "float16", "16"), "bfloat16"),
-    **dict.fromkeys(("fp64", "f64", "double", "64"), "float64"),
-}  # what others call them
-
-
-# ---- parameters -----------------------------------------------------------------------------------------------------
-
-
-def check_parameters(estimator: Any) -> None:
-    """Report all parameters of an estimator that cannot be meant, together and before any work.
-
-    Raises:
-        ConfigurationError: One line for each of them.
-    """
-    wrong: list[str] = []
-
-    def check(name: str, good: bool, expected: str) -> None:
-        if not good:
-            wrong.append(f"{name} must be {expected}, not {getattr(estimator, name)!r}")
-
-    def one_of(name: str, known: Sequence[str], other_names: Mapping[str, str] | None = None) -> None:
-        value = getattr(estimator, name)
-        if not isinstance(value, str) or value not in known:
-            meant = did_you_mean(str(value), known, other_names)
-            wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{meant}")
-
-    one_of("mode", MODES, OTHER_NAMES)
-    one_of("solver", ("auto", "subspace", "dual", *SOLVERS), {"closed form": "dual", "newton": "dual"})
-    one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
-    one_of("metric", ("auto", "plain", "whitened"))
-    one_of("precision", ("auto", *PRECISIONS), _PRECISIONS)
-    one_of("cache", ("auto", *LEVELS))
-    theta2, penalty, cv, seed = estimator.theta2, estimator.penalty, estimator.cv, estimator.random_state
-    names = isinstance(theta2, str) or (
-        isinstance(theta2, Sequence) and bool(theta2) and all(isinstance(name, str) for name in theta2)
-    )
-    check("theta2", names, "'auto', 'search', a name, a glob, or a list of them")
-    pair = isinstance(penalty, Sequence) and not isinstance(penalty, str) and len(penalty) == 2
-    given = list(penalty) if pair else [penalty]
-    numbers_given = all(_is_number(value) and value >= 0 for value in given)
-    check("penalty", _is_auto(penalty) or numbers_given, "'auto', a number from 0, or a pair of them for w₁ and w₂")
-    folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
-    check("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
-    check("rounds", _is_auto(estimator.rounds) or _is_whole(estimator.rounds, 1), "'auto' or a whole number from 1")
-    if estimator.augment not in (None, "mirror"):
-        flips = dict.fromkeys(("flip", "flips", "horizontal flip", "hflip"), "mirror")
-        meant = did_you_mean(str(estimator.augment), ["mirror"], flips)
-        wrong.append(f"augment must be None or 'mirror', not {estimator.augment!r}.{meant}".removesuffix("."))
-    if estimator.rounds != 1:
-        if estimator.mode == "gradient" or estimator.solver in ("dual", *SOLVERS):
-            wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
-        elif not _is_auto(penalty):
-            wrong.append("rounds choose penalties on held-out data: penalty must be 'auto' with rounds other than 1")
-        if estimator.precision == "bfloat16":
-            wrong.append("rounds move θ̄₂ by less than bfloat16 can tell apart: take another precision")
-    if estimator.metric == "whitened" and estimator.solver in ("dual", *SOLVERS):
-        wrong.append("metric='whitened' is of solver='subspace' (or 'auto')")
-    if estimator.checkpoint is not None:
-        check("checkpoint", isinstance(estimator.checkpoint, (str, Path)), "None or a folder")
-        if not _is_whole(seed, 0):
-            wrong.append(
-                "a checkpoint needs random_state=<a whole number>: without a seed a fit cannot be gone on with"
-            )
-    check("batch_size", _is_whole(estimator.batch_size, 1), "a whole number from 1")
-    epochs, clip_norm = estimator.epochs, estimator.clip_norm
-    check("epochs", epochs is None or _is_whole(epochs, 1), "None (the paper's schedule) or a whole number from 1")
-    check("clip_norm", clip_norm is None or (_is_number(clip_norm) and clip_norm > 0), "None or a number above 0")
-    known_seed = seed is None or isinstance(seed, np.random.RandomState) or _is_whole(seed, 0)
-    check("random_state", known_seed, "None, a whole number from 0, or a numpy RandomState")
-    try:
-        check_device(estimator.device)
-    except ConfigurationError as error:
-        wrong.append(str(error))
-    if wrong:
-        raise ConfigurationError("\n".join(wrong))
-
-
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == "auto"
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+# ---- folds ----------------------------------------------------------------------------------------------------------
 
 
 def folds_among(cv: Any, present: np.ndarray, n: int) -> Any:
@@ -147,11 +49,11 @@ def folds_among(cv: Any, present: np.ndarray, n: int) -> Any:
     position = np.full(n, -1)
     position[present] = np.arange(len(present))
     try:
-        pairs = [(position[np.asarray(seen)], position[np.asarray(unseen)]) for seen, unseen in cv]
+        pairs = [(position[np.asarray(train)], position[np.asarray(validation)]) for train, validation in cv]
     except (IndexError, TypeError, ValueError) as error:
         raise DataError(f"cv must hold pairs of indices (fitted, held out) below {n}: {error}") from error
-    pairs = [(seen[seen >= 0], unseen[unseen >= 0]) for seen, unseen in pairs]
-    if not pairs or not all(len(seen) and len(unseen) for seen, unseen in pairs):
+    pairs = [(train[train >= 0], validation[validation >= 0]) for train, validation in pairs]
+    if not pairs or not all(len(train) and len(validation) for train, validation in pairs):
         raise DataError("cv holds no pairs of indices, or one with an empty part (samples of weight zero do not count)")
     return pairs
 
@@ -179,6 +81,13 @@ def read_samples(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
         return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])
     except ValueError as error:
         raise DataError(str(error)) from error
+
+
+def columns_of(estimator: BaseEstimator, X: Any) -> Columns:
+    """Return the columns of what `read_samples` has returned: of a table, as scikit-learn has kept them."""
+    if not isinstance(X, np.ndarray) or X.ndim != 2:
+        return Columns()
+    return Columns(estimator.n_features_in_, getattr(estimator, "feature_names_in_", None))
 
 
 def _are_strings(X: Any) -> bool:
@@ -246,7 +155,7 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if sample_weight is None:
         return None
     try:
-        weight = _check_sample_weight(as_weights(sample_weight), np.empty((n, 1)), dtype=np.float64)
+        weight: np.ndarray = _check_sample_weight(as_weights(sample_weight), np.empty((n, 1)), dtype=np.float64)
     except DataError:
         raise
     except (TypeError, ValueError) as error:
@@ -294,11 +203,9 @@ def as_targets(y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     spread = float(targets[known].abs().max()) if bool(known.any()) else 0.0
     least, most = (LEAST_SPREAD, 1 / LEAST_SPREAD) if converted.dtype == torch.float32 else (1e-100, 1e100)
     if spread > most or 0 < spread < least:
-        warnings.warn(
+        warn_user(
             f"y is {spread:.3g} from its mean at most: in this precision its squares are not told from zero, or too "
-            "large, and parts of a model may be lost; divide y by a number of that size",
-            GradfeatWarning,
-            stacklevel=2,
+            "large, and parts of a model may be lost; divide y by a number of that size"
         )
     return converted
 
@@ -312,7 +219,7 @@ def class_weights(class_weight: Any, y: np.ndarray, weight: np.ndarray | None) -
         unknown = [label for label in class_weight if label not in known]
         if unknown:
             raise ConfigurationError(f"class_weight names classes that y has not: {', '.join(map(str, unknown[:5]))}")
-        if not all(_is_number(value) and value >= 0 for value in class_weight.values()):
+        if not all(is_number(value) and value >= 0 for value in class_weight.values()):
             raise ConfigurationError(f"class_weight must hold numbers from 0, not {class_weight!r}")
     elif class_weight != "balanced":
         meant = did_you_mean(str(class_weight), ["balanced"])

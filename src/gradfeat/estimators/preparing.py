@@ -1,0 +1,244 @@
+"""From data and parameters to a problem: the network, the samples that count, a checkpoint, θ₂.
+
+An estimator's `prepare` is the door; `compare` and researchers fit any of the four models to what it returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfeat.backbones import Backbone, resolve
+from gradfeat.data import Inputs, Mirrored
+from gradfeat.errors import ConfigurationError
+from gradfeat.estimators.fitted import BuiltFrom, Columns, Network, Targets
+from gradfeat.estimators.parameters import Parameters, check_parameters
+from gradfeat.estimators.reading import as_targets, folds_among, shape_of
+from gradfeat.fit import Problem
+from gradfeat.fit import prepare as prepare_problem
+from gradfeat.fit.checkpoint import Checkpoint, digest
+from gradfeat.fit.depth import Depth, choose_depth
+from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
+from gradfeat.fit.penalties import given_penalties
+from gradfeat.fit.stages import LINEARIZE, NETWORK
+from gradfeat.losses import Loss
+from gradfeat.progress import Progress
+from gradfeat.samples import Batches
+from gradfeat.solvers.probe import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Training data as they were read and checked.
+
+    Attributes:
+        X: n samples, in any form that `gradfeat.data.Inputs` takes.
+        y: Targets as the loss takes them: class indices (n,), or (n, c).
+        targets: What they mean.
+        weight: A weight for each sample, (n,), or None.
+        columns: Of a table.
+    """
+
+    X: Any
+    y: np.ndarray
+    targets: Targets
+    weight: np.ndarray | None = None
+    columns: Columns = dataclasses.field(default_factory=Columns)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A problem, ready for any of the four models, and what an estimator is to know of it.
+
+    Attributes:
+        problem: Samples, targets, loss and probe.
+        network: The network, and θ₂.
+        targets: What y was.
+        columns: Of the table that X was.
+        depths: Depths of θ₂ that a search tried.
+    """
+
+    problem: Problem
+    network: Network
+    targets: Targets
+    columns: Columns
+    depths: Sequence[Depth] = ()
+
+
+def prepare(parameters: Parameters, data: TrainingData, progress: Progress | None = None) -> Prepared:
+    """Linearize the network, run its bottom on the samples that count, and fit the probe (steps 1 and 2).
+
+    Args:
+        parameters: Of the estimator.
+        data: What it is fitted to.
+        progress: Shows how far it is.
+
+    Raises:
+        ConfigurationError: Parameters that cannot be meant, or do not go with the data.
+    """
+    check_parameters(parameters)
+    progress = progress or Progress(parameters.verbose)
+    backbone, built_from = _resolved(parameters, data, progress)
+    inputs = inputs_of(data.X, backbone)
+    if inputs.text_preprocessing is not None:  # other texts get the length of those that the model is fitted to
+        backbone = dataclasses.replace(backbone, preprocessing=inputs.text_preprocessing)
+    samples = _counted(inputs, data, parameters.cv)
+    example = samples.inputs.example(3)
+    snapshot = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
+    views = samples.inputs if parameters.augment is None else Mirrored(samples.inputs)
+    seed = parameters.draw_seed()
+    if seed is None and _searches(parameters):  # all depths hold out the same samples
+        seed = int(np.random.default_rng().integers(2**31 - 1))
+    checkpoint, cv = _checkpoint(parameters, samples, snapshot)
+    making = _Making(
+        parameters=parameters,
+        backbone=backbone,
+        example=example,
+        samples=dataclasses.replace(samples, cv=cv),
+        views=views,
+        loss=data.targets.loss,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    problem, modules, depths = _problem(making)
+    network = Network(snapshot, modules, example, built_from, parameters.weights)
+    return Prepared(problem, network, data.targets, data.columns, depths)
+
+
+def inputs_of(X: Any, backbone: Backbone) -> Inputs:
+    """Return samples as a network takes them."""
+    return X if isinstance(X, Inputs) else Inputs(X, backbone.preprocessing)
+
+
+def _resolved(parameters: Parameters, data: TrainingData, progress: Progress) -> tuple[Backbone, BuiltFrom]:
+    """Return the network, and what a callable or random weights were made from, so that it can be made again."""
+    built_from = BuiltFrom(shape_of(data.X), parameters.draw_seed())
+    with progress.step(NETWORK):
+        backbone = resolve(
+            parameters.backbone,
+            weights=parameters.weights,
+            preprocessing=parameters.preprocessing,
+            image_size=parameters.image_size,
+            X_shape=built_from.X_shape,
+            random_state=built_from.random_state,
+        )
+    return backbone, built_from
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """The samples that count, with their targets, weights and folds."""
+
+    inputs: Inputs
+    y: np.ndarray
+    weight: np.ndarray | None
+    cv: Any
+
+
+def _counted(inputs: Inputs, data: TrainingData, cv: Any) -> _Samples:
+    """Leave out samples of weight zero, which are not there."""
+    y, weight = data.y, data.weight
+    if weight is None:
+        return _Samples(inputs, y, None, folds_among(cv, np.arange(len(y)), len(y)))
+    present = np.flatnonzero(weight)
+    cv = folds_among(cv, present, len(weight))
+    return _Samples(inputs.subset(present), y[present], weight[present], cv)
+
+
+def _checkpoint(parameters: Parameters, samples: _Samples, backbone: Backbone) -> tuple[Checkpoint | None, Any]:
+    """Return the checkpoint, or None, and the folds that it is of."""
+    cv = samples.cv
+    if parameters.checkpoint is None:
+        return None, cv
+    if samples.inputs.random:
+        raise ConfigurationError("a checkpoint is of samples that do not change, and this data set may change them")
+    if hasattr(cv, "split"):  # the folds themselves say whether a checkpoint is of them
+        cv = list(cv.split(np.zeros(len(samples.y)), samples.y))
+    return Checkpoint(parameters.checkpoint, _configuration(parameters, cv, backbone)), cv
+
+
+def _configuration(parameters: Parameters, cv: Any, backbone: Backbone) -> dict[str, object]:
+    """Return what a fit depends on beside the data, by name; the mode is in the names of a checkpoint's parts."""
+    data = ("backbone", "weights", "class_weight", "mode", "cv")  # seen in the network, the weights and below
+    beside = ("checkpoint", "verbose", "cache")
+    given = {name: value for name, value in parameters.get_params(deep=False).items() if name not in (*data, *beside)}
+    pairs = isinstance(cv, (list, tuple))
+    return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """What the problem of any θ₂ is made from."""
+
+    parameters: Parameters
+    backbone: Backbone
+    example: Tensor
+    samples: _Samples
+    views: Batches  # the samples, with their mirror images where these are asked for
+    loss: Loss
+    seed: int | None
+    checkpoint: Checkpoint | None
+    progress: Progress
+
+    def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
+        """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
+        parameters, samples = self.parameters, self.samples
+        with self.progress.step(LINEARIZE):
+            linearization = linearize_backbone(
+                self.backbone, self.example, theta2, parameters.device, parameters.precision
+            )
+        y = as_targets(samples.y, linearization.dtype).to(linearization.device)
+        weight = None
+        if samples.weight is not None:
+            weight = torch.as_tensor(samples.weight, dtype=torch.float64).to(y.device)
+        penalty = parameters.penalty
+        return prepare_problem(
+            linearization,
+            self.views,
+            y,
+            self.loss,
+            weight=weight,
+            penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
+            cv=samples.cv,
+            cache=parameters.cache if parameters.mode != "activation" or parameters.cache != "auto" else "none",
+            batch_size=parameters.batch_size,
+            views=1 if parameters.augment is None else 2,
+            random_state=self.seed,
+            progress=self.progress,
+            checkpoint=self.checkpoint,
+            probe=probe,
+        )
+
+
+def _searches(parameters: Parameters) -> bool:
+    return parameters.theta2 in ("search", ["search"])
+
+
+def _problem(making: _Making) -> tuple[Problem, str | Sequence[str], Sequence[Depth]]:
+    """Return the problem of the θ₂ that is asked for, or of the best depth; θ₂; and the depths that were tried."""
+    parameters = making.parameters
+    modules = "auto" if _searches(parameters) else parameters.theta2
+    if not _searches(parameters) or parameters.mode == "activation":
+        return making.problem(modules), modules, []
+    if making.samples.inputs.random:
+        raise ConfigurationError(
+            "theta2='search' compares depths on the same samples, and this data set may change its samples: name θ₂"
+        )
+    problem, chosen, depths = choose_depth(
+        backbone_candidates(making.backbone, making.example),
+        making.problem,
+        parameters.plan(len(making.samples.y), "gradient" if parameters.mode == "gradient" else "full", making.seed),
+        making.progress,
+    )
+    return problem, modules if chosen is None else list(chosen.modules), depths
