@@ -98,8 +98,8 @@ def test_penalties_chosen_on_a_gpu_are_those_chosen_on_a_cpu_and_the_model_merge
         )
         for device in ("cpu", "cuda")
     ]
-    assert models[1].choice_.w1 == pytest.approx(models[0].choice_.w1)
-    assert models[1].choice_.w2 == pytest.approx(models[0].choice_.w2)
+    assert models[1].choice_.lambda1 == pytest.approx(models[0].choice_.lambda1)
+    assert models[1].choice_.lambda2_units == pytest.approx(models[0].choice_.lambda2_units)
     np.testing.assert_allclose(models[1].predict_proba(X[200:]), models[0].predict_proba(X[200:]), atol=1e-3)
     reports = [model.merge(X[200:], y[200:]).report for model in models]
     assert reports[1].merged == pytest.approx(reports[0].merged, rel=0.05)

@@ -17,11 +17,16 @@ from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare
-from gradfeat.errors import ConfigurationError, ConvergenceError, DataError, GradfeatWarning
-from gradfeat.fit import closed_form, training
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, linearize
+from gradfeat.data import Inputs
+from gradfeat.errors import ConfigurationError, DataError, GradfeatWarning
+from gradfeat.fit import Fit, Plan, prepare, solve
+from gradfeat.fit.checkpoint import Checkpoint
+from gradfeat.fit.dual_samples import DualSamples
+from gradfeat.losses import CrossEntropy
 from gradfeat.solvers import first_order
-from gradfeat.solvers.schedule import Schedule
+from gradfeat.solvers.probe import Probe
+from gradfeat.solvers.schedule import Schedule, paper_schedule
 from gradfeat.solvers.subspace import Subspace
 
 
@@ -285,21 +290,26 @@ def test_training_by_epochs_goes_on(
 def test_a_trial_that_diverges_stays_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = data(200)
     steps = Steps(monkeypatch)
-    original = training.loss_at
-    monkeypatch.setattr(
-        training,
-        "loss_at",
-        lambda problem, *rest: (
-            (_ for _ in ()).throw(ConvergenceError("far")) if steps.calls < 20 else original(problem, *rest)
-        ),
-    )
-    first, second = (classifier(tmp_path, mode="finetune", epochs=4) for _ in range(2))
-    first.fit(X, y)
-    monkeypatch.setattr(training, "loss_at", original)
-    second.fit(X, y)
-    scores = [score for _, score in first.selection_.scores]
-    assert scores[0] == -float("inf")
-    assert first.selection_ == second.selection_
+    schedule = paper_schedule("adam", len(X), epochs=4)
+    candidates = [schedule.with_optimizer(Schedule("sgd", rate, 100, 100, 64)) for rate in (3e38, 0.01)]
+    plan = Plan("finetune", finetuning=candidates, schedule=schedule, seed=0)
+    fits: list[Fit] = []
+
+    def fit() -> None:
+        lin = linearize(network(), torch.from_numpy(X[:3]), "*")
+        checkpoint = Checkpoint(tmp_path, {})
+        problem = prepare(
+            lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1, random_state=0, checkpoint=checkpoint
+        )
+        fits.append(solve(problem, plan))
+
+    assert steps.of(fit) > 0
+    assert steps.of(fit) == 0
+    first, second = (fit.selection for fit in fits)
+    assert first is not None
+    scores = [score for _, score in first.scores]
+    assert scores[0] == -float("inf") < scores[1]
+    assert first == second
 
 
 def test_samples_that_change_have_no_checkpoint(tmp_path: Path) -> None:
@@ -320,13 +330,13 @@ def test_samples_that_change_have_no_checkpoint(tmp_path: Path) -> None:
 def test_closed_form_goes_on(kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = data(40)
     target = X[:, 0] * X[:, 1]
-    pressed, original = Pressed(), closed_form.gram
+    pressed, original = Pressed(), DualSamples.kernel
 
-    def gram(features: Any) -> torch.Tensor:
+    def kernel(self: DualSamples, probe: Probe) -> torch.Tensor:
         pressed.called()
-        return original(features)
+        return original(self, probe)
 
-    monkeypatch.setattr(closed_form, "gram", gram)
+    monkeypatch.setattr(DualSamples, "kernel", kernel)
 
     def regressor(folder: Path | None) -> GradientFeatureRegressor:
         return GradientFeatureRegressor(network(), theta2="*", random_state=0, checkpoint=folder)

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, linearize, load
+from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.fit import Plan, Problem, prepare, select_solver, solve
+from gradfeat.fit.table import FEW, MANY_OUTPUTS
+from gradfeat.losses import Squared
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -69,7 +73,16 @@ def test_the_same_predictions_in_another_parametrization(parametrization: str) -
     assert dual.score(X, y) > 0.5  # by the gradients: the product of two inputs is not linear
 
 
-def test_auto_takes_it_for_few_samples_of_a_squared_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def problem_of(n: int, outputs: int = 1) -> Problem:
+    """Return a problem of a squared loss, its penalty given, in a network of a few weights."""
+    X, y = data(n)
+    torch.manual_seed(0)
+    lin = linearize(nn.Linear(6, 2).double(), torch.from_numpy(X[:3]), "*")
+    targets = torch.from_numpy(y)[:, None].expand(-1, outputs)
+    return prepare(lin, Inputs(X), targets, Squared(), penalty=0.1, cache="none")
+
+
+def test_auto_takes_it_for_few_samples_of_a_squared_loss() -> None:
     X, y = data()
     few = regressor().fit(X, y)
     assert few.solution_.solver == "dual"
@@ -79,8 +92,15 @@ def test_auto_takes_it_for_few_samples_of_a_squared_loss(monkeypatch: pytest.Mon
         warnings.simplefilter("ignore", GradfeatWarning)
         assert classifier(loss="cross_entropy", penalty=0.01).fit(X, classes).solution_.solver == "subspace"
         assert regressor(rounds=2).fit(X, y).solution_.solver != "dual"
-        monkeypatch.setattr("gradfeat.fit.closed_form.FEW", 59)
-        assert regressor().fit(X, y).solution_.solver == "subspace"
+    for n, outputs, expected in (
+        (FEW, 1, "dual"),
+        (FEW + 1, 1, "subspace"),
+        (FEW // 2, 2, "dual"),
+        (FEW // 2 + 1, 2, "subspace"),
+        (MANY_OUTPUTS // 100, 10, "dual"),
+        (MANY_OUTPUTS // 100 + 1, 10, "subspace"),
+    ):
+        assert select_solver(problem_of(n, outputs), Plan())[0] == expected, (n, outputs)
 
 
 def test_leave_one_out_chooses_gradients_where_they_help() -> None:
@@ -89,7 +109,7 @@ def test_leave_one_out_chooses_gradients_where_they_help() -> None:
     full, probe = regressor().fit(X, y), regressor(mode="activation").fit(X, y)
     assert full.choice_.gradients
     assert full.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
-    without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
+    without = min(tried.loss for tried in full.choice_.path if not tried.gradients)
     assert full.choice_.loss < without
 
 
@@ -102,7 +122,7 @@ def test_gradients_gain_nothing_where_labels_are_chance() -> None:
         torch.manual_seed(0)
         backbone = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 40), nn.ReLU())
         model = GradientFeatureClassifier(backbone, solver="dual", **SETTINGS, loss="one_hot_squared").fit(X, y)
-        losses = [[tried.loss for tried in model.choice_.path if (tried.w2 < np.inf) == with_] for with_ in (0, 1)]
+        losses = [[tried.loss for tried in model.choice_.path if tried.gradients == with_] for with_ in (0, 1)]
         gains.append(1 - min(losses[1]) / min(losses[0]))
         if not model.choice_.gradients:
             assert model.solution_ is None
@@ -209,7 +229,7 @@ def test_rounds_are_of_the_subspace_solver() -> None:
         regressor(solver="dual", rounds=2).fit(*data(20))
 
 
-def test_a_kernel_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.fit.closed_form.available_memory", lambda: 10_000)
+def test_a_kernel_that_does_not_fit_is_refused() -> None:
+    problem = problem_of(50_000, 10)  # its kernel takes terabytes
     with pytest.raises(ConfigurationError, match="more than is free: take solver='subspace'"):
-        regressor(solver="dual").fit(*data(20))
+        solve(problem, Plan(solver="dual"))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from gradfeat.fit.selection import as_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import DataConversionWarning
@@ -19,6 +18,8 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.labels import as_labels
+from gradfeat.fit.penalties import given_penalties
+from gradfeat.solvers.subspace import Penalties
 
 B = np.array([0, 1] * 4)
 TWO = np.stack([B, 1 - B], 1)
@@ -246,5 +247,5 @@ def test_a_penalty_beyond_single_precision_leaves_the_mean(solver: str, mode: st
 
 def test_numbers_of_other_kinds_are_penalties() -> None:
     for value in (np.float32(0.5), np.float64(0.5), fractions.Fraction(1, 2)):
-        assert as_pair(value) == (0.5, 0.5)
+        assert given_penalties(value) == Penalties(0.5, 0.5)
         model(GradientFeatureRegressor, penalty=value).fit(samples(), B)

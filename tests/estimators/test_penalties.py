@@ -7,17 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
-from gradfeat.fit.selection import PARTS, SPLITS, choose_penalties
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, linearize
+from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.fit import Plan, Problem, prepare
+from gradfeat.fit.penalties import Choice
+from gradfeat.fit.run import Run
+from gradfeat.fit.splits import ONE_SPLIT_FROM, PARTS, SPLITS, hold_out, splits_of
+from gradfeat.fit.subspace import SubspaceSolver
 from gradfeat.losses import CrossEntropy
+from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.subspace import Penalties, Subspace
 
@@ -46,6 +51,11 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 12), nn.Tanh())
 
 
+def problem_of(X: np.ndarray, y: np.ndarray, penalty: float | str = "auto") -> Problem:
+    lin = linearize(network(), torch.from_numpy(X[:3]), "*")
+    return prepare(lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=penalty, random_state=0)
+
+
 def classifier(**settings: object) -> GradientFeatureClassifier:
     return GradientFeatureClassifier(network(), **{"theta2": "*", "random_state": 0, **settings})
 
@@ -60,28 +70,34 @@ def test_full_beats_the_probe_where_gradients_help() -> None:
     assert len(full.solution_.objective) <= full.choice_.iterations
     assert full.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
     best = min(tried.loss for tried in full.choice_.path)
-    without = min(tried.loss for tried in full.choice_.path if tried.w2 == float("inf"))
+    without = min(tried.loss for tried in full.choice_.path if not tried.gradients)
     assert best < without
 
 
-def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = data(noise=0.3)
+class WithoutEnd(SubspaceSolver):
+    """Solves with chosen penalties to the tolerance, from the w₂ of the choice or from zero."""
 
-    def without_end(*arguments: Any, **named: Any) -> Any:
-        choice, w2 = choose_penalties(*arguments, **named)
-        return replace(choice, iterations=40), w2 if kept else None  # to the tolerance
+    def __init__(self, *, from_zero: bool) -> None:
+        self.from_zero = from_zero
 
-    kept = True
-    monkeypatch.setattr(gradfeat.fit.convex, "choose_penalties", without_end)
-    begun = classifier(metric="plain").fit(X, y)
-    kept = False
-    from_zero = classifier(metric="plain").fit(X, y)
-    assert begun.choice_ == from_zero.choice_
-    assert begun.choice_.gradients
-    assert begun.solution_.objective[0] < from_zero.solution_.objective[0]
-    assert begun.solution_.passes < from_zero.solution_.passes
+    def choose(self, problem: Problem, plan: Plan, run: Run) -> tuple[Choice | None, Weights | None]:
+        choice, w2 = super().choose(problem, plan, run)
+        assert choice is not None
+        return replace(choice, iterations=40), None if self.from_zero else w2
+
+
+def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice() -> None:
+    problem, plan = problem_of(*data(noise=0.3)), Plan(metric="plain", seed=0)
+    begun, from_zero = (WithoutEnd(from_zero=value).fit(problem, plan) for value in (False, True))
+    assert begun.choice == from_zero.choice
+    assert begun.choice is not None
+    assert begun.choice.gradients
+    assert begun.solution is not None
+    assert from_zero.solution is not None
+    assert begun.solution.objective[0] < from_zero.solution.objective[0]
+    assert begun.solution.passes < from_zero.solution.passes
     # both end within the tolerance of the same minimum
-    assert begun.solution_.objective[-1] == pytest.approx(from_zero.solution_.objective[-1], rel=0.02)
+    assert begun.solution.objective[-1] == pytest.approx(from_zero.solution.objective[-1], rel=0.02)
 
 
 def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_samples(
@@ -98,32 +114,32 @@ def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_s
     monkeypatch.setattr(Subspace, "solve", recorded)
     choice = classifier().fit(X, y).choice_
     last, penalties = used[-1]
-    assert len(last.seen) == len(X)
-    assert penalties.w2 * len(X) == pytest.approx(choice.w2 * choice.length)
-    splits = [own for own, _ in used if own is not last]
-    splits = [own for i, own in enumerate(splits) if own not in splits[:i]]
-    groups = [splits[i : i + PARTS] for i in range(0, len(splits), PARTS)]  # one of each ω̄
-    lengths = [np.mean([own.factors.trace for own in group]) for group in groups]
+    assert len(last.train) == len(X)
+    assert penalties.lambda2 * len(X) == pytest.approx(choice.lambda2_units * choice.length)
+    of_splits = [subspace for subspace, _ in used if subspace is not last]
+    of_splits = [subspace for i, subspace in enumerate(of_splits) if subspace not in of_splits[:i]]
+    groups = [of_splits[i : i + PARTS] for i in range(0, len(of_splits), PARTS)]  # one of each ω̄
+    lengths = [np.mean([subspace.factors.trace for subspace in group]) for group in groups]
     assert min(abs(np.array(lengths) / choice.length - 1)) < 1e-6
     for group in groups:
-        assert len({own.length for own in group}) == 1
+        assert len({subspace.length for subspace in group}) == 1
 
 
 def test_no_gradient_term_where_labels_are_chance() -> None:
     X, _ = data(80)
     y = np.random.default_rng(5).integers(0, 2, size=80)
     full = classifier().fit(X, y)
-    losses = {tried.w2: tried.loss for tried in full.choice_.path}
+    losses = [tried.loss for tried in full.choice_.path]
     if not full.choice_.gradients:  # a probe, with the penalty that it says
         features, targets = (
             full.linearization_.primal(full.linearization_.bottom(torch.from_numpy(X)))[0],
             torch.from_numpy(y),
         )
-        probe = fit_probe(features, targets, CrossEntropy(), penalty=full.choice_.w1)
+        probe = fit_probe(features, targets, CrossEntropy(), penalty=full.choice_.lambda1)
         np.testing.assert_allclose(full.w1_, probe.omega, rtol=1e-3, atol=1e-5)
         assert all(not value.any() for value in full.w2_.values())
     # chance is log 2: neither is far above it on held-out data
-    assert min(losses.values()) < 0.75
+    assert min(losses) < 0.75
     assert full.history_ is None or full.solution_ is not None
 
 
@@ -232,38 +248,29 @@ def test_many_classes_with_few_samples(per_class: int, mode: str) -> None:
     assert np.isfinite(model.predict_proba(X)).all()
 
 
-@pytest.mark.filterwarnings("ignore:probe. 4 folds instead of 5")
 @pytest.mark.parametrize(("rarest", "parts"), [(5, PARTS), (4, SPLITS)])
-def test_each_of_few_samples_is_held_out_once(rarest: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-
-    def recorded(store: Any, y: Any, loss: Any, splits: Any, *more: Any, **named: Any) -> Any:
-        used.append(splits)
-        return choose_penalties(store, y, loss, splits, *more, **named)
-
-    monkeypatch.setattr(gradfeat.fit.convex, "choose_penalties", recorded)
+def test_each_of_few_samples_is_held_out_once(rarest: int, parts: int) -> None:
     X, y = data(60)
     few = np.concatenate([np.flatnonzero(y == 0)[:rarest], np.flatnonzero(y == 1)])
-    classifier(metric="plain").fit(X[few], y[few])
-    [splits] = used
-    held = torch.cat([own for _, own in splits]).tolist()
+    splits = splits_of(problem_of(X[few], y[few], penalty=0.1), Plan(seed=0))
+    validation = torch.cat([split.validation for split in splits]).tolist()
     assert len(splits) == parts
-    assert (sorted(held) == list(range(len(few)))) == (parts == PARTS)
-    assert all(sorted(torch.cat(pair).tolist()) == list(range(len(few))) for pair in splits)
+    assert (sorted(validation) == list(range(len(few)))) == (parts == PARTS)
+    for split in splits:
+        assert sorted([*split.train.tolist(), *split.validation.tolist()]) == list(range(len(few)))
 
 
-def test_rare_classes_keep_a_sample_that_is_seen() -> None:
-    from gradfeat.fit.fitting import _spare_last
-
+def test_rare_classes_keep_a_sample_to_train_on() -> None:
     y = np.repeat(np.arange(10), [1, 1, 2, 2, 2, 2, 2, 2, 3, 3])
+    problem = problem_of(data(len(y))[0], y, penalty=0.1)
     for seed in range(20):
-        seen, unseen = _spare_last(y, 4, seed)
-        assert set(y[seen]) == set(range(10))
-        assert len(unseen) == 4
-        assert sorted(torch.cat([seen, unseen]).tolist()) == list(range(20))
+        split = hold_out(problem, seed)
+        assert set(y[split.train]) == set(range(10))
+        assert len(split.validation) == 4
+        assert sorted(torch.cat([split.train, split.validation]).tolist()) == list(range(20))
 
 
-def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 4))
     y = (X[:, 0] * X[:, 1] > 0).astype(int)
@@ -284,11 +291,12 @@ def test_metric_is_chosen_with_the_penalties_and_plain_where_they_are_given(monk
     if both.choice_.metric == "plain":
         assert both.choice_.loss == plain.choice_.loss
     assert fitted("auto", solver="dual").choice_.metric == "plain"  # the kernel's
-    monkeypatch.setattr("gradfeat.fit.convex.ONE_SPLIT_FROM", 60)  # from where on held-out data need not be asked
-    assert fitted("auto", solver="dual").choice_.metric == "plain"
-    many, alone = fitted("auto"), fitted("whitened")
-    assert many.choice_.metric == "whitened"
-    np.testing.assert_array_equal(many.predict_proba(X), alone.predict_proba(X))
+    # from some number of samples on validation data need not be asked
+    many = np.arange(ONE_SPLIT_FROM) % 60
+    X, y = X[many], y[many]
+    auto, alone = fitted("auto"), fitted("whitened")
+    assert auto.choice_.metric == "whitened"
+    np.testing.assert_array_equal(auto.predict_proba(X), alone.predict_proba(X))
 
 
 def test_whitened_metric_is_another_penalty_and_of_the_subspace_solver(tmp_path: Path) -> None:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import sys
-import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
-from gradfeat.fit.fitting import Problem, prepare
-from gradfeat.fit.selection import Choice, choose_penalties
 from torch import nn
 
+import gradfeat.fit.rounds
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, linearize
 from gradfeat.data import Inputs
 from gradfeat.errors import GradfeatWarning
-from gradfeat.fit.rounds import Rounds, search_rounds
+from gradfeat.fit import Plan, Problem, prepare, solve
+from gradfeat.fit.choose import choose, choose_penalties
+from gradfeat.fit.penalties import Choice
+from gradfeat.fit.rounds import FIRST, search_rounds
+from gradfeat.fit.run import Run
+from gradfeat.fit.splits import Split
 from gradfeat.losses import Squared
-from gradfeat.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
@@ -43,10 +45,10 @@ def regression(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[naiv
     y = X[:, 0] * X[:, 1] * (seed % 2) + X[:, 2] + 0.3 * rng.normal(size=N)
     weight = rng.uniform(0, 3, N)
     parts = np.array_split(rng.permutation(N), 3)
-    return X, y, weight, [(np.setdiff1d(np.arange(N), held), held) for held in parts]
+    return X, y, weight, [(np.setdiff1d(np.arange(N), validation), validation) for validation in parts]
 
 
-def prepared(seed: int) -> tuple[Problem, list[tuple[torch.Tensor, torch.Tensor]]]:
+def prepared(seed: int) -> tuple[Problem, list[Split]]:
     X, y, weight, splits = regression(seed)
     problem = prepare(
         linearize(network(), torch.from_numpy(X[:3]), ["1"]),
@@ -56,22 +58,15 @@ def prepared(seed: int) -> tuple[Problem, list[tuple[torch.Tensor, torch.Tensor]
         weight=torch.from_numpy(weight),
         penalty=PENALTY,
     )
-    return problem, [(torch.from_numpy(seen), torch.from_numpy(held)) for seen, held in splits]
+    return problem, [Split(torch.from_numpy(train), torch.from_numpy(validation)) for train, validation in splits]
 
 
-def chosen(problem: Problem, splits: list[tuple[torch.Tensor, torch.Tensor]]) -> Choice:
-    return choose_penalties(
-        problem.store,
-        problem.y,
-        problem.loss,
-        splits,
-        problem.probe,
-        mode="full",
-        weight=problem.weight,
-        parametrization="standard",
-        generator=torch.Generator().manual_seed(0),
-        progress=Progress(False),
-    )[0]
+def run_of(splits: list[Split]) -> Run:
+    return Run(splits, torch.Generator().manual_seed(0))
+
+
+def chosen(problem: Problem, splits: list[Split]) -> Choice:
+    return choose_penalties(problem, Plan(metric="plain"), splits, run_of(splits))[0]
 
 
 @pytest.fixture(autouse=True)
@@ -83,22 +78,23 @@ def _exact_factors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_the_choice_of_penalties_is_the_naive_one(seed: int) -> None:
     X, y, weight, splits = regression(seed)
-    problem, places = prepared(seed)
-    found = chosen(problem, places)
+    problem, parts = prepared(seed)
+    found = chosen(problem, parts)
     data = naive.Dense.of(network(), X, y, weight, dict(problem.linearization.theta2))
     path, iterations = naive.choice(data, splits, PENALTY)
 
     def rounded(penalties: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(float(f"{value:.6g}") for value in penalties)
 
-    ours = {rounded((tried.omega, tried.w1, tried.w2)): tried.loss for tried in found.path}
+    ours = {rounded((tried.omega_penalty, tried.lambda1, tried.lambda2_units)): tried.loss for tried in found.path}
     expected = {rounded(penalties): loss for penalties, loss in path.items()}
     assert ours.keys() == expected.keys()
     for penalties, loss in expected.items():
         assert ours[penalties] == pytest.approx(loss, rel=1e-5), penalties
     assert found.iterations == iterations
-    assert expected[rounded((found.omega, found.w1, found.w2))] == min(expected.values())
-    assert np.mean(found.held) == pytest.approx(min(expected.values()), rel=1e-5)
+    best = rounded((found.omega_penalty, found.lambda1, found.lambda2_units))
+    assert expected[best] == min(expected.values())
+    assert np.mean(found.losses) == pytest.approx(min(expected.values()), rel=1e-5)
 
 
 def test_the_naive_cases_differ_in_what_ends_them() -> None:
@@ -108,7 +104,7 @@ def test_the_naive_cases_differ_in_what_ends_them() -> None:
         X, y, weight, splits = regression(seed)
         theta2 = {name: value for name, value in network().named_parameters() if name.startswith("1.")}
         path, iterations = naive.choice(naive.Dense.of(network(), X, y, weight, theta2), splits, PENALTY)
-        omegas = {omega for omega, _, w2 in path if w2 < np.inf}
+        omegas = {omega for omega, _, lambda2 in path if lambda2 < np.inf}
         found.append((iterations, len(omegas), min(path, key=lambda penalties: path[penalties])[2] < np.inf))
     growths, lengths, gradients = (set(values) for values in zip(*found, strict=True))
     assert growths == {2, 4, 6}
@@ -119,21 +115,14 @@ def test_the_naive_cases_differ_in_what_ends_them() -> None:
 @pytest.mark.parametrize("seed", [1, 3])
 def test_steps_of_rounds_are_the_naive_ones(seed: int) -> None:
     X, y, weight, splits = regression(seed)
-    problem, places = prepared(seed)
-    choice = chosen(problem, places)
-    found = search_rounds(
-        problem,
-        choice,
-        *places[0],
-        most=5,
-        parametrization="standard",
-        generator=torch.Generator().manual_seed(0),
-        progress=Progress(False),
-    )
+    problem, parts = prepared(seed)
+    choice = chosen(problem, parts)
+    found = search_rounds(problem, Plan(rounds=5, metric="plain"), choice, run_of(parts[:1]))
     assert len(found.steps) == 4
-    moves = [naive.Move(step.w1, step.w2, step.iterations) for step in found.steps]
+    n = len(parts[0].train)
+    moves = [naive.Move(step.lambda1, step.on(n).lambda2, step.directions) for step in found.steps]
     theta2 = dict(problem.linearization.theta2)
-    start, *losses = naive.follow(network(), theta2, (X, y, weight), splits[0], choice.omega, moves)
+    start, *losses = naive.follow(network(), theta2, (X, y, weight), splits[0], choice.omega_penalty, moves)
     assert found.start == pytest.approx(start[0], rel=1e-6)
     for step, (there, heavier, lighter) in zip(found.steps, losses, strict=True):
         assert step.loss == pytest.approx(there, rel=1e-5)
@@ -153,25 +142,23 @@ def deep(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
 
 
-def test_rounds_are_kept_only_where_they_are_better_than_one_linearization(monkeypatch: pytest.MonkeyPatch) -> None:
-    searched: list[tuple[Rounds, Choice]] = []
-
-    def recorded(problem: Problem, choice: Choice, *arguments: Any, **named: Any) -> Rounds:
-        searched.append((search_rounds(problem, choice, *arguments, **named), choice))
-        return searched[-1][0]
-
-    monkeypatch.setattr(gradfeat.fit.convex, "search_rounds", recorded)
+def test_rounds_are_kept_only_where_they_are_better_than_one_linearization() -> None:
     kept = []
     for seed in (0, 1):
         X, y = noisy(seed)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", GradfeatWarning)
-            model = GradientFeatureRegressor(deep(), theta2="*", rounds=2, random_state=seed).fit(X, y)
-        found, choice = searched[-1]
-        better = bool(found.steps) and found.last_loss <= choice.held[0]  # on the same held-out part
-        assert (model.rounds_ is not None) == better
-        assert any("no step of the network was better" in str(one.message) for one in said) == (not better)
-        kept.append((bool(found.steps), better))
+        targets = torch.from_numpy(y - y.mean()).float()[:, None]
+        lin = linearize(deep(), torch.from_numpy(X[:3]), "*")
+        problem = prepare(lin, Inputs(torch.from_numpy(X), None), targets, Squared(), random_state=seed)
+        plan = Plan(rounds=2, seed=seed)
+        run = Run.of(problem, plan)
+        choice, _ = choose(problem, plan, run, FIRST)
+        assert choice is not None
+        search = search_rounds(problem, replace(plan, metric=choice.metric), choice, run)
+        better = bool(search.steps) and search.last_loss <= choice.losses[0]  # on the same validation part
+        fit = solve(problem, plan)  # with the same random numbers
+        assert (fit.rounds is not None) == better
+        assert any("no step of the network was better" in note for note in fit.notes) == (not better)
+        kept.append((bool(search.steps), better))
     assert (True, False) in kept
     assert (True, True) in kept
 
@@ -179,7 +166,7 @@ def test_rounds_are_kept_only_where_they_are_better_than_one_linearization(monke
 def test_a_repetition_with_a_higher_loss_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = noisy(0)
     y = X[:, 0] * X[:, 1] + X[:, 2]
-    repeat = gradfeat.fit.convex.repeat_rounds
+    repeat = gradfeat.fit.rounds.repeat_rounds
 
     def astray(*arguments: Any, **named: Any) -> Any:
         point, solution = repeat(*arguments, **named)
@@ -188,7 +175,7 @@ def test_a_repetition_with_a_higher_loss_leaves_what_the_search_found(monkeypatc
     model = GradientFeatureRegressor(deep(), theta2="*", rounds=3, random_state=0)
     good = model.fit(X, y).score(X, y)
     assert model.rounds_ is not None
-    monkeypatch.setattr(gradfeat.fit.convex, "repeat_rounds", astray)
+    monkeypatch.setattr(gradfeat.fit.rounds, "repeat_rounds", astray)
     with pytest.warns(GradfeatWarning, match="went astray when repeated on all samples: the loss rose"):
         model.fit(X, y)
     assert model.score(X, y) > 0.5 * good > 0.1

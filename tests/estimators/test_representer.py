@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradfeat import GradientFeatureClassifier, load
+from gradfeat import GradientFeatureClassifier, linearize, load
+from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.fit import Plan, prepare, solve
+from gradfeat.fit.dual import MOST, DualSolver
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic
 
 PAIR = (0.01, 0.002)
@@ -36,7 +39,7 @@ def classifier(**settings: Any) -> GradientFeatureClassifier:
 
 
 def objective(model: Any, X: np.ndarray, y: np.ndarray, loss: Loss) -> float:
-    logits = model._logits(X).double()
+    logits = torch.from_numpy(model.decision_function(X))
     w2 = sum(float(value.double().square().sum()) for value in model.w2_.values())
     w1 = float(model.w1_.double().square().sum()) if model.mode == "full" else 0.0
     return float(loss.value(logits, torch.as_tensor(y))) + 0.5 * (PAIR[0] * w1 + PAIR[1] * w2)
@@ -64,7 +67,7 @@ def test_light_penalties_are_those_in_force_in_single_precision_too(penalty: flo
     X, y = data(100)
 
     def explicit(model: GradientFeatureClassifier) -> float:
-        logits = model._logits(X).double()
+        logits = torch.from_numpy(model.decision_function(X))
         norms = sum(float(v.double().square().sum()) for v in (model.w1_, *model.w2_.values()))
         return float(CrossEntropy().value(logits, torch.as_tensor(y))) + 0.5 * penalty * norms
 
@@ -112,10 +115,16 @@ def test_saved_merged_weighted_and_mirrored(tmp_path: Any) -> None:
     assert "48 samples" not in str(mirrored.solution_)  # versions are not samples
 
 
-def test_a_problem_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.fit.representer.MOST", 100)
-    with pytest.raises(ConfigurationError, match=r"up to 100 samples × outputs of cross_entropy loss, not 60 × 3"):
-        classifier().fit(*data())
-    monkeypatch.setattr("gradfeat.fit.closed_form.available_memory", lambda: 10_000)
-    with pytest.raises(ConfigurationError, match="more than is free: take solver='subspace'"):
-        classifier().fit(*data())
+def test_a_problem_too_large_is_refused() -> None:
+    n = MOST // 3 + 1
+    X, y = data(n)
+    torch.manual_seed(0)
+    lin = linearize(nn.Linear(6, 2).double(), torch.from_numpy(X[:3]), "*")
+    problem = prepare(lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1)
+    plan = Plan(solver="dual")
+    with pytest.raises(
+        ConfigurationError, match=rf"up to {MOST:,} samples × outputs of cross_entropy loss, not {n:,} × 3: take "
+    ):
+        solve(problem, plan)
+    refusal = DualSolver().refusal(problem.subset(torch.arange(n - 1)), plan)
+    assert refusal is None or "more than is free" in refusal

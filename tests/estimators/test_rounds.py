@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import gradfeat.fit.convex
 import numpy as np
 import pytest
 import torch
-from gradfeat.fit.convex import choose
-from gradfeat.fit.fitting import hold_out
 from torch import nn
 from torch.func import functional_call, jvp
 
-import gradfeat.fit.rounds as rounds_module
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, load
+from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, linearize, load
+from gradfeat.data import Inputs, Mirrored
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.rounds import Point, _descend, repeat_rounds, search_rounds
+from gradfeat.fit import Fit, Plan, Problem, prepare, solve
+from gradfeat.fit.choose import choose
+from gradfeat.fit.penalties import lightest
+from gradfeat.fit.point import Point
+from gradfeat.fit.rounds import FIRST, repeat_rounds, search_rounds
+from gradfeat.fit.run import Run
+from gradfeat.fit.splits import hold_out
+from gradfeat.fit.steps import Rounds
+from gradfeat.fit.trust_region import LAMBDA1, LIGHTEST, _descend, next_step, subspace_at
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics.scores import log_loss
-from gradfeat.progress import Progress
-from gradfeat.solvers.subspace import Subspace
+from gradfeat.progress import Progress, Step
+from gradfeat.solvers.subspace import Penalties
 
 
 def data(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +69,20 @@ def convolutions() -> nn.Module:
 def classifier(backbone: Any = None, **settings: Any) -> GradientFeatureClassifier:
     defaults: dict[str, Any] = {"theta2": "*", "random_state": 0, "rounds": "auto"}
     return GradientFeatureClassifier(network() if backbone is None else backbone, **{**defaults, **settings})
+
+
+def problem_of(X: np.ndarray, y: np.ndarray, backbone: nn.Module | None = None, *, mirror: bool = False) -> Problem:
+    """Return a problem in double precision, where what should be equal is."""
+    backbone = (network() if backbone is None else backbone).double()
+    inputs, targets = Inputs(X.astype(np.float64), None), torch.from_numpy(y)
+    lin = linearize(backbone, inputs.example(3), "*")
+    samples = Mirrored(inputs) if mirror else inputs
+    return prepare(lin, samples, targets, CrossEntropy(), views=2 if mirror else 1, random_state=0)
+
+
+def start_of(problem: Problem) -> Point:
+    """Return where rounds begin: the probe."""
+    return Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
 
 
 def test_rounds_end_below_one_linearization() -> None:
@@ -129,156 +149,152 @@ def test_regression_and_weights() -> None:
     assert model.score(X, target, weight) > 0.8
 
 
-def test_mirror_images_stay_with_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirrored_images_are_predicted_as_their_originals() -> None:
     X, y = images()
-    seen: list[tuple[torch.Tensor, int]] = []
-    create = Subspace.__init__
-
-    def spy(self: Subspace, features: Any, *args: Any, **kwargs: Any) -> None:
-        seen.append((features.store._rows, len(kwargs["seen"])))
-        create(self, features, *args, **kwargs)
-
-    monkeypatch.setattr(Subspace, "__init__", spy)
     model = classifier(convolutions(), augment="mirror").fit(X, y)
     mirrored = model.predict_proba(np.ascontiguousarray(X[..., ::-1]))
     assert ((mirrored.argmax(1) == y) == (model.predict(X) == y)).mean() > 0.9
-    in_rounds = [(rows, count) for rows, count in seen if rows is not None]
-    assert in_rounds
-    for rows, count in in_rounds:
-        fitted, held = rows[:count] % len(X), rows[count:]
-        assert not set(fitted.tolist()) & set(
-            held.tolist()
-        )  # held out: originals that no fit has seen, mirrored or not
-        assert (held < len(X)).all()
+
+
+def test_mirror_images_stay_with_their_samples() -> None:
+    """Labels are chance, and each image is its own mirror image: who has one of a pair in training knows the other."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(60, 1, 4, 2)).astype(np.float32)
+    X, y = np.concatenate([half, half[..., ::-1]], 3), rng.permutation(60) % 2
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 12), nn.Tanh())
+    losses = []
+    for problem in (
+        problem_of(X, y, backbone, mirror=True),
+        problem_of(np.concatenate([X, X]), np.concatenate([y, y]), backbone),  # as if they were samples of their own
+    ):
+        plan = Plan(rounds=5, metric="plain", seed=0)
+        run = Run.of(problem, plan)
+        choice, _ = choose(problem, plan, run)
+        assert choice is not None
+        light = replace(choice, omega_penalty=0.01)  # under the one that suits chance nothing moves
+        losses.append((choice.loss, search_rounds(problem, plan, light, run).last_loss))
+    assert min(losses[0]) > 0.6  # log 2 is chance
+    assert max(losses[1]) < 0.5
 
 
 @pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
 @pytest.mark.parametrize("metric", ["plain", "whitened"])
 def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> None:
     X, y = data(60)
-    problem = classifier(precision="float64")._prepare(X, y, CrossEntropy(), None)  # the turn and back round in float32
-    start = Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
+    problem = problem_of(X, y)
+    start = start_of(problem)
     move = {name: 0.1 * torch.randn_like(value) for name, value in start.theta2.items()}
-    shared: dict[str, Any] = {"parametrization": parametrization, "metric": metric}
-    for point, directions in ((start, 0), (start.moved(start.w1, start.b, move), 1)):
-        generator = torch.Generator().manual_seed(0)
-        subspace = rounds_module._subspace(problem, point, torch.arange(60), 50, generator=generator, **shared)
-        found = subspace.features.natural(subspace._w2[0]) if subspace._w2 else {}
-        assert len(subspace._w2) == directions
-        ratios = torch.cat([(value / move[name]).flatten() for name, value in found.items()] or [torch.ones(2)])
-        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
+    plan = Plan(parametrization=parametrization, metric=metric)
+    for point in (start, start.moved(start.w1, start.b, move)):
+        subspace = subspace_at(problem, plan, point, torch.arange(60), torch.Generator().manual_seed(0), 50)
+        w1, _, w2 = subspace.weights(subspace.minimum(Penalties(0.1, 1e-3)))  # over all directions that there are
+        assert w1 is not None
+        torch.testing.assert_close(w1 * (point.w1 / w1)[0, 0], point.w1)
+        if point.move is None:
+            assert all(not value.any() for value in w2.values())
+        else:
+            ratios = torch.cat([(value / move[name]).flatten() for name, value in w2.items()])
+            assert abs(ratios[0]) > 1e-3
+            torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
         kept = Point.unpack(point.pack(), start.theta2).move
         assert (kept is None) == (point.move is None)
         assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())
 
 
-def test_a_round_tries_more_directions_and_its_repetition_takes_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = data()
-    problem = classifier(precision="float64")._prepare(X, y, CrossEntropy(), None)
-    choice = choose(problem, "full", random_state=0)
+def test_a_round_tries_more_directions_and_its_repetition_takes_as_many() -> None:
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(80, 6))
+    problem = problem_of(X, (X[:, 0] * X[:, 1] + 0.3 * rng.normal(size=80) > 0).astype(int))
+    plan = Plan(rounds=5, metric="plain", seed=0)
+    split = hold_out(problem, 0)
+    choice, _ = choose(problem, plan, Run.of(problem, plan), FIRST)
     assert choice is not None
-    best = rounds_module._best_step
-
-    def picky(*arguments: Any) -> Any:  # no step of a single direction is good enough
-        return best(*arguments) if arguments[-1] > 1 else None
-
-    monkeypatch.setattr(rounds_module, "_best_step", picky)
-    monkeypatch.setattr(rounds_module, "_choose_last", lambda *arguments, **named: None)
-    seen, held = hold_out(problem, 0)
-    shared: dict[str, Any] = {"parametrization": "standard", "progress": Progress(False)}
-    generator = torch.Generator().manual_seed(0)
-    found = search_rounds(problem, choice, seen, held, most=4, generator=generator, **shared)
-    assert len(found.steps) == 3
-    assert {step.iterations for step in found.steps} <= {2, 3, 9}
-    assert {step.iterations for step in found.steps[1:]} <= {2, 3}
-    # on the samples that it was found on, the repetition goes where the search went
-    part = replace(problem, store=problem.store.rows(seen), y=problem.y[seen])
-    point, _ = repeat_rounds(part, choice, found, generator=torch.Generator().manual_seed(0), **shared)
-    for name, value in found.point.theta2.items():
+    search = search_rounds(problem, plan, choice, Run([split], torch.Generator().manual_seed(0)))
+    assert len(search.steps) == 4
+    directions = [step.directions for step in search.steps]
+    assert set(directions) <= {1, 2, 3, 9}
+    assert set(directions[1:]) <= {1, 2, 3}
+    assert min(directions) == 1 < max(directions)
+    # on the samples that it was made on, the repetition goes where the search went
+    part = problem.subset(split.train)
+    point, _ = repeat_rounds(part, plan, choice, search, Run([], torch.Generator().manual_seed(0)))
+    for name, value in search.point.theta2.items():
         torch.testing.assert_close(point.theta2[name], value, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(point.w1, found.point.w1, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(point.w1, search.point.w1, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_penalty_of_w1_is_searched_both_ways(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
     X, y = data(60)
-    problem = classifier()._prepare(X, y, CrossEntropy(), None)
-    start = Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
-    shared: dict[str, Any] = {"parametrization": "standard", "generator": torch.Generator().manual_seed(0)}
-    subspace = rounds_module._subspace(problem, start, torch.arange(60), 50, **shared)
-    monkeypatch.setattr(rounds_module, "_network_loss", lambda problem, point, held: sign * float(point.w1.norm()))
-    heads = [max(problem.probe.penalty, 0.01) * factor for factor in (100, 10, 1, 0.1, 0.01)]
-    found = rounds_module._best_step(problem, start, subspace, heads, heads[2], torch.arange(50, 60), 1)
+    problem, plan = problem_of(X, y), Plan(metric="plain", seed=0)
+    monkeypatch.setattr(
+        "gradfeat.fit.trust_region.network_loss", lambda problem, point, rows: sign * float(point.w1.norm())
+    )
+    run = Run.of(problem, plan)
+    choice, _ = choose(problem, plan, run)
+    assert choice is not None
+    found = next_step(problem, plan, choice, Rounds(np.inf, start_of(problem)), run)
     assert found is not None
-    assert found[0].w1 == (max if sign > 0 else min)(heads)
+    least = min(LIGHTEST * choice.omega_penalty, lightest(problem.probe)) * (1 - 1e-6)
+    lambda1 = [value for value in (choice.omega_penalty * factor for factor in LAMBDA1) if value >= least]
+    assert found[0].lambda1 == (max if sign > 0 else min)(lambda1)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
-    """Press Ctrl-C at the n-th call of a method of the solver."""
-    original, calls = getattr(Subspace, name), []
+class Ending(Progress):
+    """Ends a stage when it reports for the n-th time, or begins."""
 
-    def interrupted(self: Subspace, *arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **named)
+    def __init__(self, stage: str, report: int, error: type[BaseException] | BaseException = KeyboardInterrupt) -> None:
+        super().__init__(False)
+        self.stage, self.left, self.error = stage, report, error
 
-    monkeypatch.setattr(Subspace, name, interrupted)
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        def report(done: int, total: int | None) -> None:
+            self.left -= name == self.stage
+            if self.left < 0 and name == self.stage:
+                raise self.error
 
-
-def calls_of_grow(monkeypatch: pytest.MonkeyPatch, X: np.ndarray, y: np.ndarray) -> tuple[int, int, int]:
-    """Return how often the solver has grown before the rounds, before their repetition, and in all."""
-    original, calls, marks = Subspace.grow, [], []
-
-    def counted(self: Subspace, *arguments: Any) -> float:
-        calls.append(1)
-        return original(self, *arguments)
-
-    with monkeypatch.context() as context:
-        context.setattr(Subspace, "grow", counted)
-        for name in ("search_rounds", "repeat_rounds"):
-            inner = getattr(gradfeat.fit.convex, name)
-
-            def marked(*arguments: Any, inner: Any = inner, **named: Any) -> Any:
-                marks.append(len(calls))
-                return inner(*arguments, **named)
-
-            context.setattr(gradfeat.fit.convex, name, marked)
-        classifier().fit(X, y)
-    return marks[0], marks[1], len(calls)
+        with super().step(name):
+            yield report
 
 
-@pytest.mark.parametrize("where", ["search", "repetition"])
-def test_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def solved_in_rounds(progress: Progress) -> tuple[Problem, Fit]:
+    problem = problem_of(*data())
+    return problem, solve(problem, Plan(rounds="auto", seed=0), progress)
+
+
+def loss_of(problem: Problem, fit: Fit) -> float:
+    """Return the loss of a fitted model on the samples."""
     X, y = data()
-    begin, repeat, _ = calls_of_grow(monkeypatch, X, y)
-    interrupt(monkeypatch, "grow", repeat + 2 if where == "repetition" else (begin + repeat) // 2)
-    with pytest.warns(
-        UserWarning, match=r"interrupted in the rounds after \d+ steps; the weights are those of the search"
-    ):
-        model = classifier().fit(X, y)
-    assert model.history_.stopped == "interrupted"
-    assert len(model.history_.loss) == len(model.rounds_.steps) >= 1
-    assert log_loss(y, model.predict_proba(X)) < np.log(2)
+    with torch.no_grad():
+        return float(problem.loss.value(fit.model(torch.from_numpy(X).double()), torch.from_numpy(y)))
 
 
-def test_interruption_of_the_choice_is_not_taken_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = data()
-    interrupt(monkeypatch, "grow", 3)
+@pytest.mark.parametrize("where", ["rounds", "rounds on all samples"])
+@pytest.mark.parametrize("report", [1, 2])
+def test_interruption_keeps_the_steps_that_are_done(where: str, report: int) -> None:
+    problem, fit = solved_in_rounds(Ending(where, report))
+    assert fit.interrupted
+    assert fit.rounds is not None
+    [note] = [note for note in fit.notes if "interrupted" in note]
+    assert f"interrupted in the rounds after {len(fit.rounds.steps)} steps; the weights are those of the search" in note
+    assert fit.epochs == len(fit.rounds.steps)
+    assert fit.epochs == report if where == "rounds" else fit.epochs >= report
+    assert loss_of(problem, fit) < np.log(2)
+
+
+def test_interruption_of_the_choice_is_not_taken_for_its_end() -> None:
     with pytest.raises(KeyboardInterrupt):
-        classifier().fit(X, y)
+        solved_in_rounds(Ending("penalties", 3))
 
 
-def test_repetition_that_diverges_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(*arguments: Any, **named: Any) -> Any:
-        raise ConvergenceError("the gradient is not finite")
-
-    X, y = data()
-    monkeypatch.setattr(gradfeat.fit.convex, "repeat_rounds", diverge)
-    with pytest.warns(UserWarning, match="went astray when repeated on all samples: the gradient is not finite"):
-        model = classifier().fit(X, y)
-    assert model.rounds_.steps
-    assert log_loss(y, model.predict_proba(X)) < np.log(2)
+def test_repetition_that_diverges_leaves_what_the_search_found() -> None:
+    problem, fit = solved_in_rounds(Ending("rounds on all samples", 1, ConvergenceError("the gradient is not finite")))
+    assert any("went astray when repeated on all samples: the gradient is not finite" in note for note in fit.notes)
+    assert fit.rounds is not None
+    assert fit.rounds.steps
+    assert loss_of(problem, fit) < np.log(2)
 
 
 def test_one_image_of_each_class_with_its_mirror_image() -> None:
@@ -304,13 +320,12 @@ def test_compare_judges_the_moved_model(tmp_path: Path) -> None:
 
 
 def test_where_nothing_has_moved_nothing_is_linearized_again() -> None:
-    found = classifier(rounds=1).fit(*data(100))
-    problem: Any = SimpleNamespace(linearization=found.linearization_)
-    start = Point(problem.linearization.theta2, found.omega_, found.w1_, found.b_)
-    assert start.linearization(problem) is problem.linearization
-    there = start.moved(found.w1_, found.b_, {name: torch.ones_like(value) for name, value in found.w2_.items()})
-    moved = there.linearization(problem).theta2
-    for name, value in problem.linearization.theta2.items():
+    problem = problem_of(*data(60))
+    lin, start = problem.linearization, start_of(problem)
+    assert start.linearization(lin) is lin
+    there = start.moved(start.w1, start.b, {name: torch.ones_like(value) for name, value in lin.theta2.items()})
+    moved = there.linearization(lin).theta2
+    for name, value in lin.theta2.items():
         torch.testing.assert_close(moved[name], value + 1)
 
 
@@ -326,11 +341,11 @@ def test_rounds_concern_full_alone_in_a_comparison() -> None:
 @pytest.mark.parametrize("start", range(6))
 def test_the_least_loss_is_found_from_anywhere(start: int) -> None:
     for losses in ([5, 4, 2, 1, 3, 6], [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 2, 1, 7, np.inf, np.inf]):
-        seen: list[int] = []
+        tried: list[int] = []
 
-        def loss(k: int, losses: list[float] = losses, seen: list[int] = seen) -> float:
-            seen.append(k)
+        def loss(k: int, losses: list[float] = losses, tried: list[int] = tried) -> float:
+            tried.append(k)
             return losses[k]
 
         assert _descend(loss, start, len(losses)) == losses.index(min(losses))
-        assert len(set(seen)) <= abs(start - losses.index(min(losses))) + 3  # one beyond it, one the other way
+        assert len(set(tried)) <= abs(start - losses.index(min(losses))) + 3  # one beyond it, one the other way

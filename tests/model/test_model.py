@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradfeat.fit.fitting import prepare
 from torch import Tensor, nn
 
 from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
 from gradfeat.errors import ConfigurationError
+from gradfeat.fit import Plan, prepare, solve
 from gradfeat.fit.merge import CLOSE, STEPS, fit_head, merge, original_values
-from gradfeat.fit.training import fit_mode
 from gradfeat.losses import CrossEntropy
 from gradfeat.samples.store import SampleStore, available_memory, choose_level
 from gradfeat.solvers.schedule import paper_schedule
@@ -195,7 +194,8 @@ def test_levels_train_the_same_model() -> None:
     weights = []
     for level in ("residuals", "z0", "none"):
         problem = prepare(lin, Samples(X), y, CrossEntropy(), penalty=0.1, cache=level)
-        fit = fit_mode(problem, "full", paper_schedule("adam", 7, epochs=5, batch_size=3), random_state=0)
+        schedule = paper_schedule("adam", 7, epochs=5, batch_size=3)
+        fit = solve(problem, Plan(solver="adam", schedule=schedule, seed=0))
         weights.append(fit.model.w2["6.weight"])
     torch.testing.assert_close(weights[0], weights[1])
     torch.testing.assert_close(weights[0], weights[2])

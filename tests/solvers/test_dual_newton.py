@@ -57,7 +57,7 @@ def logits(phi: Tensor, f: Tensor | None, point: NewtonPoint) -> Tensor:
 def dense(
     phi: Tensor, f: Tensor | None, y: Tensor, loss: Loss, weight: Tensor, pair: tuple[float, float]
 ) -> tuple[float, Tensor]:
-    """Return the objective's minimum over every weight, and the logits there, by Newton's method on explicit features."""
+    """Return the objective's minimum over every weight, and the logits there, by Newton's method."""
     rank = phi.shape[2]
     d = 0 if f is None else f.shape[1]
     share = weight / weight.sum()

@@ -150,7 +150,7 @@ def test_in_double_precision_the_bound_holds_to_the_digit(solver: str) -> None:
 
 
 def test_what_has_not_converged_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.fit.convex.GIVEN_ITERATIONS", 3)
+    monkeypatch.setattr("gradfeat.fit.subspace.GIVEN_ITERATIONS", 3)
     X, y = data("squared")
     settings: dict[str, Any] = {"theta2": "*", "random_state": 0, "solver": "subspace", "penalty": (1e-4, 1e-3)}
     with pytest.warns(GradfeatWarning, match="not converged: subspace: 3 iterations"):

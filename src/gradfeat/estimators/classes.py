@@ -49,7 +49,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             `solution_` says which it was.
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
-            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.fit.selection`), for "dual" with a squared loss by
+            of w₁, w₂ and ω̄ on held-out training data (`gradfeat.fit.choose`), for "dual" with a squared loss by
             leave-one-out, and with another loss as for "subspace". Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
         rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them

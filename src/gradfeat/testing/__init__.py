@@ -14,5 +14,6 @@ from __future__ import annotations
 from gradfeat.testing.linearization import check_linearization
 from gradfeat.testing.oracle import jacobian_vector_product
 from gradfeat.testing.rules import check_rule
+from gradfeat.testing.solver import check_solver
 
-__all__ = ["check_linearization", "check_rule", "jacobian_vector_product"]
+__all__ = ["check_linearization", "check_rule", "check_solver", "jacobian_vector_product"]
