@@ -71,7 +71,7 @@ def evaluate_command(request: Evaluate) -> None:
     estimator = _load(request.saved, request.json)
     dataset = _labelled(estimator, request)
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
-    logits = estimator._logits(dataset.X, request.crops).double().numpy()
+    logits = estimator.logits(dataset.X, request.crops).double().numpy()
     report = report_of(estimator.loss_, logits, truth, _class_names(estimator))
     metrics = {**metrics_of(estimator.loss_, logits, truth), **report.metrics()}
     if picture is not None:

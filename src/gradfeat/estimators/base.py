@@ -185,8 +185,6 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         logits = predict_logits(self.model_, views, self.batch_size, Progress(self.verbose)).cpu()
         return mean_of_views(logits, crops, fitted.targets.loss)
 
-    _logits = logits
-
     def views(self, inputs: Inputs, crops: int) -> Inputs | Crops:
         """Return what is predicted of test samples; the crops of a seed are the same in every call.
 
