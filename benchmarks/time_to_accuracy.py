@@ -202,10 +202,10 @@ def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Probl
     if test:
         judged = load_dataset(arguments.data, split="test")
         rest, truth = judged.X, judged.y
-    X, targets, loss, weight = face._read(samples, labels, None)
-    problem = face._prepare(X, targets, loss, weight)
-    store = SampleStore(problem.linearization, Inputs(rest, face.backbone_.preprocessing))
-    return problem, Judge(store, read_truth(np.asarray(truth), loss.task, face.classes_), problem)
+    prepared = face.prepare(face.read(samples, labels))
+    problem, targets = prepared.problem, prepared.targets
+    store = SampleStore(problem.linearization, Inputs(rest, prepared.network.backbone.preprocessing))
+    return problem, Judge(store, read_truth(np.asarray(truth), targets.loss.task, targets.classes), problem)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:

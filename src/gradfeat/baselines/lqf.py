@@ -13,19 +13,18 @@ the solution is that of the convex problem, whatever the number of epochs, with 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from gradfeat.backbones import resolve
 from gradfeat.contexts import plain
-from gradfeat.errors import ConfigurationError, GradfeatWarning
+from gradfeat.errors import ConfigurationError
 from gradfeat.estimators import GradientFeatureClassifier
-from gradfeat.fit import Problem
+from gradfeat.estimators.preparing import Prepared, TrainingData
+from gradfeat.estimators.warn import warn_user
 from gradfeat.linearization.copies import copied
-from gradfeat.losses import Loss, OneHotSquared
+from gradfeat.losses import OneHotSquared
 from gradfeat.progress import Progress
 
 SLOPE = 0.01
@@ -122,16 +121,13 @@ def lqf(
 class _LQF(GradientFeatureClassifier):
     """A `GradientFeatureClassifier` that says where a ReLU was out of reach."""
 
-    def _prepare(
-        self, X: Any, y: np.ndarray, loss: Loss, weight: np.ndarray | None, progress: Progress | None = None
-    ) -> Problem:
-        problem = super()._prepare(X, y, loss, weight, progress)
-        left = problem.linearization.report().rules.get("relu", 0)
+    def prepare(self, data: TrainingData, progress: Progress | None = None) -> Prepared:
+        """Prepare as ever, and say where a ReLU was out of reach."""
+        prepared = super().prepare(data, progress)
+        left = prepared.problem.linearization.report().rules.get("relu", 0)
         if left:
-            warnings.warn(
+            warn_user(
                 f"LQF: {left} ReLUs above the bottom of θ₂ are called as functions and stay as they are; replace them "
-                "by modules (nn.ReLU), or by leaky ReLUs",
-                GradfeatWarning,
-                stacklevel=3,
+                "by modules (nn.ReLU), or by leaky ReLUs"
             )
-        return problem
+        return prepared

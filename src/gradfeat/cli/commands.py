@@ -115,7 +115,7 @@ class FitReport:
     @property
     def trained_parameters(self) -> int:
         """How many numbers were trained."""
-        return sum(p.numel() for p in self.estimator._fitted_model().trained())
+        return sum(p.numel() for p in self.estimator.model_.trained())
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
