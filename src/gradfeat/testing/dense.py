@@ -88,7 +88,7 @@ class DenseFeatures:
 
     def gradient_features(self, omega: Tensor) -> Tensor:
         """Return ω̄ᵀJ of each sample and output, (n, c, |θ₂|), for an ω̄, (d, c)."""
-        return torch.cat([torch.einsum("ndp,dc->ncp", own, omega) for own in self.jacobian.values()], 2)
+        return torch.cat([torch.einsum("ndp,dc->ncp", part, omega) for part in self.jacobian.values()], 2)
 
     def design(self, omega: Tensor, mode: str) -> Tensor:
         """Return the map of (w₂, w₁, b) to logits, (n, c, p); mode "gradient" has no w₁."""
