@@ -227,7 +227,7 @@ def test_a_pickle_holds_the_network_once() -> None:
             self.register_buffer("ballast", torch.zeros(100_000))
 
     state = fitted(Large()).__getstate__()
-    assert state["backbone"] is state["backbone_"].network
+    assert state["backbone"] is state["fitted_"].network.backbone.network
 
 
 def test_a_clone_is_not_fitted() -> None:
