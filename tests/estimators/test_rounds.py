@@ -28,7 +28,7 @@ from gradfeat.fit.rounds import FIRST, repeat_rounds, search_rounds
 from gradfeat.fit.run import Run
 from gradfeat.fit.splits import hold_out
 from gradfeat.fit.steps import Rounds
-from gradfeat.fit.trust_region import LAMBDA1, LIGHTEST, _descend, next_step, subspace_at
+from gradfeat.fit.trust_region import LAMBDA1, LIGHTEST, descend, next_step, subspace_at
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics.scores import log_loss
 from gradfeat.progress import Progress, Step
@@ -347,5 +347,5 @@ def test_the_least_loss_is_found_from_anywhere(start: int) -> None:
             tried.append(k)
             return losses[k]
 
-        assert _descend(loss, start, len(losses)) == losses.index(min(losses))
+        assert descend(loss, start, len(losses)) == losses.index(min(losses))
         assert len(set(tried)) <= abs(start - losses.index(min(losses))) + 3  # one beyond it, one the other way

@@ -4,11 +4,13 @@ A researcher's way in, between `gradfeat.linearize` and the estimators: `prepare
 each sample and fits the probe; `solve` fits one of the four models to the `Problem` by a `Plan`.
 """
 
-from gradfeat.fit.contract import LinearSolver, Solver
+from gradfeat.fit.contract import LinearSolver, Solved, Solver, Start
 from gradfeat.fit.plan import Plan
+from gradfeat.fit.point import Point
 from gradfeat.fit.preparation import prepare
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
+from gradfeat.fit.run import Run
 from gradfeat.fit.table import SOLVERS, select_solver, solve
 from gradfeat.solvers.subspace import Penalties
 
@@ -18,8 +20,12 @@ __all__ = [
     "LinearSolver",
     "Penalties",
     "Plan",
+    "Point",
     "Problem",
+    "Run",
+    "Solved",
     "Solver",
+    "Start",
     "prepare",
     "select_solver",
     "solve",

@@ -109,12 +109,12 @@ class _StepSearch:
         @functools.cache
         def least(j: int) -> float:
             nonlocal start
-            k = _descend(functools.partial(loss, j), start, len(GRID.lambda2_units))
+            k = descend(functools.partial(loss, j), start, len(GRID.lambda2_units))
             if self.step is not None and self.step[0].lambda1 == self.lambda1[j]:
                 start = k
             return loss(j, k)
 
-        _descend(least, self.lambda1.index(first), len(self.lambda1))
+        descend(least, self.lambda1.index(first), len(self.lambda1))
         return self.step
 
     def _loss(self, j: int, k: int) -> float:
@@ -130,7 +130,7 @@ class _StepSearch:
         return value
 
 
-def _descend(loss: Callable[[int], float], start: int, count: int) -> int:
+def descend(loss: Callable[[int], float], start: int, count: int) -> int:
     """Return the index of a minimum among `count`: downwards from one, the way that begins steeper."""
     ways = [way for way in (-1, 1) if 0 <= start + way < count]
     way = min(ways, key=lambda way: loss(start + way))
