@@ -390,8 +390,8 @@ def test_fit_keeps_what_was_chosen(run: Any, pictures: Path, encoder: Path, tmp_
         <= {"penalty_full.png", "penalty_full.json", "rounds_full.png"}
     )
     path = json.loads((out / "penalty_full.json").read_text())
-    assert {point["w2"] is None for point in path} == {True, False}
-    assert all(set(point) == {"omega", "w1", "w2", "loss"} for point in path)
+    assert {point["lambda2_units"] is None for point in path} == {True, False}
+    assert all(set(point) == {"omega_penalty", "lambda1", "lambda2_units", "loss"} for point in path)
     assert found.json["solver='auto'"].startswith("subspace: ")
 
 

@@ -106,6 +106,7 @@ def test_rounds_are_those_of_the_depth_by_name() -> None:
     np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
 
 
+@pytest.mark.slow
 def test_the_fit_is_that_of_the_depth_by_name_with_the_omega_that_the_search_found() -> None:
     found = _fit()
     problem, top = _problem(found.modules_), _problem("5")

@@ -90,6 +90,7 @@ def lqf(
     A saved one is loaded with its network: ``gradfeat.load(path, backbone=leaky(network))``.
 
     Example:
+        >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(30, 2))
         >>> network = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> classifier = lqf(network, random_state=0).fit(X, X[:, 0] * X[:, 1] > 0)
