@@ -142,7 +142,7 @@ def plain() -> Iterator[None]:
         if not torch.is_grad_enabled():
             stack.enter_context(torch.enable_grad())
         stack.enter_context(single_precision())
-        default = torch.get_default_device()
+        default = torch.empty(0).device  # torch 2.9 does not know its default once it has been set to None
         if default.type != "cpu":
             stack.enter_context(_remembered(default))
             stack.enter_context(torch.device("cpu"))
