@@ -162,6 +162,8 @@ def read_weight(sample_weight: Any, n: int) -> np.ndarray | None:
         raise DataError(f"sample_weight: {error}") from error
     if (weight < 0).any():
         raise DataError("sample_weight must not be negative")
+    if not weight.any():
+        raise DataError("sample_weight must not be zero for all samples")
     most = weight.max(initial=0.0)
     return weight / most if most > 0 else weight  # shares count alone; sums of huge weights would not be finite
 
