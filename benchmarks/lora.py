@@ -8,6 +8,7 @@ scale α / r is one. Biases and gains stay. The head is trained along, as in fin
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit import Fit, Problem
-from gradfeat.fit.finetune import TRIAL_LENGTH
+from gradfeat.fit.finetune import cool
 from gradfeat.fit.point import starting_model
-from gradfeat.fit.predict import loss_at
+from gradfeat.fit.predict import store_logits
 from gradfeat.fit.splits import hold_out
 from gradfeat.model import GradientFeatureModel
-from gradfeat.solvers.finetune import FINETUNE_GRID, select
+from gradfeat.solvers.finetune import Recipe, Search, Trial, judged, select
 from gradfeat.solvers.first_order import History, train
-from gradfeat.solvers.schedule import Schedule
 
 RANK = 8
 
@@ -30,7 +30,7 @@ RANK = 8
 class LowRank(nn.Module):
     """θ₂ = θ̄₂ + B A, and the head."""
 
-    def __init__(self, problem: Problem, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, problem: Problem, rank: int, generator: torch.Generator, head: str = "probe") -> None:
         super().__init__()
         self.problem = problem
         self.shapes: dict[str, torch.Size] = {}
@@ -45,8 +45,9 @@ class LowRank(nn.Module):
             self.shapes[name] = value.shape
             self.a.append(nn.Parameter(a.to(value)))
             self.b.append(nn.Parameter(torch.zeros(outputs, rank_of_weight).to(value)))
-        self.w1 = nn.Parameter(problem.probe.omega.clone())
-        self.bias = nn.Parameter(problem.probe.bias.clone())
+        share = 1.0 if head == "probe" else 0.0
+        self.w1 = nn.Parameter(share * problem.probe.omega)
+        self.bias = nn.Parameter(share * problem.probe.bias)
 
     def moved(self) -> dict[str, Tensor]:
         """Return θ₂ - θ̄₂ of the weights."""
@@ -68,35 +69,40 @@ class LowRank(nn.Module):
         return model
 
 
-def train_lora(problem: Problem, indices: Tensor, schedule: Schedule, rank: int, seed: int) -> tuple[LowRank, History]:
-    """Train on some samples by a schedule."""
+def train_lora(problem: Problem, indices: Tensor, recipe: Recipe, rank: int, seed: int) -> tuple[LowRank, History]:
+    """Train on some samples by a recipe."""
     generator = torch.Generator().manual_seed(seed)
-    lora = LowRank(problem, rank, generator)
+    lora = LowRank(problem, rank, generator, recipe.head)
 
     def step_loss(picked: Tensor) -> Tensor:
         batch = problem.random_views(indices[picked], generator)
         return problem.loss.per_sample(lora(batch), problem.y[batch]).mean()
 
-    return lora, train(list(lora.parameters()), step_loss, len(indices), schedule, generator=generator)
+    n = len(indices)
+    return lora, train(list(lora.parameters()), step_loss, n, recipe.schedule_of(n), generator=generator)
 
 
-def fit_lora(problem: Problem, schedule: Schedule, *, rank: int = RANK, seed: int = 0) -> Fit:
-    """Fit as fine-tuning is: optimizer and rate from the same grid by held-out training data, then all samples."""
+def fit_lora(problem: Problem, search: Search, *, rank: int = RANK, seed: int = 0) -> Fit:
+    """Fit as fine-tuning is: a recipe of the same search by held-out training data, then all samples."""
     begun = time.perf_counter()
     split = hold_out(problem, seed)
-    selection = None
+    validation = problem.subset(split.validation)
+    selection, recipe = None, search.recipes[0]
     if len(split.validation):
-        trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
 
-        def run(candidate: Schedule) -> float:
+        def run(candidate: Recipe) -> Trial:
             lora, history = train_lora(problem, split.train, candidate, rank, seed)
             if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
-            return -loss_at(problem, lora.model(), split.validation)
+            logits = store_logits(lora.model(), validation.store)
+            return judged(logits, validation.y, problem.loss, validation.weight, tempered=search.tempered)
 
-        selection = select([trial.with_optimizer(candidate) for candidate in FINETUNE_GRID], run)
-    schedule = schedule.with_optimizer(FINETUNE_GRID[0] if selection is None else selection.best)
-    lora, history = train_lora(problem, torch.arange(problem.n), schedule, rank, seed)
+        selection = select(search, run)
+        selection, recipe = replace(selection, seconds=time.perf_counter() - begun), selection.best
+    lora, history = train_lora(problem, torch.arange(problem.n), recipe, rank, seed)
     if not np.isfinite(history.loss).all():
-        raise ConvergenceError(f"LoRA diverged with {schedule}")
-    return Fit(lora.model(), time.perf_counter() - begun, history, selection=selection)
+        raise ConvergenceError(f"LoRA diverged with {recipe}")
+    model = lora.model()
+    if selection is not None:
+        cool(model, selection.temperature)
+    return Fit(model, time.perf_counter() - begun, history, selection=selection)

@@ -6,7 +6,7 @@ Of data with several labels each sample, k positive and (c - 1) k negative label
 VOC07 low-shot benchmark (`gradfeat.data.low_shot`), and the metric is mean average precision, 11-point.
 
 Models: the probe, `gradient`, `full`, the network that `full` is merged into, `full` with rounds, and fine-tuning
-of the same layers, optimizer and learning rate chosen from six on held-out training data. Penalties and rounds are
+of the same layers as a good practitioner does it, all of it chosen on held-out training data. Penalties and rounds are
 chosen on the draw alone. Mean and standard error over draws, on the whole test part, and the mean time of a fit: of
 the processor, which other work beside it leaves as it is, or on a GPU the wall's. Writes a table, a JSON file and a
 picture. Ways that an earlier run with the same settings left in that file, and that are not asked for again, stay in
@@ -30,8 +30,8 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.fit.merge import fit_head
 from gradfeat.fit.point import starting_model
+from gradfeat.solvers.finetune import honest_search
 from gradfeat.solvers.probe import fit_probe
-from gradfeat.solvers.schedule import paper_schedule
 
 SHOTS = (1, 5, 10, 25, 50, 100)
 WAYS = ("probe", "gradient", "full", "merged", "rounds", "finetune")
@@ -59,8 +59,7 @@ def fit(problem: Problem, way: str, epochs: int) -> Fit:
     if way == "probe":
         return Fit(starting_model(problem, "activation"), problem.seconds["probe"])
     if way == "finetune":
-        schedule = paper_schedule("adam", problem.n, batch_size=min(64, problem.n), epochs=epochs)
-        return solve(problem, Plan(mode="finetune", schedule=schedule, seed=0))
+        return solve(problem, Plan(mode="finetune", finetuning=honest_search(epochs=epochs), seed=0))
     mode = "gradient" if way == "gradient" else "full"
     return solve(problem, Plan(mode=mode, solver="subspace", rounds="auto" if way == "rounds" else 1, seed=0))
 

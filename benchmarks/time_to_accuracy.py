@@ -11,8 +11,9 @@ Compared on the test part, from the same kept z₀ and the same probe:
 - rounds: the same, θ̄₂ moving while the held-out loss falls;
 - adam: `full` by the paper's schedule, 100 epochs or 80,000 iterations where that is less;
 - sgd: `full` with the published code's settings, for as long;
-- finetune: ordinary fine-tuning of the same layers, optimizer and learning rate chosen from six on held-out training
-  data by runs a quarter as long, then trained on all of it;
+- finetune: ordinary fine-tuning of the same layers as a good practitioner does it: AdamW with warm-up and cosine, rate,
+  length, weight decay and the head's start chosen on held-out training data by runs as long as the last one, which is
+  of all of it, its outputs divided by a temperature of the held-out part;
 - lora: the same with a change of rank 8 to each weight of these layers (`benchmarks/lora.py`), for as many epochs.
 
 Adam and SGD are judged after every few epochs, `solver` after each iteration, and the time of judging is left out. The
@@ -50,7 +51,6 @@ from gradfeat.data import Inputs, load_dataset
 from gradfeat.estimators.reading import read_truth
 from gradfeat.files.writing import write_text
 from gradfeat.fit import Plan, Problem, solve
-from gradfeat.fit.finetune import TRIAL_LENGTH
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.predict import batch_logits, store_logits
 from gradfeat.fit.spans import subspace_of
@@ -58,6 +58,7 @@ from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.model import GradientFeatureModel
 from gradfeat.samples.store import SampleStore
+from gradfeat.solvers.finetune import honest_search
 from gradfeat.solvers.first_order import History, train
 from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.solvers.subspace import Penalties
@@ -220,14 +221,11 @@ def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:
         elif name == "solver":
             readings = by_solver(problem, judge, probe)
         elif name in ("finetune", "lora"):
-            schedule = paper_schedule("adam", problem.n, batch_size=64, epochs=arguments.finetune_epochs)
-            fit = (
-                fit_lora(problem, schedule)
-                if name == "lora"
-                else solve(problem, Plan(mode="finetune", schedule=schedule, seed=0))
-            )
-            trials = 0.8 * TRIAL_LENGTH * len(fit.selection.scores) if fit.selection is not None else 0.0
-            passes = (1 + trials) * fit.history.passes if fit.history is not None else 0.0
+            search = honest_search(epochs=arguments.finetune_epochs)
+            plan = Plan(mode="finetune", finetuning=search, seed=0)
+            fit = fit_lora(problem, search) if name == "lora" else solve(problem, plan)
+            tried = [] if fit.selection is None else [recipe for recipe, _ in fit.selection.scores]
+            passes = 0.8 * sum(recipe.epochs for recipe in tried) + fit.history.passes
             readings = [probe, Reading(*(clocks() - begun).tolist(), passes, judge(fit.model))]
         else:
             rounds = "auto" if name == "rounds" else 1

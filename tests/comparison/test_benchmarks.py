@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import depths, low_shot, metrics, time_to_accuracy
+from benchmarks import depths, honest, low_shot, metrics, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
 from gradfeat.fit import Plan, Problem
@@ -21,8 +21,8 @@ from gradfeat.fit.spans import subspace_of
 from gradfeat.metrics.scores import expected_calibration_error
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
+from gradfeat.solvers.finetune import honest_search
 from gradfeat.solvers.probe import fit_probe
-from gradfeat.solvers.schedule import paper_schedule
 from gradfeat.solvers.subspace import Penalties
 
 
@@ -53,10 +53,9 @@ def test_lora_starts_as_the_probe_and_moves_weights_by_a_low_rank(problem: Probl
     start = LowRank(problem, 2, torch.Generator().manual_seed(0))
     probe = problem.store.features @ problem.probe.omega + problem.probe.bias
     torch.testing.assert_close(start(everything), probe, rtol=1e-4, atol=1e-4)
-    schedule = paper_schedule("adam", problem.n, batch_size=8, epochs=4)
-    fit = fit_lora(problem, schedule, rank=2)
+    fit = fit_lora(problem, honest_search(epochs=4, batch_size=8, fixed=True), rank=2)
     assert fit.selection is not None
-    assert len(fit.selection.scores) == 6
+    assert len(fit.selection.scores) >= 6
     assert loss_at(problem, fit.model, everything) < loss_at(problem, starting_model(problem, "activation"), everything)
     for name, moved in fit.model.w2.items():
         if moved.ndim < 2:
@@ -149,3 +148,20 @@ def test_metrics_are_compared_on_training_samples_that_were_left_out(arguments: 
     rows = metrics.run(own)
     assert [row["model"] for row in rows] == ["probe", "plain", "whitened"]
     assert len(metrics.table(rows).splitlines()) == len(rows) + 2
+
+
+def test_the_rival_is_judged_with_and_without_its_search_and_seeds_are_fitted_once(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    def run(seeds: int) -> dict[str, Any]:
+        return honest.run(argparse.Namespace(**vars(arguments), seeds=seeds, ways=["probe", "finetune"], out=tmp_path))
+
+    first = run(1)["finetune"]["0"]
+    assert "the best of" in first["chosen"]
+    assert 0.8 < first["search"] / first["seconds"] < 1
+    assert first["after"] <= first["log_loss"] * (1 + 1e-6)
+    both = run(2)
+    assert both["finetune"]["0"] == first  # with its seconds: it was not fitted again
+    assert [list(by_seed) for by_seed in both.values()] == [["0", "1"]] * 2
+    mean = (both["probe"]["0"]["log_loss"] + both["probe"]["1"]["log_loss"]) / 2
+    assert f"{mean:.3f} ± " in honest.table(both).splitlines()[2]

@@ -18,7 +18,7 @@ from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.comparison.edges import choice_edge, edge_note, probe_edge, rate_edge
 from gradfeat.comparison.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
 from gradfeat.fit.penalties import GRID, Choice, Tried
-from gradfeat.solvers.finetune import FINETUNE_GRID, Selection
+from gradfeat.solvers.finetune import Selection, honest_search
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
 
@@ -270,20 +270,22 @@ def test_penalties_at_the_edge_are_said_where_the_loss_still_falls() -> None:
 
 
 def test_a_learning_rate_at_the_edge_is_said() -> None:
-    scores = [(candidate, 0.0) for candidate in FINETUNE_GRID]
-    said = [rate_edge(Selection(candidate, scores)) for candidate in FINETUNE_GRID]
+    recipes = honest_search().recipes
+    scores = [(recipe, 0.0) for recipe in recipes]
+    said = [rate_edge(Selection(recipe, scores)) for recipe in recipes]
     words = ["smallest" if "smallest" in text else "largest" if "largest" in text else "" for text in said]
-    assert words == ["smallest", "", "", "largest", "smallest", "largest"]
-    assert rate_edge(Selection(FINETUNE_GRID[0], scores[:1])) == ""
+    assert words == ["smallest", "", "largest"] * 2
+    assert rate_edge(Selection(recipes[0], scores[:1])) == ""
     assert rate_edge(None) == ""
 
 
 def test_one_note_of_all_edges() -> None:
+    recipes = honest_search().recipes
     estimator = SimpleNamespace(
         rounds_=None,
         probe_=probe(0, 13),
         choice_=None,
-        selection_=Selection(FINETUNE_GRID[3], [(candidate, 0.0) for candidate in FINETUNE_GRID]),
+        selection_=Selection(recipes[2], [(recipe, 0.0) for recipe in recipes]),
     )
     note = edge_note(estimator, 10)
     assert "the probe's penalty" in note

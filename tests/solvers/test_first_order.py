@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
-from gradfeat.solvers.finetune import FINETUNE_GRID, select
+from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
+from gradfeat.solvers.finetune import Recipe, Search, Trial, honest_search, judged, select
 from gradfeat.solvers.first_order import History, Resuming, State, train
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, PUBLISHED_CODE, Schedule, paper_schedule, voc_schedule
 
@@ -156,16 +158,84 @@ def test_schedule_for_a_data_set() -> None:
         paper_schedule("adan", 640)
 
 
-def test_select_takes_the_best_that_did_not_diverge() -> None:
-    def score(schedule: Schedule) -> float:
-        if schedule.learning_rate == 3e-2:
-            raise ConvergenceError("diverged")
-        return math.nan if schedule.learning_rate == 1e-2 else -abs(schedule.learning_rate - 3e-3)
+def test_warm_up_and_cosine() -> None:
+    schedule = replace(SCHEDULE, optimizer="adamw", learning_rate=2.0, iterations=100, decay="cosine", warmup=0.05)
+    assert [schedule.at(i) for i in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    later = [1 + math.cos(math.pi * i / 95) for i in range(95)]
+    assert [schedule.at(5 + i) for i in range(95)] == pytest.approx(later)
+    optimizer = schedule.make([torch.nn.Parameter(torch.zeros(1))])
+    assert (type(optimizer), optimizer.defaults["weight_decay"]) == (torch.optim.AdamW, 0.01)
+    with pytest.raises(ConfigurationError, match="decay must be one of halved, cosine"):
+        replace(SCHEDULE, decay="linear")
+    with pytest.raises(ConfigurationError, match="warmup"):
+        replace(SCHEDULE, warmup=1.0)
 
-    chosen = select(FINETUNE_GRID, score)
-    assert chosen.best.learning_rate == 3e-3
-    assert [value for _, value in chosen.scores].count(-math.inf) == 2
+
+def test_a_search_tries_rates_and_heads_then_lengths_and_decay() -> None:
+    tried: list[Recipe] = []
+
+    def run(recipe: Recipe) -> Trial:
+        tried.append(recipe)
+        rate = recipe.schedule.learning_rate
+        if rate == 3e-3:
+            raise ConvergenceError("diverged")
+        return Trial(math.nan if rate == 3e-4 else 1 / (recipe.epochs or 1) + (recipe.head == "probe"), 2.0)
+
+    chosen = select(honest_search(), run)
+    rates = [recipe.schedule.learning_rate for recipe in tried]
+    assert rates == [3e-4, 1e-3, 3e-3, 3e-4, 1e-3, 3e-3, 1e-3, 1e-3, 1e-3]
+    assert [recipe.head for recipe in tried] == ["probe"] * 3 + ["zero"] * 6
+    assert [recipe.epochs for recipe in tried] == [25] * 6 + [12, 50, 25]
+    assert [recipe.schedule.weight_decay for recipe in tried] == [0.01] * 8 + [0.1]
+    assert (chosen.best, chosen.temperature) == (tried[7], 2.0)
+    assert [value for _, value in chosen.scores].count(-math.inf) == 4
+    assert str(chosen) == "adamw 0.001, 50 epochs, head from zero, temperature 2.00, the best of 9"
     with pytest.raises(ConvergenceError, match="every one"):
-        select(FINETUNE_GRID, lambda schedule: math.inf * 0)
+        select(honest_search(), lambda recipe: Trial(math.inf * 0))
     with pytest.raises(ConfigurationError, match="at least one"):
-        select([], score)
+        select(Search(()), run)
+
+
+def test_rates_go_up_while_the_largest_is_the_best() -> None:
+    def rates(best: float) -> list[float]:
+        search = replace(honest_search(fixed=True), recipes=honest_search().recipes[:3])
+        chosen = select(search, lambda recipe: Trial(abs(math.log(recipe.schedule.learning_rate / best))))
+        return [recipe.schedule.learning_rate for recipe, _ in chosen.scores]
+
+    first = [3e-4, 1e-3, 3e-3]
+    assert rates(1e-3) == first
+    assert rates(9e-3) == [*first, 9e-3, 3e-2]
+    assert rates(1.0) == [*first, 9e-3, 3e-2]  # two more at most
+    assert rates(1.2e-4) == first  # no smaller ones
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), MultiLabelLogistic()], ids=lambda loss: loss.name)
+def test_a_trial_is_judged_by_its_best_temperature(loss: Loss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    weight = torch.rand(400, generator=generator, dtype=torch.float64)
+    probability = loss.predict_proba(logits / 2.5)  # so that 2.5 is about the best
+    if isinstance(loss, CrossEntropy):
+        y = torch.multinomial(probability, 1, generator=generator)[:, 0]
+    else:
+        y = torch.bernoulli(probability, generator=generator)
+    found = judged(logits, y, loss, weight, tempered=True)
+    exact = minimize_scalar(lambda t: float(loss.value(logits / t, y, weight)), bounds=(0.1, 10), method="bounded")
+    assert exact.fun <= found.loss <= exact.fun * (1 + 1e-3)
+    assert found.temperature == pytest.approx(exact.x, rel=0.06)
+    assert found.loss < judged(logits, y, loss, weight, tempered=False).loss
+
+
+def test_the_fewest_errors_win_and_among_equals_the_least_loss() -> None:
+    trials = {3e-4: Trial(0.2, 1.0, 0.3), 1e-3: Trial(0.9, 1.0, 0.1), 3e-3: Trial(0.5, 1.0, 0.1)}
+    search = replace(honest_search(fixed=True), recipes=honest_search().recipes[:3], wider=0)
+    chosen = select(search, lambda recipe: trials[recipe.schedule.learning_rate])
+    assert chosen.best.schedule.learning_rate == 3e-3
+    logits, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 0, 1])
+    assert judged(logits, y, CrossEntropy(), None, tempered=True).errors == pytest.approx(2 / 3)
+    assert judged(logits, y, CrossEntropy(), torch.tensor([1.0, 0.0, 3.0]), tempered=False).errors == 0.75
+
+
+def test_a_regression_has_no_temperature() -> None:
+    logits, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [2.0]])
+    assert judged(logits, y, Squared(), None, tempered=True) == Trial(0.5, 1.0)

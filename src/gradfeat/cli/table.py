@@ -180,8 +180,9 @@ TABLE = (
            help="balanced: every class counts the same, however many samples it has."),
     Option("epochs", FITTING, int | None, None, parameter="epochs", idle=without_epochs,
            help="Passes over the data, of fine-tuning and of adam and sgd. [the paper's 50 epochs, or 80,000 "
-           "iterations if that is less]"),
-    Option("batch_size", FITTING, int, 64, "Samples in a minibatch.", parameter="batch_size"),
+           "iterations if that is less; finetune: chosen around 25]"),
+    Option("batch_size", FITTING, int | None, None, parameter="batch_size",
+           help="Samples in a minibatch. [64; finetune: 32]"),
     Option("solver", FITTING, str, "auto", parameter="solver",
            idle=only_in(LINEAR, "solver to choose: it is of gradient and full"),
            help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules."),

@@ -82,8 +82,9 @@ def rate_edge(selection: Selection | None) -> str:
     """Say whether fine-tuning's learning rate is the largest or smallest that its optimizer was tried with."""
     if selection is None:
         return ""
-    best = selection.best
-    rates = [tried.learning_rate for tried, _ in selection.scores if tried.optimizer == best.optimizer]
+    best = selection.best.schedule
+    schedules = [tried.schedule for tried, _ in selection.scores]
+    rates = [tried.learning_rate for tried in schedules if tried.optimizer == best.optimizer]
     if len(set(rates)) < 2 or best.learning_rate not in (min(rates), max(rates)):
         return ""
     if best.learning_rate == max(rates):

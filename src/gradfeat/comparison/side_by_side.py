@@ -213,9 +213,8 @@ class _Models:
         with self.progress.step("test activations") as done:
             cache = "none" if base.mode == "activation" else base.cache
             views = base.views(inputs, self.test.crops)
-            return SampleStore(
-                self.prepared.problem.linearization, views, cache=cache, batch_size=base.batch_size, progress=done
-            )
+            size, linearization = base.samples_at_a_time, self.prepared.problem.linearization
+            return SampleStore(linearization, views, cache=cache, batch_size=size, progress=done)
 
     def _solve(self, mode: str) -> Fit:
         problem = self.prepared.problem
@@ -226,7 +225,7 @@ class _Models:
 
     def _judge(self, fit: Fit) -> tuple[Tensor, float]:
         """Return the logits of the test samples, (n, c), and the mean loss on the training data."""
-        problem, size = self.prepared.problem, self.base.batch_size
+        problem, size = self.prepared.problem, self.base.samples_at_a_time
         with self.progress.step("test"):
             logits = mean_of_views(_logits(fit.model, self._store, size), self.test.crops, problem.loss)
             train_loss = problem.loss.value(_logits(fit.model, problem.store, size), problem.y, problem.weight)
@@ -259,7 +258,7 @@ class _Models:
             with self.progress.step("approximation"):
                 store = store_of(model, self._store)
                 head = full.merged_head_
-                measured = approximation(model, store, loss, head=head, batch_size=self.base.batch_size)
+                measured = approximation(model, store, loss, head=head, batch_size=self.base.samples_at_a_time)
         except KeyboardInterrupt:
             self.notes.append("interrupted while the approximation was measured: the models are complete")
             self.interrupted = True
@@ -329,7 +328,7 @@ def _note(prepared: Prepared, fit: Fit) -> str:
     if fit.model.mode == "activation":
         parts.append(f"penalty {prepared.problem.probe.penalty:.3g}")
     if fit.selection is not None:
-        parts.append(f"{fit.selection.best}, the best of {len(fit.selection.scores)} on held-out training data")
+        parts.append(f"{fit.selection} on held-out training data, {fit.selection.seconds:.1f} s of the time")
     if fit.solution is not None and not (fit.solution.solver in OPTIMIZERS and fit.interrupted):  # said below
         parts.append(str(fit.solution))
     if fit.choice is not None:

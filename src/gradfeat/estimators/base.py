@@ -182,7 +182,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         if given != expected:
             raise DataError(f"X has samples of shape {given}; the model was fitted to samples of shape {expected}")
         views = self.views(inputs, crops)
-        logits = predict_logits(self.model_, views, self.batch_size, Progress(self.verbose)).cpu()
+        logits = predict_logits(self.model_, views, self.samples_at_a_time, Progress(self.verbose)).cpu()
         return mean_of_views(logits, crops, fitted.targets.loss)
 
     def views(self, inputs: Inputs, crops: int) -> Inputs | Crops:
@@ -204,7 +204,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         Returns:
             The path.
         """
-        return save(self._checked(), path, batch_size=self.batch_size)
+        return save(self._checked(), path, batch_size=self.samples_at_a_time)
 
     @plain()
     def merge(self, X: Any = None, y: Any = None) -> MergedNetwork:
@@ -244,7 +244,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
                 truth = read_truth(np.asarray(labels_of(samples, y, self)), loss.task, fitted.targets.classes)
                 check_lengths(samples, truth)
             inputs = inputs_of(samples, backbone)
-            network.report = report_on(network, linear, inputs, loss, truth, self.batch_size, head.step)
+            network.report = report_on(network, linear, inputs, loss, truth, self.samples_at_a_time, head.step)
         return network
 
     def __getstate__(self) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             "logistic" (multi-label).
         augment: "mirror" adds the mirror image of each training image; None adds nothing.
         epochs: Passes over the data for Adam, SGD and fine-tuning; None is the paper's 50 epochs, or 80,000 iterations
-            where that is less.
-        batch_size: Samples in a minibatch.
+            where that is less, and for fine-tuning chosen around 25.
+        batch_size: Samples in a minibatch; None is 32 for fine-tuning and 64 for all else.
         clip_norm: Largest norm of a gradient, of the same; None is the schedule's own: 10 with solver="sgd", as in the
             published code, and no limit with "adam".
         device: "cpu", "cuda", ...; "auto" is the network's own GPU, else CUDA where there is one, else the CPU.
@@ -104,7 +104,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         solution_: How the solver of `gradient` and `full` ended: passes, time, whether it converged, and how far the
             objective is above its minimum at most; None where no gradient term was chosen.
         how_: Solver, penalties and rounds in words, and why solver="auto" took it; a saved model keeps them.
-        selection_: Optimizers and rates that fine-tuning tried; None elsewhere.
+        selection_: Recipes that fine-tuning tried, and the temperature of the best; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.
         fitted_: All of it as one frozen value, `gradfeat.estimators.fitted.Fitted`, of which these are the parts.
@@ -134,7 +134,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         clip_norm: float | None = None,
         device: str = "auto",
         precision: str = "auto",

@@ -32,7 +32,7 @@ from gradfeat.fit.depth import Depth
 from gradfeat.fit.penalties import Choice, ScaledPenalties, Tried
 from gradfeat.fit.point import Point
 from gradfeat.fit.steps import Rounds, Step
-from gradfeat.solvers.finetune import Selection
+from gradfeat.solvers.finetune import Recipe, Selection
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import Schedule
@@ -82,6 +82,7 @@ _KINDS: dict[str, _Kind] = {  # by the annotation of a field
     "float": _FLOAT,
     "float | None": _optional(_FLOAT),
     "int": _Kind(whole(-(2**63), 2**63), int, int),
+    "int | None": _optional(_Kind(whole(-(2**63), 2**63), int, int)),
     "bool": _Kind(flag, bool, bool),
     "str": _STR,
     "list[float]": _list(_FLOAT),
@@ -118,7 +119,8 @@ _KINDS["list[Tried]"] = _list(_dataclass(Tried))
 _KINDS["list[Step]"] = _list(_dataclass(Step))
 _KINDS["ScaledPenalties | None"] = _optional(_dataclass(ScaledPenalties))
 _KINDS["Schedule"] = _dataclass(Schedule)
-_KINDS["list[tuple[Schedule, float]]"] = _list(_tuple(_KINDS["Schedule"], _FLOAT))
+_KINDS["Recipe"] = _dataclass(Recipe)
+_KINDS["list[tuple[Recipe, float]]"] = _list(_tuple(_KINDS["Recipe"], _FLOAT))
 
 _PROBE = _dataclass(Probe, ("omega", "bias"))
 _ROUNDS = _dataclass(Rounds, ("point",))

@@ -1,7 +1,8 @@
 """Descriptions of older files, as this version has them.
 
 Format 1 had no head of the merged network, 2 no checksum, no mean of targets, and of the fit only words; 3 had a
-record of the fit by other names and in another unit. What it says is checked as it stands, and then translated.
+record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone. What a file says
+is checked as it stands, and then translated.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _ROUNDS = fields(
     },
     closed=True,
 )
+_SCHEDULE: Check = fields({"optimizer": _WORDS, "learning_rate": _NUMBER}, closed=False)
+_SELECTION: Check = fields({"best": _SCHEDULE, "scores": listing(row(_SCHEDULE, _NUMBER), 0, _MOST)}, closed=True)
 _RECORD: Check = fields({"choice_": nullable(_CHOICE), "rounds_": nullable(_ROUNDS)})
 
 _PENALTIES = {"omega": "omega_penalty", "w1": "lambda1", "w2": "lambda2_units"}
@@ -65,11 +68,23 @@ def as_of_this_version(about: dict[str, Any], version: int) -> None:
         about["backbone"] = {"built_from": {"X_shape": None, "random_state": None}, **about["backbone"]}
     if version < 3:
         about["fit"] = None
-    elif about["fit"] is not None:
+    if about["fit"] is None:
+        return
+    selection = about["fit"]["selection_"]
+    if selection is not None:
+        _SELECTION(selection, "fit.selection_")
+        scores = [[_recipe(schedule), score] for schedule, score in selection["scores"]]
+        about["fit"]["selection_"] = {"best": _recipe(selection["best"]), "scores": scores}
+    if version < 4:
         _RECORD(about["fit"], "fit")
         choice, rounds = about["fit"]["choice_"], about["fit"]["rounds_"]
         about["fit"]["choice_"] = None if choice is None else _choice(choice)
         about["fit"]["rounds_"] = None if rounds is None else _rounds(rounds)
+
+
+def _recipe(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule as a recipe: the head started as the probe."""
+    return {"schedule": entry, "head": "probe", "epochs": None}
 
 
 def _renamed(entry: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

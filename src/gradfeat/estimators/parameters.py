@@ -18,6 +18,7 @@ from gradfeat.fit.penalties import given_penalties
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES, OTHER_NAMES
 from gradfeat.samples.store import LEVELS
+from gradfeat.solvers.finetune import BATCH, EPOCHS, honest_search
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 from gradfeat.solvers.schedule import paper_schedule
 
@@ -46,7 +47,7 @@ class Parameters(BaseEstimator):
         loss: str = "auto",
         augment: str | None = None,
         epochs: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         clip_norm: float | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -100,10 +101,21 @@ class Parameters(BaseEstimator):
             parametrization=self.parametrization,
             metric=self.metric,
             schedule=paper_schedule(
-                optimizer, n, batch_size=self.batch_size, epochs=self.epochs, clip_norm=self.clip_norm
+                optimizer, n, batch_size=self.samples_at_a_time, epochs=self.epochs, clip_norm=self.clip_norm
+            ),
+            finetuning=honest_search(
+                epochs=self.epochs or EPOCHS,
+                batch_size=self.batch_size or BATCH,
+                fixed=self.epochs is not None,
+                clip_norm=self.clip_norm,
             ),
             seed=seed,
         )
+
+    @property
+    def samples_at_a_time(self) -> int:
+        """Samples in a minibatch of Adam and SGD, and in prediction."""
+        return 64 if self.batch_size is None else int(self.batch_size)
 
     def draw_seed(self) -> int | None:
         """Return the seed; of a numpy RandomState its next number, so that the order of calls counts."""
@@ -209,7 +221,8 @@ def _check_training(parameters: Parameters, checks: _Checks) -> None:
             checks.wrong.append(
                 "a checkpoint needs random_state=<a whole number>: without a seed a fit cannot be gone on with"
             )
-    checks.expect("batch_size", _is_whole(parameters.batch_size, 1), "a whole number from 1")
+    batch_size = parameters.batch_size
+    checks.expect("batch_size", batch_size is None or _is_whole(batch_size, 1), "None or a whole number from 1")
     epochs, clip_norm = parameters.epochs, parameters.clip_norm
     checks.expect(
         "epochs", epochs is None or _is_whole(epochs, 1), "None (the paper's schedule) or a whole number from 1"

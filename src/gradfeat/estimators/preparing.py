@@ -212,7 +212,7 @@ class _Making:
             penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
             cv=samples.cv,
             cache=parameters.cache if parameters.mode != "activation" or parameters.cache != "auto" else "none",
-            batch_size=parameters.batch_size,
+            batch_size=parameters.samples_at_a_time,
             views=1 if parameters.augment is None else 2,
             random_state=self.seed,
             progress=self.progress,

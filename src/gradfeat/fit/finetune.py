@@ -1,38 +1,40 @@
-"""Fine-tuning, the rival: back-propagation through the same layers, its optimizer and rate chosen by trials."""
+"""Fine-tuning, the rival: back-propagation through the same layers, as a good practitioner does it.
+
+The layers are those of the `network` program, on the same z₀ as the linear models; batch norms below and in θ₂ are in
+evaluation mode, folded into their layers.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit.checkpoint import Part, resumed
 from gradfeat.fit.contract import Solver
 from gradfeat.fit.plan import Plan
-from gradfeat.fit.predict import loss_at
+from gradfeat.fit.point import starting_model
+from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.splits import Split, hold_out
 from gradfeat.fit.training import Training, interruption
+from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
-from gradfeat.solvers.finetune import Selection, select, trial_of
-from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
-from gradfeat.solvers.schedule import Schedule
-
-TRIAL_LENGTH = 0.25
-"""Length of the runs that choose fine-tuning's learning rate, as a share of the final one."""
+from gradfeat.solvers.finetune import Recipe, Search, Selection, Trial, honest_search, judged, select, trial_of
 
 
 class FineTuning(Solver):
-    """Ordinary back-propagation for as many epochs as the linear models have by a schedule.
+    """Ordinary back-propagation; optimizer, rate, length and the head's start chosen on held-out training data.
 
-    Optimizer and learning rate are chosen by runs a quarter as long, on a fifth of the training data that they have
-    not seen.
+    Each recipe of the plan's search is tried on four fifths of the samples. The one with the fewest errors on the
+    fifth, or the least loss where targets are no classes, is trained on all of them. Its outputs are divided by the
+    temperature that was best for the trial.
     """
 
     name = "finetune"
@@ -45,56 +47,77 @@ class FineTuning(Solver):
         return None
 
     def fit(self, problem: Problem, plan: Plan, progress: Progress | None = None) -> Fit:
-        """Choose a schedule, and train by it."""
+        """Choose a recipe, and train by it."""
         progress = progress or Progress(False)
         begun = time.perf_counter()
-        schedule = plan.schedule_of(plan.solver if plan.solver in OPTIMIZERS else "adam", problem.n)
-        selection: Selection | None = None
-        notes: list[str] = []
+        search = plan.finetuning or honest_search()
+        recipe, selection, notes = search.recipes[0], None, []
         split = hold_out(problem, plan.seed)
-        if len(plan.finetuning) == 1:
-            schedule = schedule.with_optimizer(plan.finetuning[0])
-        elif len(split.validation):
-            selection = _selected(problem, plan, schedule, split, progress)
-            schedule = schedule.with_optimizer(selection.best)
-        else:
-            schedule = schedule.with_optimizer(plan.finetuning[0])
+        if len(search.recipes) > 1 and len(split.validation):
+            selection = _selected(problem, plan, search, split, progress)
+            selection = replace(selection, seconds=time.perf_counter() - begun)
+            recipe = selection.best
+        elif len(search.recipes) > 1:
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-        training = Training(problem, plan, torch.arange(problem.n), title="fit", part=f"{plan.mode}-epochs")
-        model, history = training.run(schedule, progress)
+        model = _untrained(problem, plan, recipe)
+        training = Training(problem, plan, torch.arange(problem.n), title="fit", part="finetune-epochs")
+        history = training.run(model, recipe.schedule_of(problem.n), progress)
+        if selection is not None:
+            cool(model, selection.temperature)
         notes += interruption(problem, plan, history)
         return Fit(model, time.perf_counter() - begun, history, notes, selection=selection)
 
 
-def _selected(problem: Problem, plan: Plan, schedule: Schedule, split: Split, progress: Progress) -> Selection:
-    """Return the candidate whose trial has the least loss on validation data."""
-    trial = schedule.shortened(max(1, round(TRIAL_LENGTH * schedule.iterations)))
-    candidates = [trial.with_optimizer(candidate) for candidate in plan.finetuning]
+def cool(model: GradientFeatureModel, temperature: float) -> None:
+    """Divide the outputs of a fine-tuned model by a temperature."""
+    with torch.no_grad():
+        model.w1.div_(temperature)
+        model.b.div_(temperature)
 
-    def score(candidate: Schedule, part: str) -> float:
+
+def _untrained(problem: Problem, plan: Plan, recipe: Recipe) -> GradientFeatureModel:
+    """Return the pre-trained network with the head that a recipe starts with."""
+    model = starting_model(problem, "finetune", plan.parametrization)
+    if recipe.head == "zero":
+        with torch.no_grad():
+            model.w1.zero_()
+            model.b.zero_()
+    return model
+
+
+def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progress: Progress) -> Selection:
+    """Return the recipe whose trial is the best on validation data."""
+
+    def trial(recipe: Recipe, part: str, number: int) -> Trial:
         with suppress(ConvergenceError):  # so that a checkpoint knows of it too
-            training = Training(problem, plan, split.train, title=trial_of(candidate), part=part)
-            model, history = training.run(candidate, progress)
-            if history.stopped == "interrupted":  # half a search chooses nothing
+            model, schedule = _untrained(problem, plan, recipe), recipe.schedule_of(len(split.train))
+            if search.trial_length != 1:
+                schedule = schedule.shortened(max(1, round(search.trial_length * schedule.iterations)))
+            training = Training(problem, plan, split.train, title=trial_of(number), part=part)
+            if training.run(model, schedule, progress).stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
-            return -loss_at(problem, model, split.validation)
-        return -math.inf
+            part_of = problem.subset(split.validation)
+            logits = store_logits(model, part_of.store)
+            return judged(logits, part_of.y, problem.loss, part_of.weight, tempered=search.tempered)
+        return Trial(math.inf)
 
-    def run(candidate: Schedule) -> float:
-        name = f"finetune-trial-{candidates.index(candidate)}"
+    count = 0
+
+    def run(recipe: Recipe) -> Trial:
+        nonlocal count
+        name, count = f"finetune-trial-{count}", count + 1
         epochs = f"{name}-epochs"
-        value = resumed(problem.checkpoint, name, lambda: score(candidate, epochs), _pack, _unpack)
+        result = resumed(problem.checkpoint, name, lambda: trial(recipe, epochs, count), _pack, _unpack)
         if problem.checkpoint is not None:
             problem.checkpoint.drop(epochs)
-        return value
+        return result
 
-    return select(candidates, run)
-
-
-def _pack(score: float) -> Part:
-    return Part({}, {"score": torch.tensor(score, dtype=torch.float64)})
+    return select(search, run)
 
 
-def _unpack(part: Part) -> float:
-    score: Tensor = part.tensors["score"]
-    return float(score)
+def _pack(trial: Trial) -> Part:
+    return Part({}, {"loss": torch.tensor([trial.loss, trial.temperature, trial.errors], dtype=torch.float64)})
+
+
+def _unpack(part: Part) -> Trial:
+    return Trial(*part.tensors["loss"].tolist())

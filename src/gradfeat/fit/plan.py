@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gradfeat.solvers.finetune import FINETUNE_GRID
+from gradfeat.solvers.finetune import Search
 from gradfeat.solvers.schedule import Schedule, paper_schedule
 from gradfeat.solvers.subspace import Penalties
 
@@ -30,8 +29,8 @@ class Plan:
             there are fewer than `gradfeat.fit.splits.ONE_SPLIT_FROM` samples.
         splits: Validation parts, one after another; None: five for few samples, each sample in one of them, or three at
             random where a class has fewer than five; else one.
-        schedule: Of Adam, SGD and fine-tuning; None: the paper's.
-        finetuning: Optimizers and learning rates for fine-tuning to choose from.
+        schedule: Of Adam and SGD; None: the paper's.
+        finetuning: What fine-tuning chooses from; None: `gradfeat.solvers.finetune.honest_search`.
         seed: Of splits, views, signs of the preconditioner, order of samples; None draws one.
     """
 
@@ -43,7 +42,7 @@ class Plan:
     metric: str = "auto"
     splits: int | None = None
     schedule: Schedule | None = None
-    finetuning: Sequence[Schedule] = FINETUNE_GRID
+    finetuning: Search | None = None
     seed: int | None = None
 
     def draw(self, below: int = 2**31 - 1) -> int:

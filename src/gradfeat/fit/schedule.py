@@ -8,6 +8,7 @@ import torch
 
 from gradfeat.fit.contract import Solver
 from gradfeat.fit.plan import Plan
+from gradfeat.fit.point import starting_model
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.training import Training, interruption
@@ -38,7 +39,8 @@ class ScheduleSolver(Solver):
         begun = time.perf_counter()
         schedule = plan.schedule_of(self.name, problem.n)
         training = Training(problem, plan, torch.arange(problem.n), title="fit", part=f"{plan.mode}-epochs")
-        model, history = training.run(schedule, progress or Progress(False))
+        model = starting_model(problem, plan.mode, plan.parametrization)
+        history = training.run(model, schedule, progress or Progress(False))
         seconds = time.perf_counter() - begun
         solution = Solution(
             schedule.optimizer,

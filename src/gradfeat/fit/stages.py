@@ -6,11 +6,10 @@ and linearizing it do not depend on the number of samples, so they say nothing a
 
 from __future__ import annotations
 
-from gradfeat.fit.finetune import TRIAL_LENGTH
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.splits import ONE_SPLIT_FROM, PARTS
 from gradfeat.progress import Stage
-from gradfeat.solvers.finetune import trial_of
+from gradfeat.solvers.finetune import honest_search, trial_of
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 NETWORK, LINEARIZE, HEAD = "network", "linearize", "head of the merged network"
@@ -32,10 +31,13 @@ def stages_of_plan(plan: Plan, n: int) -> list[Stage]:
     """Return the stages of a plan, after those that all share."""
     if plan.mode == "activation":
         return [Stage(HEAD)]
-    if plan.mode == "finetune" or plan.solver in OPTIMIZERS:
-        epochs = plan.schedule_of("adam", n).n_epochs(n)
-        trials = [Stage(trial_of(candidate), _EPOCH * TRIAL_LENGTH * epochs) for candidate in plan.finetuning]
-        return [*(trials if plan.mode == "finetune" else []), Stage("fit", _EPOCH * epochs), Stage(HEAD, _HEAD)]
+    if plan.mode == "finetune":
+        search = plan.finetuning or honest_search()
+        length = _EPOCH * search.recipes[0].schedule_of(n).n_epochs(n)
+        trials = [Stage(trial_of(number), search.trial_length * length) for number in range(1, search.most + 1)]
+        return [*trials, Stage("fit", length), Stage(HEAD, _HEAD)]
+    if plan.solver in OPTIMIZERS:
+        return [Stage("fit", _EPOCH * plan.schedule_of("adam", n).n_epochs(n)), Stage(HEAD, _HEAD)]
     metrics = 1 if plan.metric != "auto" or n >= ONE_SPLIT_FROM else 2
     splits = 1 if n >= ONE_SPLIT_FROM else PARTS
     choice = [Stage("penalties", _SPLIT * splits)] * metrics if plan.penalties is None else []

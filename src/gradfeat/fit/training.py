@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gradfeat.fit.checkpoint import Part, keep_part, load_part
 from gradfeat.fit.plan import Plan
-from gradfeat.fit.point import starting_model
 from gradfeat.fit.predict import batch_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.model import GradientFeatureModel
@@ -36,10 +35,9 @@ class Training:
     title: str
     part: str
 
-    def run(self, schedule: Schedule, progress: Progress) -> tuple[GradientFeatureModel, History]:
-        """Train by a schedule; with a checkpoint from where its part says, and its states are kept there."""
+    def run(self, model: GradientFeatureModel, schedule: Schedule, progress: Progress) -> History:
+        """Train a model by a schedule; with a checkpoint from where its part says, and its states are kept there."""
         checkpoint, generator = self.problem.checkpoint, self.plan.generator()
-        model = starting_model(self.problem, self.plan.mode, self.plan.parametrization)
         weight = self.problem.weight
         if weight is not None:  # of mean one over all samples, so that a minibatch of heavy samples counts for more
             weight = weight / weight[self.indices].mean()
@@ -59,7 +57,7 @@ class Training:
                 on_epoch=lambda epoch, _: done(epoch, epochs),
                 resuming=Resuming(self._resumed(generator), None if checkpoint is None else keep),
             )
-        return model, history
+        return history
 
     def _loss(
         self, model: GradientFeatureModel, weight: Tensor | None, picked: Tensor, generator: torch.Generator

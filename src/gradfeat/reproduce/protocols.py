@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.fit import Fit, Plan, Problem, solve
-from gradfeat.solvers.finetune import FINETUNE_GRID
+from gradfeat.solvers.finetune import Recipe, Search, honest_search
 from gradfeat.solvers.schedule import (
     PAPER,
     PAPER_FINETUNE_SGD,
@@ -26,7 +27,8 @@ class Protocol:
         name: For the command line and the tables.
         summary: One line for the reader of a table.
         schedule: Of n training samples; of `finetune` alone where `subspace` is true.
-        finetuning: What `finetune` chooses from, by runs a quarter as long on a fifth of the training data.
+        finetuning: What `finetune` chooses from, by runs a quarter as long on held-out training data; empty: as an
+            honest rival does (`gradfeat.solvers.finetune.honest_search`).
         subspace: Whether `gradient` and `full` are solved without a learning rate, with penalties chosen on held-out
             training data.
         parametrization: The variables that w₂ is trained in.
@@ -45,10 +47,10 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "own",
-            "gradient and full by the subspace solver, penalties chosen on held-out training data; fine-tuning for at "
-            "most 50 epochs, its optimizer and learning rate chosen from six",
+            "gradient and full by the subspace solver, penalties chosen on held-out training data; fine-tuning with "
+            "AdamW, warm-up and cosine, its rate, length, weight decay and the head's start chosen by full-length runs",
             lambda n: paper_schedule("adam", n),
-            FINETUNE_GRID,
+            (),
             subspace=True,
         ),
         Protocol(
@@ -120,8 +122,21 @@ def fit(
         schedule = protocol.schedule(problem.n)
         if iterations is not None and iterations < schedule.iterations:
             schedule = schedule.shortened(iterations)
-        plan = replace(plan, solver=schedule.optimizer, schedule=schedule, finetuning=protocol.finetuning)
+        search = _search(protocol, schedule, problem.n, iterations)
+        plan = replace(plan, solver=schedule.optimizer, schedule=schedule, finetuning=search)
     result = solve(problem, plan)
     if result.interrupted:
         raise KeyboardInterrupt
     return result
+
+
+def _search(protocol: Protocol, schedule: Schedule, n: int, iterations: int | None) -> Search:
+    """Return what fine-tuning chooses from, none of it longer than some iterations."""
+    if protocol.finetuning:
+        recipes = tuple(Recipe(schedule.with_optimizer(candidate)) for candidate in protocol.finetuning)
+        return Search(recipes, trial_length=0.25)
+    search = honest_search()
+    most = search.recipes[0].schedule_of(n)
+    if iterations is None or 2 * most.iterations <= iterations:  # a refinement has twice the epochs
+        return search
+    return honest_search(epochs=max(1, iterations // math.ceil(n / most.batch_size)), fixed=True)

@@ -1,19 +1,137 @@
-"""Choosing fine-tuning's optimizer and learning rate on held-out training data, so that it is a fair rival."""
+"""Choosing how a network is fine-tuned on held-out training data, so that it is a fair rival.
+
+A recipe is what a practitioner would write down: optimizer, rate, decay, length, and where the head starts. The best of
+several is that with the fewest errors on validation data, as a practitioner would choose, and among equals that with
+the least loss after a temperature that is fitted there too: a scalar that costs nothing and takes no accuracy, and
+without which a network that is sure of too much loses to one that is not.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 from gradfeat.errors import ConfigurationError, ConvergenceError
+from gradfeat.losses import Loss
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, Schedule
 
-FINETUNE_GRID: tuple[Schedule, ...] = (
-    *(replace(PAPER_FINETUNE_SGD, learning_rate=rate) for rate in (1e-3, 3e-3, 1e-2, 3e-2)),
-    *(replace(PAPER, learning_rate=rate) for rate in (1e-4, 1e-3)),
-)
-"""SGD with momentum and Adam, both with the paper's other settings, at several learning rates."""
+EPOCHS, BATCH = 25, 32
+"""Passes over the samples, and samples in a minibatch, where nothing else is said."""
+
+HEADS = ("probe", "zero")
+"""Where the head starts: as the probe, or at zero, where the network's features move before the head is sure."""
+
+TEMPERATURES = torch.logspace(-1, 1, 81, dtype=torch.float64)
+"""Temperatures that are tried, a twentieth of a decade apart and one among them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is fine-tuned.
+
+    Attributes:
+        schedule: Optimizer, rate, decay and batch size; its length counts where `epochs` is None.
+        head: "probe" or "zero".
+        epochs: Passes over the samples; None: as many iterations as the schedule has.
+
+    Example:
+        >>> recipe = Recipe(Schedule("adamw", 1e-3, 1, 1, 32, decay="cosine"), head="zero", epochs=25)
+        >>> recipe.schedule_of(100).iterations, str(recipe)
+        (100, 'adamw 0.001, 25 epochs, head from zero')
+    """
+
+    schedule: Schedule
+    head: str = "probe"
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ConfigurationError(f"head must be one of {', '.join(HEADS)}, not {self.head!r}")
+
+    def schedule_of(self, n: int) -> Schedule:
+        """Return the schedule for n samples."""
+        if self.epochs is None:
+            return self.schedule
+        return replace(self.schedule, iterations=self.epochs * math.ceil(n / self.schedule.batch_size))
+
+    def __str__(self) -> str:
+        decay = self.schedule.weight_decay
+        parts = [str(self.schedule)]
+        if self.epochs is not None:
+            parts += [f"{self.epochs} epochs", *([f"weight decay {decay:g}"] if decay > 0.01 else [])]
+            parts.append(f"head from {'the probe' if self.head == 'probe' else 'zero'}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried.
+
+    Attributes:
+        recipes: Each is tried; one alone is taken as it is.
+        trial_length: Length of a trial, as a share of the final run's.
+        wider: How many rates above those of the recipes are tried at most, one after another, while the best one is
+            the largest of them. Smaller ones than theirs hardly move the network: on a few dozen held-out samples the
+            choice falls on them by chance.
+        refined: Whether the best is then tried with half and twice the epochs, and with ten times the weight decay.
+        tempered: Whether losses are judged, and the final model's outputs divided, by a temperature.
+    """
+
+    recipes: tuple[Recipe, ...]
+    trial_length: float = 1.0
+    wider: int = 0
+    refined: bool = False
+    tempered: bool = False
+
+    @property
+    def most(self) -> int:
+        """Trials at most."""
+        return len(self.recipes) + self.wider + (3 if self.refined else 0) if len(self.recipes) > 1 else 0
+
+
+def honest_search(
+    *, epochs: int = EPOCHS, batch_size: int = BATCH, fixed: bool = False, clip_norm: float | None = None
+) -> Search:
+    """Return what a good practitioner tries: AdamW, warm-up and cosine, three rates, head from zero and from the probe.
+
+    Then larger rates while the best one is the largest, half and twice the epochs, and more weight decay.
+
+    Args:
+        epochs: Of the first trials.
+        batch_size: Samples in a minibatch.
+        fixed: Whether the number of epochs is given, and no other is tried, nor another weight decay.
+        clip_norm: Largest norm of the gradient; None does not clip.
+    """
+    base = Schedule(
+        "adamw", 1e-3, 1, 1, batch_size, weight_decay=0.01, decay="cosine", warmup=0.05, clip_norm=clip_norm
+    )
+    recipes = tuple(
+        Recipe(replace(base, learning_rate=rate), head, epochs) for head in HEADS for rate in (3e-4, 1e-3, 3e-3)
+    )
+    return Search(recipes, wider=2, refined=not fixed, tempered=True)
+
+
+PAPER_SEARCH = Search((Recipe(PAPER), Recipe(PAPER_FINETUNE_SGD)), trial_length=0.25)
+"""The better of the paper's Adam and SGD, by runs a quarter as long."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a trial ended.
+
+    Attributes:
+        loss: On validation data, after the temperature; infinite where training diverged.
+        temperature: Its outputs are best divided by it.
+        errors: Share of wrong classes; 0 where targets are no classes, so that the loss alone decides.
+    """
+
+    loss: float
+    temperature: float = 1.0
+    errors: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -22,46 +140,113 @@ class Selection:
 
     Attributes:
         best: The winner.
-        scores: Each candidate's score on held-out training data; -inf where training diverged.
+        scores: Each recipe's score on validation data, less its loss there; -inf where training diverged. The winner
+            has the fewest errors, which may not be the least loss.
+        temperature: The winner's outputs are divided by it.
+        seconds: Time of the search.
     """
 
-    best: Schedule
-    scores: list[tuple[Schedule, float]]
+    best: Recipe
+    scores: list[tuple[Recipe, float]]
+    temperature: float = 1.0
+    seconds: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.best}, the best of {len(self.scores)}"
+        tempered = "" if self.temperature == 1 else f", temperature {self.temperature:.2f}"
+        return f"{self.best}{tempered}, the best of {len(self.scores)}"
 
 
-def trial_of(candidate: Schedule) -> str:
-    """Return the name of a run that tries a candidate."""
-    return f"trial of {candidate}"
+def trial_of(number: int) -> str:
+    """Return the name of the run that tries a recipe, counted from 1."""
+    return f"trial {number}"
 
 
-def select(candidates: Sequence[Schedule], run: Callable[[Schedule], float]) -> Selection:
-    """Train with each candidate and return the one with the highest score.
+def beyond(best: Recipe, tried: Sequence[Recipe]) -> Recipe | None:
+    """Return a recipe with the next rate where the best one has the largest of its kind; else None."""
+    rate = best.schedule.learning_rate
+    rates = [
+        other.schedule.learning_rate
+        for other in tried
+        if replace(other, schedule=replace(other.schedule, learning_rate=rate)) == best
+    ]
+    if len(rates) < 2 or rate < max(rates):
+        return None
+    return replace(best, schedule=replace(best.schedule, learning_rate=float(f"{3 * rate:.0e}")))
+
+
+def refinements(best: Recipe) -> list[Recipe]:
+    """Return a recipe with half and twice the epochs, and with ten times the weight decay."""
+    epochs = best.epochs or 1
+    heavier = replace(best.schedule, weight_decay=10 * best.schedule.weight_decay)
+    return [
+        *(replace(best, epochs=other) for other in (max(1, epochs // 2), 2 * epochs)),
+        replace(best, schedule=heavier),
+    ]
+
+
+def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
+    """Train by each recipe and return the one with the fewest errors, among equals that with the least loss.
 
     Args:
-        candidates: At least one; among equals the first wins.
-        run: Trains with a schedule and returns a score on held-out data; a run that diverges scores -inf.
+        search: At least one recipe; among equals the first wins.
+        run: Trains by a recipe and judges it on held-out data; of a run that diverges the loss is infinite.
 
     Raises:
-        ConfigurationError: There is no candidate.
-        ConvergenceError: Every candidate diverged.
+        ConfigurationError: There is no recipe.
+        ConvergenceError: Every one diverged.
 
     Example:
-        >>> select(FINETUNE_GRID, lambda schedule: -abs(schedule.learning_rate - 0.01)).best.learning_rate
-        0.01
+        >>> found = select(honest_search(fixed=True), lambda recipe: Trial(abs(recipe.schedule.learning_rate - 0.002)))
+        >>> found.best.schedule.learning_rate, len(found.scores)
+        (0.001, 6)
     """
-    if not candidates:
-        raise ConfigurationError("there must be at least one schedule to choose from")
-    scores: list[tuple[Schedule, float]] = []
-    for candidate in candidates:
-        try:
-            score = run(candidate)
-        except ConvergenceError:
-            score = -math.inf
-        scores.append((candidate, score if math.isfinite(score) else -math.inf))
-    best, score = max(scores, key=lambda pair: pair[1])
-    if score == -math.inf:
-        raise ConvergenceError(f"fine-tuning diverged with every one of: {', '.join(map(str, candidates))}")
-    return Selection(best, scores)
+    if not search.recipes:
+        raise ConfigurationError("there must be at least one recipe to choose from")
+    tried = [(recipe, _tried(run, recipe)) for recipe in search.recipes]
+    best, trial = _best(tried)
+    if trial.loss == math.inf:
+        raise ConvergenceError(f"fine-tuning diverged with every one of: {', '.join(map(str, search.recipes))}")
+    for _ in range(search.wider):
+        further = beyond(best, [recipe for recipe, _ in tried])
+        if further is None:
+            break
+        tried.append((further, _tried(run, further)))
+        best, trial = _best(tried)
+    if search.refined:
+        tried += [(recipe, _tried(run, recipe)) for recipe in refinements(best)]
+        best, trial = _best(tried)
+    return Selection(best, [(recipe, -each.loss) for recipe, each in tried], trial.temperature)
+
+
+def _best(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
+    return min(tried, key=lambda pair: (pair[1].loss == math.inf, pair[1].errors, pair[1].loss))
+
+
+def _tried(run: Callable[[Recipe], Trial], recipe: Recipe) -> Trial:
+    try:
+        trial = run(recipe)
+    except ConvergenceError:
+        return Trial(math.inf)
+    return trial if math.isfinite(trial.loss) else Trial(math.inf)
+
+
+def judged(logits: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, *, tempered: bool) -> Trial:
+    """Return the loss of validation samples, by the best temperature of those that are tried.
+
+    Args:
+        logits: (n, c).
+        y: Targets.
+        loss: The task's loss; of a regression there is no temperature.
+        weight: A weight for each sample, or None.
+        tempered: Whether a temperature is fitted; else it is one.
+    """
+    logits = logits.double()
+    errors = 0.0
+    if loss.task == "multiclass":
+        wrong = (logits.argmax(1) != y).double()
+        errors = float(wrong.mean() if weight is None else (wrong * weight.to(wrong)).sum() / weight.sum())
+    if not tempered or loss.task == "regression":
+        return Trial(float(loss.value(logits, y, weight)), errors=errors)
+    losses = torch.stack([loss.value(logits / value, y, weight) for value in TEMPERATURES.tolist()])
+    best = int(losses.argmin())
+    return Trial(float(losses[best]), float(TEMPERATURES[best]), errors)

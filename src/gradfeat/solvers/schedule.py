@@ -12,6 +12,10 @@ from torch import nn
 from gradfeat.errors import ConfigurationError, did_you_mean
 
 SOLVERS = ("adam", "sgd")
+"""The optimizers that the paper trains linear models with."""
+
+OPTIMIZERS = (*SOLVERS, "adamw")
+DECAYS = ("halved", "cosine")
 
 
 @dataclass(frozen=True)
@@ -19,18 +23,26 @@ class Schedule:
     """An optimizer, its learning rate, and how both go on in time.
 
     Attributes:
-        optimizer: "adam" or "sgd"; the one has no momentum, the other no betas.
-        learning_rate: At the start.
-        halve_every: Iterations after which the learning rate is halved, again and again.
+        optimizer: "adam", "adamw" or "sgd"; these have no momentum, or no betas.
+        learning_rate: At the start, or after the warm-up.
+        halve_every: Iterations after which the learning rate is halved, again and again, where `decay` says so.
         iterations: Length, in minibatches.
         batch_size: Samples in a minibatch.
-        weight_decay: L2 penalty that the optimizer adds to the gradient.
+        weight_decay: L2 penalty that the optimizer adds to the gradient; of "adamw" the share of the learning rate by
+            which it shrinks the weights.
         betas: Adam's β₁ and β₂.
         momentum: SGD's momentum.
         clip_norm: Largest norm of the gradient; None does not clip.
+        decay: "halved", or "cosine": half a period, down to zero at the end.
+        warmup: Share of the iterations in which the learning rate grows from zero in equal steps, before it decays.
 
     Raises:
-        ConfigurationError: An unknown optimizer, momentum for Adam, or a number out of range.
+        ConfigurationError: An unknown optimizer or decay, momentum for Adam, or a number out of range.
+
+    Example:
+        >>> schedule = Schedule("adamw", 1.0, 1, 8, 32, decay="cosine", warmup=0.25)
+        >>> [round(schedule.at(i), 2) for i in range(8)]
+        [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
     """
 
     optimizer: str
@@ -42,17 +54,22 @@ class Schedule:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0
     clip_norm: float | None = None
+    decay: str = "halved"
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in SOLVERS:
-            raise ConfigurationError(f"optimizer must be one of {', '.join(SOLVERS)}, not {self.optimizer!r}")
+        for name, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         above_zero = ("learning_rate", "halve_every", "iterations", "batch_size")
         clipped = () if self.clip_norm is None else ("clip_norm",)
         wrong = [f"{name} must be above 0" for name in (*above_zero, *clipped) if not getattr(self, name) > 0]
         wrong += [
             f"{name} must not be below 0" for name in ("weight_decay", "momentum") if not getattr(self, name) >= 0
         ]
-        if self.optimizer == "adam" and self.momentum:
+        if not 0 <= self.warmup < 1:
+            wrong.append("warmup must be a share of the iterations, from 0 to below 1")
+        if self.optimizer != "sgd" and self.momentum:
             wrong.append("momentum is SGD's: Adam has betas")
         if wrong:
             raise ConfigurationError(f"{self}: {'; '.join(wrong)}")
@@ -66,6 +83,12 @@ class Schedule:
 
     def at(self, iteration: int) -> float:
         """Return the learning rate of an iteration."""
+        warm = round(self.warmup * self.iterations)
+        if iteration < warm:
+            return self.learning_rate * (iteration + 1) / warm
+        if self.decay == "cosine":
+            gone = (iteration - warm) / max(1, self.iterations - warm)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * gone))
         return self.learning_rate * 0.5 ** (iteration // self.halve_every)
 
     def shortened(self, iterations: int) -> Schedule:
@@ -85,8 +108,9 @@ class Schedule:
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the torch optimizer."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        if self.optimizer != "sgd":
+            adam = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+            return adam(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
         return torch.optim.SGD(
             parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
