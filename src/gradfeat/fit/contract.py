@@ -140,3 +140,12 @@ class LinearSolver(Solver):
         note = f"{plan.mode}: {self.judged(problem)} no gradient term was better than the probe alone"
         model = starting_model(problem, plan.mode, plan.parametrization, probe)
         return Fit(model, run.seconds, notes=[*run.notes, note], choice=choice)
+
+
+def of_subspace_alone(plan: Plan) -> str | None:
+    """Return what a plan asks for that only the subspace solver has, as other solvers refuse it; or None."""
+    if plan.rounds != 1 and plan.mode == "full":
+        return "rounds other than 1 are of solver='subspace'"
+    if plan.metric == "whitened":
+        return "metric='whitened' is of solver='subspace'"
+    return None

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gradfeat.fit.choose import choose
 from gradfeat.fit.closed_form import SquaredSamples, choose_by_leave_one_out
-from gradfeat.fit.contract import LinearSolver, Solved, Start
+from gradfeat.fit.contract import LinearSolver, Solved, Start, of_subspace_alone
 from gradfeat.fit.dual_samples import DualSamples, counted
 from gradfeat.fit.penalties import Choice
 from gradfeat.fit.plan import Plan
@@ -40,10 +40,9 @@ class DualSolver(LinearSolver):
             return "solver='dual' needs samples that do not change: take solver='adam'"
         if problem.fixed_omega is not None:
             return "solver='dual' takes the probe as ω̄, and it is fixed from outside"
-        if plan.rounds != 1 and plan.mode == "full":
-            return "rounds other than 1 are of solver='subspace'"
-        if plan.metric == "whitened":
-            return "metric='whitened' is of solver='subspace'"
+        asked = of_subspace_alone(plan)
+        if asked is not None:
+            return asked
         n, c = len(counted(problem)), problem.outputs
         if not isinstance(problem.loss, Quadratic) and n * c > MOST:
             return (

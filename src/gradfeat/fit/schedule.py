@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from gradfeat.fit.contract import Solver
+from gradfeat.fit.contract import Solver, of_subspace_alone
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.problem import Problem
@@ -28,11 +28,7 @@ class ScheduleSolver(Solver):
 
     def refusal(self, problem: Problem, plan: Plan) -> str | None:
         """Refuse what the subspace solver alone has."""
-        if plan.rounds != 1 and plan.mode == "full":
-            return "rounds other than 1 are of solver='subspace'"
-        if plan.metric == "whitened":
-            return "metric='whitened' is of solver='subspace'"
-        return None
+        return of_subspace_alone(plan)
 
     def fit(self, problem: Problem, plan: Plan, progress: Progress | None = None) -> Fit:
         """Train for as long as the schedule says, which knows of no optimum."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradfeat.errors import ConfigurationError, ConvergenceError
 from gradfeat.losses import Loss
-from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, Schedule
+from gradfeat.solvers.schedule import Schedule
 
 EPOCHS, BATCH = 25, 32
 """Passes over the samples, and samples in a minibatch, where nothing else is said."""
@@ -113,10 +113,6 @@ def honest_search(
         Recipe(replace(base, learning_rate=rate), head, epochs) for head in HEADS for rate in (3e-4, 1e-3, 3e-3)
     )
     return Search(recipes, wider=2, refined=not fixed, tempered=True)
-
-
-PAPER_SEARCH = Search((Recipe(PAPER), Recipe(PAPER_FINETUNE_SGD)), trial_length=0.25)
-"""The better of the paper's Adam and SGD, by runs a quarter as long."""
 
 
 @dataclass(frozen=True)
