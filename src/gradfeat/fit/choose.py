@@ -156,6 +156,9 @@ class _Path:
         self.probes = [probes_of(problem, split.train, self.light) for split in self.splits]
         self.tried: list[_Candidate] = []
         self.passes = 0.0
+        self._parts = [problem.subset(torch.cat([split.train, split.validation])) for split in splits]
+        pairs = zip(self._parts, splits, strict=True)
+        self._validations = [Validation.of(part, len(split.train)) for part, split in pairs]
         self._activations: list[Activations | None] = [None] * len(self.splits)
         self._grown, self._report = 0, report
 
@@ -248,8 +251,7 @@ class _Path:
     def _begun(self, omega: float) -> list[Subspace]:
         """Return the subspaces of one ω̄ after the stages that all share."""
         problem, subspaces = self.problem, []
-        for i, (split, probes) in enumerate(zip(self.splits, self.probes, strict=True)):
-            part = problem.subset(torch.cat([split.train, split.validation]))
+        for i, (part, split, probes) in enumerate(zip(self._parts, self.splits, self.probes, strict=True)):
             own = problem.fixed_omega or probes[GRID.omega.index(omega)]
             subspace = subspace_of(
                 part, self.plan, own.omega, own.bias, len(split.train), self.generator, self._activations[i]
@@ -287,19 +289,10 @@ class _Path:
 
     # ---- losses on validation data ----------------------------------------------------------------------------------
 
-    def _validation(self, subspace: Subspace, split: Split) -> Validation:
-        problem, rows = self.problem, split.validation
-        indices = len(split.train) + torch.arange(len(rows))
-        return Validation(indices, subspace.y[indices], problem.weight_of(rows), problem.loss)
-
     def _losses(self, subspaces: Sequence[Subspace]) -> np.ndarray:
         """Return the mean loss of each split's validation samples for one ω̄, (splits, λ₁, λ₂)."""
-        return np.stack(
-            [
-                self._validation(subspace, split).losses(subspace, self.lambda1)
-                for subspace, split in zip(subspaces, self.splits, strict=True)
-            ]
-        )
+        pairs = zip(subspaces, self._validations, strict=True)
+        return np.stack([validation.losses(subspace, self.lambda1) for subspace, validation in pairs])
 
     def _mean_w2(self, subspaces: Sequence[Subspace], losses: np.ndarray) -> tuple[Weights, Tensor]:
         """Return the mean over splits of the w₂ with the least mean of some validation losses, (splits, λ₁, λ₂).
@@ -309,10 +302,9 @@ class _Path:
         """
         j, k = np.unravel_index(int(losses.mean(0).argmin()), losses.shape[1:])
         total, parts = subspaces[0].features.zeros(), []
-        for subspace, split in zip(subspaces, self.splits, strict=True):
+        for subspace, validation in zip(subspaces, self._validations, strict=True):
             point = subspace.minimum(Penalties(self.lambda1[j], GRID.lambda2_units[k] * subspace.unit))
             add_scaled(total, 1 / len(subspaces), subspace.features.natural(subspace.w2(point)))
-            validation = self._validation(subspace, split)
             parts.append(validation.per_sample(subspace.logits(point, validation.rows)))
         return total, self._per_sample(parts)
 

@@ -87,6 +87,7 @@ def _untrained(problem: Problem, plan: Plan, recipe: Recipe) -> GradientFeatureM
 
 def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progress: Progress) -> Selection:
     """Return the recipe whose trial is the best on validation data."""
+    validation = problem.subset(split.validation)
 
     def trial(recipe: Recipe, part: str, number: int) -> Trial:
         with suppress(ConvergenceError):  # so that a checkpoint knows of it too
@@ -96,9 +97,8 @@ def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progre
             training = Training(problem, plan, split.train, title=trial_of(number), part=part)
             if training.run(model, schedule, progress).stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
-            part_of = problem.subset(split.validation)
-            logits = store_logits(model, part_of.store)
-            return judged(logits, part_of.y, problem.loss, part_of.weight, tempered=search.tempered)
+            logits = store_logits(model, validation.store)
+            return judged(logits, validation.y, problem.loss, validation.weight, tempered=search.tempered)
         return Trial(math.inf)
 
     count = 0
