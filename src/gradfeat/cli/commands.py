@@ -172,7 +172,7 @@ def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path) -> FitRe
         estimator,
         treatment=_treatment(estimator, dataset),
         notes=[*estimator.backbone_.notes, *([edge] if edge else [])],
-        verdict=None if choice is None else verdict_of_fit(choice, rounds),
+        verdict=verdict_of_fit(choice, rounds),
         following=following,
     )
 

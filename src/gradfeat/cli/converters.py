@@ -29,14 +29,14 @@ def penalties(flag: str, text: str) -> str | float | tuple[float, ...]:
     return text if text == "auto" else numbers(flag, text)
 
 
-def rounds(flag: str, text: str) -> int | str:
-    """Return how many rounds a text says; a word stays, and the estimator knows it or not.
+def rounds(flag: str, text: str | None) -> int | str | None:
+    """Return the rounds that a text says; a word stays, and the estimator knows it or not; None is by effort.
 
     Example:
         >>> rounds("--rounds", "3"), rounds("--rounds", "auto")
         (3, 'auto')
     """
-    return int(text) if text.isdecimal() else text
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def names_of(flag: str, theta2: Sequence[str] | None) -> list[str]:

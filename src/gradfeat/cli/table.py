@@ -186,9 +186,14 @@ TABLE = (
     Option("solver", FITTING, str, "auto", parameter="solver",
            idle=only_in(LINEAR, "solver to choose: it is of gradient and full"),
            help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules."),
-    Option("rounds", FITTING, str, "1", parameter="rounds", convert=rounds,
+    Option("effort", FITTING, str, "auto", parameter="effort",
+           idle=only_in(("full",), "depth and moves to decide on: they are of full"),
+           help="low: the topmost block, one linearization. auto: as deep, and moving, as held-out data ask for. high: "
+           "more depths and rates."),
+    Option("rounds", FITTING, str | None, None, parameter="rounds", convert=rounds,
            idle=only_in(("full",), "rounds: they are of full"),
-           help="Linearizations of `full` at most: a number, or auto while the held-out loss falls."),
+           help="1: one linearization. auto: the network moves where held-out data say so; a number: for so many "
+           "passes. [by effort; 1 where θ₂ is named]"),
     Option("augment", FITTING, str | None, None, parameter="augment", only_for=IMAGES,
            help="mirror: add the mirror image of each training image."),
     Option("parametrization", FITTING, str, "standard", "standard, ntk_fan_in or ntk_fan_out.",

@@ -96,18 +96,25 @@ def path_chart(path: str | Path, tried: Sequence[Tried], title: str = "") -> Pat
 
 
 def rounds_chart(path: str | Path, rounds: Rounds) -> Path:
-    """Draw the network's held-out loss after each step of θ̄₂, and that of the last linear model.
+    """Draw the training loss of each pass in which θ̄₂ moves, by trial, and the held-out losses at their ends.
 
     Args:
         path: The PNG to write.
         rounds: From `gradfeat.fit.rounds`.
     """
-    axes, save = _axes("Rounds: the network is moved by w₂ and linearized again")
-    losses = [rounds.start, *(step.loss for step in rounds.steps)]
-    axes.plot(range(len(losses)), losses, "o-", color=COLOURS["full"], label="the network")
-    axes.plot(len(losses) - 1, rounds.last_loss, "D", color=INK, label="the last linear model")
-    axes.set_xlabel("steps of θ̄₂")
-    axes.set_ylabel("loss on held-out training data")
+    axes, save = _axes("Rounds: θ̄₂ moves in many small steps")
+    axes.axhline(rounds.start, color=INK, linestyle=":", label="the probe, held-out loss")
+    for k, trial in enumerate(rounds.trials):
+        best = k == rounds.best
+        colour, training = (COLOURS["full"] if best else "0.6"), trial.training
+        axes.plot(range(1, len(training) + 1), training, "o-", color=colour, label=f"rate {trial.rate:g}")
+        axes.plot(len(training), trial.loss, "D", color=colour, label=f"rate {trial.rate:g}, held-out loss")
+        if best and rounds.more:
+            passes = range(len(training) + 1, len(training) + len(rounds.more) + 1)
+            axes.plot(passes, rounds.more, "s-", color=colour, label="on all samples")
+    axes.set_xlabel("passes over the samples")
+    axes.set_ylabel("loss")
+    axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     return save(path)

@@ -19,6 +19,7 @@ from gradfeat.data import Inputs
 from gradfeat.data.crops import check_crops
 from gradfeat.errors import ConfigurationError, ConvergenceError, did_you_mean
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.estimators.looking import stages_of_look
 from gradfeat.estimators.parameters import check_parameters
 from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of
 from gradfeat.estimators.reading import check_lengths, labels_of, read_samples, read_truth
@@ -81,7 +82,10 @@ def compare(
         parameters = _with_room(parameters)
     estimators = {mode: cls(backbone, **_of_mode(mode, parameters)) for mode in modes}
     # `full` needs all that any mode needs to be kept of each sample
-    base = cls(backbone, **{**parameters, "mode": "activation" if set(modes) == {"activation"} else "full"})
+    shared = {"mode": "activation" if set(modes) == {"activation"} else "full"}
+    if "full" not in modes:
+        shared["effort"] = "low"  # whose θ₂ and moves a look would choose
+    base = cls(backbone, **{**parameters, **shared})
     check_parameters(base)
     progress = Progress(base.verbose)
     data = base.read(X, y, sample_weight)
@@ -124,7 +128,11 @@ def _read_test(base: Estimator, data: TrainingData, X: Any, y: Any, crops: int) 
 
 def _stages(base: Estimator, modes: Sequence[str], data: TrainingData, test: _Test) -> list[Stage]:
     n = len(data)
-    stages = [*shared_stages(), Stage("test activations", ACTIVATIONS * len(test.truth) * test.crops / max(n, 1))]
+    stages = [
+        *stages_of_look(base, n),
+        *shared_stages(),
+        Stage("test activations", ACTIVATIONS * len(test.truth) * test.crops / max(n, 1)),
+    ]
     for mode in modes:
         stages += [*stages_of_plan(base.plan(n, mode), n), Stage("test")]
     return stages
@@ -218,7 +226,8 @@ class _Models:
 
     def _solve(self, mode: str) -> Fit:
         problem = self.prepared.problem
-        fit = solve(problem, self.base.plan(problem.n, mode, self.base.draw_seed()), self.progress)
+        plan = self.prepared.decided(self.base.plan(problem.n, mode, self.base.draw_seed()))
+        fit = solve(problem, plan, self.progress)
         if fit.interrupted and fit.epochs == 0:
             raise KeyboardInterrupt
         return fit
@@ -319,7 +328,7 @@ def _with_room(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _of_mode(mode: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a mode's estimator; rounds are of `full` alone."""
-    return {**arguments, "mode": mode} | ({"rounds": 1} if mode == "gradient" else {})
+    return {**arguments, "mode": mode} | ({"rounds": None} if mode == "gradient" else {})
 
 
 def _note(prepared: Prepared, fit: Fit) -> str:

@@ -139,7 +139,12 @@ class Comparison:
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "approximation": None if self.approximation is None else self.approximation.to_dict(),
             "rounds": {
-                mode: {"start": rounds.start, "steps": [asdict(step) for step in rounds.steps], "reason": rounds.reason}
+                mode: {
+                    "start": rounds.start,
+                    "trials": [asdict(trial) for trial in rounds.trials],
+                    "more": rounds.more,
+                    "reason": rounds.reason,
+                }
                 for mode, estimator in self.estimators.items()
                 if (rounds := estimator.rounds_) is not None
             },

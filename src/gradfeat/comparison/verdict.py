@@ -198,21 +198,20 @@ def _rivals(best: str, modes: Sequence[str], main: str, samples: Mapping[str, Ma
     return f"; {' and '.join(near)} cannot be told from it on these samples" if near else ""
 
 
-def verdict_of_fit(choice: Choice, rounds: Rounds | None = None) -> Verdict:
-    """Say what the gradient term was worth on held-out training data, and what rounds did after that.
+def verdict_of_fit(choice: Choice | None, rounds: Rounds | None = None) -> Verdict | None:
+    """Say what moving the network was worth on held-out training data, or the gradient term; None where nothing was.
 
     Args:
-        choice: Of the penalties.
-        rounds: Moves of θ̄₂ after it, whose worth samples do not tell one by one.
+        choice: Of the penalties, or None.
+        rounds: How θ̄₂ moved, or None.
     """
-    first = verdict_of_choice(choice)
-    if rounds is None or not first.text:
-        return first
+    if rounds is None or rounds.chosen is None:
+        return None if choice is None else verdict_of_choice(choice)
     text = (
-        f"With one linearization: {first.text} In rounds the loss went from {rounds.start:.4g} to "
-        f"{rounds.last_loss:.4g} on one held-out part: test data tell what that is worth."
+        f"As θ̄₂ moved the loss went from {rounds.start:.4g}, the probe's, to {rounds.last_loss:.4g} on one held-out "
+        "part: test data tell what that is worth."
     )
-    return Verdict(choice.mode, choice.mode, text)
+    return Verdict("full", "full", text)
 
 
 def verdict_of_choice(choice: Choice) -> Verdict:

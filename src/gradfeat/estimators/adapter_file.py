@@ -47,7 +47,7 @@ from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.losses import LOSSES, loss_for
 from gradfeat.model import MODES
 
-FORMAT_VERSION = 5  # what the older ones had is in `gradfeat.estimators.older_files`
+FORMAT_VERSION = 6  # what the older ones had is in `gradfeat.estimators.older_files`
 KEY = "gradfeat_model"
 """Name of the description in the metadata; an encoder file, of gradfeat.pretrain, has the key "gradfeat"."""
 
@@ -88,7 +88,7 @@ _DESCRIPTION = fields(
                 "batch_size": whole(1, 2**31 - 1),
                 "precision": one_of("auto", *PRECISIONS),
                 "loss": one_of("auto", *LOSSES),
-                "rounds": either(one_of("auto"), whole(1, 2**31 - 1)),
+                "rounds": either(one_of("auto", None), whole(1, 2**31 - 1)),
                 "augment": one_of(None, "mirror"),
             }
         ),

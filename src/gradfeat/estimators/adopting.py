@@ -89,6 +89,7 @@ def _record(parameters: Parameters, prepared: Prepared, fit: Fit) -> Record:
 def _how(parameters: Parameters, prepared: Prepared, fit: Fit) -> dict[str, str]:
     """Say in words how a model was fitted."""
     how: dict[str, Any] = {
+        "effort": prepared.look,
         "solver": fit.solution,
         "penalties": fit.choice,
         "rounds": fit.rounds,
@@ -96,7 +97,7 @@ def _how(parameters: Parameters, prepared: Prepared, fit: Fit) -> dict[str, str]
     }
     if parameters.solver == "auto" and fit.model.mode in ("gradient", "full"):
         problem = prepared.problem
-        name, why = select_solver(problem, parameters.plan(problem.n, fit.model.mode))
+        name, why = select_solver(problem, prepared.decided(parameters.plan(problem.n, fit.model.mode)))
         how["solver='auto'"] = f"{name}: {why}"
     return {name: str(value) for name, value in how.items() if value is not None}
 

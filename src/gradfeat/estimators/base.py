@@ -20,6 +20,7 @@ from gradfeat.estimators.adapter_writer import save
 from gradfeat.estimators.adopting import fitted_of
 from gradfeat.estimators.attributes import FittedAttributes
 from gradfeat.estimators.fitted import Fitted
+from gradfeat.estimators.looking import stages_of_look
 from gradfeat.estimators.parameters import Parameters, check_parameters
 from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of, prepare
 from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of, read_samples, read_truth
@@ -52,7 +53,8 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
             data = self.read(X, y, sample_weight)
             check_parameters(self)
             progress = Progress(self.verbose)
-            with progress.whole(self.mode, stages_of_fit(self.plan(len(data)), len(data))):
+            n = len(data)
+            with progress.whole(self.mode, [*stages_of_look(self, n), *stages_of_fit(self.plan(n), n)]):
                 prepared = self.prepare(data, progress)
                 self.adopt(prepared, self.solve(prepared, progress), progress)
 
@@ -96,7 +98,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
             progress: Shows how far it is.
         """
         problem = prepared.problem
-        plan = self.plan(problem.n, seed=self.draw_seed())
+        plan = prepared.decided(self.plan(problem.n, seed=self.draw_seed()))
         linear = self.mode in ("gradient", "full")
         by_schedule = self.epochs is not None or self.clip_norm is not None
         if by_schedule and linear and select_solver(problem, plan)[0] not in OPTIMIZERS:

@@ -38,9 +38,14 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
     Args:
         backbone: An `nn.Module`, a name ("timm/resnet18", "torchvision/resnet18", "hf/<folder or id>",
             "sentence-transformers/<folder or id>"), or a callable that builds a module from the shape of X.
-        theta2: Parameters to linearize: "auto" (the topmost convolution, residual or transformer block), names of
-            modules or parameters or globs, one or a list; or "search": 1, 2, 4 ... blocks from the top, where that
-            lowers the loss on held-out training data (`depths_` has what was tried, `modules_` θ₂).
+        theta2: Parameters to linearize: "auto" (as `effort` says); "top", the paper's heuristic (the topmost
+            convolution, residual or transformer block); names of modules or parameters or globs, one or a list; or
+            "search": one linearization of 1, 2, 4 ... blocks from the top, where that lowers the loss on held-out
+            training data (`depths_` has what was tried, `modules_` θ₂).
+        effort: How much is decided for you, of mode "full" where θ₂ is "auto" and nothing asks for one linearization
+            (a penalty, a solver, a metric, rounds=1). "low": the topmost block, one linearization. "auto": a look at
+            some samples says how many blocks are worth it and whether θ̄₂ moves (`gradfeat.fit.look`); with fewer than
+            100 samples as "low". "high": all depths are looked at, and more learning rates tried.
         mode: "activation" (the linear probe), "gradient", "full" (Eq. 2) or "finetune".
         solver: "subspace" (without a learning rate or schedule); "dual" (in the samples' space, for few samples:
             a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
@@ -52,9 +57,9 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             of w₁, w₂ and ω̄ on held-out training data (`gradfeat.fit.choose`), for "dual" with a squared loss by
             leave-one-out, and with another loss as for "subspace". Adam and SGD have no λ₂.
         cv: Folds of the probe's choice; or a scikit-learn splitter, or pairs of indices.
-        rounds: 1: one linearization, at the pre-trained θ̄₂. A number: so many at most, θ̄₂ moving by w₂ between them
-            while the network's loss on held-out training data falls; "auto" ends there, or after 12 steps
-            (`gradfeat.fit.rounds`).
+        rounds: 1: one linearization, at the pre-trained θ̄₂. "auto": θ̄₂ moves in many small steps, where that lowers
+            the loss on held-out training data, and the network is linearized where they end (`gradfeat.fit.rounds`). A
+            number: passes over the samples of each trial of that. None: as `effort` says where θ₂ is "auto", else 1.
             Of mode "full" only.
         parametrization: "standard", "ntk_fan_in" ("ntk" for short) or "ntk_fan_out".
         metric: "plain": λ₂ penalizes ‖w₂‖²; "whitened": w₂ᵀ S w₂, with the Kronecker factors of the loss's Hessian as S
@@ -124,11 +129,12 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         backbone: Any,
         *,
         theta2: str | Sequence[str] = "auto",
+        effort: str = "auto",
         mode: str = "full",
         solver: str = "auto",
         penalty: float | Sequence[float] | str = "auto",
         cv: Any = 5,
-        rounds: int | str = 1,
+        rounds: int | str | None = None,
         parametrization: str = "standard",
         metric: str = "auto",
         loss: str = "auto",
@@ -150,6 +156,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         super().__init__(
             backbone,
             theta2=theta2,
+            effort=effort,
             mode=mode,
             solver=solver,
             penalty=penalty,

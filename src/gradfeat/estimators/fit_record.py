@@ -29,9 +29,9 @@ from gradfeat.files.bounded import (
     whole,
 )
 from gradfeat.fit.depth import Depth
-from gradfeat.fit.penalties import Choice, ScaledPenalties, Tried
+from gradfeat.fit.penalties import Choice, Tried
 from gradfeat.fit.point import Point
-from gradfeat.fit.steps import Rounds, Step
+from gradfeat.fit.steps import Rounds, Trial
 from gradfeat.solvers.finetune import Recipe, Selection
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.probe import Probe
@@ -116,8 +116,7 @@ def _dataclass(cls: Any, left_out: tuple[str, ...] = ()) -> _Kind:
 
 
 _KINDS["list[Tried]"] = _list(_dataclass(Tried))
-_KINDS["list[Step]"] = _list(_dataclass(Step))
-_KINDS["ScaledPenalties | None"] = _optional(_dataclass(ScaledPenalties))
+_KINDS["list[Trial]"] = _list(_dataclass(Trial))
 _KINDS["Schedule"] = _dataclass(Schedule)
 _KINDS["Recipe"] = _dataclass(Recipe)
 _KINDS["list[tuple[Recipe, float]]"] = _list(_tuple(_KINDS["Recipe"], _FLOAT))

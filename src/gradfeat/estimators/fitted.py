@@ -38,7 +38,7 @@ class Settings:
         parametrization: The variables that w₂ was trained in.
         precision: Of the network's programs, by name.
         loss: As it was asked for: a name, or "auto".
-        rounds: As they were asked for.
+        rounds: As they were asked for; None: by effort.
         augment: "mirror" or None.
     """
 
@@ -46,7 +46,7 @@ class Settings:
     parametrization: str
     precision: str
     loss: str
-    rounds: int | str
+    rounds: int | str | None
     augment: str | None
 
 

@@ -1,8 +1,8 @@
 """Descriptions of older files, as this version has them.
 
 Format 1 had no head of the merged network, 2 no checksum, no mean of targets, and of the fit only words; 3 had a
-record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone. What a file says
-is checked as it stands, and then translated.
+record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone; up to 5 rounds
+were few large steps. What a file says is checked as it stands, and then translated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from gradfeat.files.bounded import Check, fields, flag, listing, nullable, real,
 
 _NUMBER, _COUNT, _WORDS = real(finite=False), whole(0, 2**63), text(10_000)
 _MOST = 1_000_000  # points of a path, moves
+
+
+def _anything(value: Any, where: str) -> None:
+    """Take what is not read."""
+
 
 _TRIED = fields({"omega": _NUMBER, "w1": _NUMBER, "w2": _NUMBER, "loss": _NUMBER}, closed=True)
 _CHOICE = fields(
@@ -29,12 +34,11 @@ _CHOICE = fields(
     },
     closed=True,
 )
-_STEP = fields({"w1": _NUMBER, "w2": _NUMBER, "iterations": _COUNT, "loss": _NUMBER}, closed=True)
-_ROUNDS = fields(
+_ROUNDS = fields(  # what a step was, beside its loss, is left out: up to 3, and 4 and 5, had it by other names
     {"start": _NUMBER},
     {
-        "steps": listing(_STEP, 0, _MOST),
-        "last": row(_NUMBER, _NUMBER),
+        "steps": listing(fields({"loss": _NUMBER}, closed=False), 0, _MOST),
+        "last": _anything,
         "last_loss": _NUMBER,
         "stages": _COUNT,
         "reason": _WORDS,
@@ -45,7 +49,6 @@ _ROUNDS = fields(
 )
 _SCHEDULE: Check = fields({"optimizer": _WORDS, "learning_rate": _NUMBER}, closed=False)
 _SELECTION: Check = fields({"best": _SCHEDULE, "scores": listing(row(_SCHEDULE, _NUMBER), 0, _MOST)}, closed=True)
-_RECORD: Check = fields({"choice_": nullable(_CHOICE), "rounds_": nullable(_ROUNDS)})
 
 _PENALTIES = {"omega": "omega_penalty", "w1": "lambda1", "w2": "lambda2_units"}
 _OF_A_CHOICE = {**_PENALTIES, "held": "losses", "judged": "n_validation"}
@@ -71,15 +74,16 @@ def as_of_this_version(about: dict[str, Any], version: int) -> None:
     if about["fit"] is None:
         return
     selection = about["fit"]["selection_"]
-    if selection is not None:
+    if version < 5 and selection is not None:
         _SELECTION(selection, "fit.selection_")
         scores = [[_recipe(schedule), score] for schedule, score in selection["scores"]]
         about["fit"]["selection_"] = {"best": _recipe(selection["best"]), "scores": scores}
+    choice, rounds = about["fit"]["choice_"], about["fit"]["rounds_"]
+    nullable(_ROUNDS)(rounds, "fit.rounds_")
+    about["fit"]["rounds_"] = None if rounds is None else _rounds(rounds)
     if version < 4:
-        _RECORD(about["fit"], "fit")
-        choice, rounds = about["fit"]["choice_"], about["fit"]["rounds_"]
+        nullable(_CHOICE)(choice, "fit.choice_")
         about["fit"]["choice_"] = None if choice is None else _choice(choice)
-        about["fit"]["rounds_"] = None if rounds is None else _rounds(rounds)
 
 
 def _recipe(entry: dict[str, Any]) -> dict[str, Any]:
@@ -96,15 +100,9 @@ def _choice(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounds(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return rounds whose penalties of w₂ count units: λ₂ times n is so many units of length 1."""
-    steps = [
-        {**_scaled(step["w1"], step["w2"]), "directions": step["iterations"], "loss": step["loss"]}
-        for step in entry.get("steps", [])
-    ]
-    lambda1, lambda2_n = entry.get("last", (0.0, "inf"))
-    last = None if lambda2_n == "inf" else _scaled(lambda1, lambda2_n)
-    return {**entry, "steps": steps, "last": last}
-
-
-def _scaled(lambda1: Any, lambda2_n: Any) -> dict[str, Any]:
-    return {"lambda1": lambda1, "lambda2_units": lambda2_n, "length": 1.0}
+    """Return rounds of few large steps as one trial, with the held-out loss after each step; its rate is none."""
+    losses = [step["loss"] for step in entry.get("steps", [])]
+    last = entry.get("last_loss", "inf")
+    trial = {"rate": 0.0, "passes": len(losses), "loss": last, "training": losses}
+    about: dict[str, Any] = {name: entry[name] for name in ("reason", "passes", "interrupted") if name in entry}
+    return {"start": entry["start"], "trials": [trial], "best": 0, **about}

@@ -15,12 +15,17 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.fit import Plan
 from gradfeat.fit.linearize import PRECISIONS, check_device
 from gradfeat.fit.penalties import given_penalties
+from gradfeat.fit.plan import RATES
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES, OTHER_NAMES
 from gradfeat.samples.store import LEVELS
 from gradfeat.solvers.finetune import BATCH, EPOCHS, honest_search
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 from gradfeat.solvers.schedule import paper_schedule
+
+EFFORTS = ("low", "auto", "high")
+WIDE_RATES = (3e-4, *RATES, 1e-2)
+"""Learning rates of rounds that effort="high" tries."""
 
 _PRECISIONS = {
     **dict.fromkeys(("fp32", "f32", "single", "float", "32"), "float32"),
@@ -37,11 +42,12 @@ class Parameters(BaseEstimator):
         backbone: Any,
         *,
         theta2: str | Sequence[str] = "auto",
+        effort: str = "auto",
         mode: str = "full",
         solver: str = "auto",
         penalty: float | Sequence[float] | str = "auto",
         cv: Any = 5,
-        rounds: int | str = 1,
+        rounds: int | str | None = None,
         parametrization: str = "standard",
         metric: str = "auto",
         loss: str = "auto",
@@ -61,6 +67,7 @@ class Parameters(BaseEstimator):
     ) -> None:
         self.backbone = backbone
         self.theta2 = theta2
+        self.effort = effort
         self.mode = mode
         self.solver = solver
         self.penalty = penalty
@@ -97,7 +104,8 @@ class Parameters(BaseEstimator):
             mode=mode,
             solver=self.solver,
             penalties=None if isinstance(self.penalty, str) else given_penalties(self.penalty),
-            rounds=self.rounds if mode == "full" else 1,
+            rounds=1 if self.rounds is None or mode != "full" else self.rounds,
+            rates=WIDE_RATES if self.effort == "high" else RATES,
             parametrization=self.parametrization,
             metric=self.metric,
             schedule=paper_schedule(
@@ -160,6 +168,7 @@ class _Checks:
 
 def _check_names(parameters: Parameters, checks: _Checks) -> None:
     """Check those that are one of some names."""
+    checks.one_of("effort", EFFORTS, {"medium": "auto", "default": "auto", "max": "high", "min": "low"})
     checks.one_of("mode", MODES, OTHER_NAMES)
     checks.one_of("solver", ("auto", "subspace", "dual", *OPTIMIZERS), {"closed form": "dual", "newton": "dual"})
     checks.one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
@@ -176,7 +185,7 @@ def _check_choices(parameters: Parameters, checks: _Checks) -> None:
     names = isinstance(theta2, str) or (
         isinstance(theta2, Sequence) and bool(theta2) and all(isinstance(name, str) for name in theta2)
     )
-    checks.expect("theta2", names, "'auto', 'search', a name, a glob, or a list of them")
+    checks.expect("theta2", names, "'auto', 'top', 'search', a name, a glob, or a list of them")
     pair = isinstance(penalty, Sequence) and not isinstance(penalty, str) and len(penalty) == 2
     given = list(penalty) if pair else [penalty]
     numbers_given = all(is_number(value) and value >= 0 for value in given)
@@ -186,7 +195,9 @@ def _check_choices(parameters: Parameters, checks: _Checks) -> None:
     folds = _is_whole(cv, 2) if isinstance(cv, numbers.Number) else hasattr(cv, "split") or hasattr(cv, "__iter__")
     checks.expect("cv", folds and not isinstance(cv, str), "a number of folds from 2, a splitter, or pairs of indices")
     rounds = parameters.rounds
-    checks.expect("rounds", _is_auto(rounds) or _is_whole(rounds, 1), "'auto' or a whole number from 1")
+    checks.expect(
+        "rounds", rounds is None or _is_auto(rounds) or _is_whole(rounds, 1), "None, 'auto' or a whole number from 1"
+    )
 
 
 def _check_augment(parameters: Parameters, checks: _Checks) -> None:
@@ -199,7 +210,7 @@ def _check_augment(parameters: Parameters, checks: _Checks) -> None:
 
 def _check_rounds(parameters: Parameters, checks: _Checks) -> None:
     """Check what rounds and the whitened metric need of the others."""
-    if parameters.rounds != 1:
+    if parameters.rounds not in (None, 1):
         if parameters.mode == "gradient" or parameters.solver in ("dual", *OPTIMIZERS):
             checks.wrong.append("rounds other than 1 are of mode='full' with solver='subspace' (or 'auto')")
         elif not _is_auto(parameters.penalty):

@@ -19,13 +19,15 @@ from gradfeat.backbones import Backbone, resolve
 from gradfeat.data import Inputs, Mirrored
 from gradfeat.errors import ConfigurationError
 from gradfeat.estimators.fitted import BuiltFrom, Columns, Network, Targets
+from gradfeat.estimators.looking import looks
 from gradfeat.estimators.parameters import Parameters, check_parameters
 from gradfeat.estimators.reading import as_targets, folds_among, shape_of
-from gradfeat.fit import Problem
+from gradfeat.fit import Plan, Problem
 from gradfeat.fit import prepare as prepare_problem
 from gradfeat.fit.checkpoint import Checkpoint, digest
 from gradfeat.fit.depth import Depth, choose_depth
 from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
+from gradfeat.fit.look import MOST, Look, look
 from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.stages import LINEARIZE, NETWORK
 from gradfeat.losses import Loss
@@ -65,7 +67,8 @@ class Prepared:
         network: The network, and θ₂.
         targets: What y was.
         columns: Of the table that X was.
-        depths: Depths of θ₂ that a search tried.
+        depths: Depths of θ₂ that a search or a look tried.
+        look: What a look at some samples decided; None where there was none.
     """
 
     problem: Problem
@@ -73,6 +76,15 @@ class Prepared:
     targets: Targets
     columns: Columns
     depths: Sequence[Depth] = ()
+    look: Look | None = None
+
+    def decided(self, plan: Plan) -> Plan:
+        """Return a plan with what a look decided: whether θ̄₂ of mode `full` moves."""
+        if self.look is None or plan.mode != "full":
+            return plan
+        if self.look.modules is None:
+            return dataclasses.replace(plan, rounds=1)
+        return dataclasses.replace(plan, rounds="auto" if plan.rounds == 1 else plan.rounds)
 
 
 def prepare(parameters: Parameters, data: TrainingData, progress: Progress | None = None) -> Prepared:
@@ -97,7 +109,7 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
     snapshot = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
     views = samples.inputs if parameters.augment is None else Mirrored(samples.inputs)
     seed = parameters.draw_seed()
-    if seed is None and _searches(parameters):  # all depths hold out the same samples
+    if seed is None and (_searches(parameters) or looks(parameters, len(samples.y))):  # one split for all depths
         seed = int(np.random.default_rng().integers(2**31 - 1))
     checkpoint, cv = _checkpoint(parameters, samples, snapshot)
     making = _Making(
@@ -111,9 +123,9 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
         checkpoint=checkpoint,
         progress=progress,
     )
-    problem, modules, depths = _problem(making)
-    network = Network(snapshot, modules, example, built_from, parameters.weights)
-    return Prepared(problem, network, data.targets, data.columns, depths)
+    made = _made(making)
+    network = Network(snapshot, made.modules, example, built_from, parameters.weights)
+    return Prepared(made.problem, network, data.targets, data.columns, made.depths, made.look)
 
 
 def inputs_of(X: Any, backbone: Backbone) -> Inputs:
@@ -191,6 +203,15 @@ class _Making:
     checkpoint: Checkpoint | None
     progress: Progress
 
+    def some(self, most: int) -> _Making:
+        """Return what the problem of so many samples at most is made from, drawn at random; silent."""
+        n = len(self.samples.y)
+        rows = np.sort(np.random.RandomState(self.seed).permutation(n)[:most])
+        inputs, weight = self.samples.inputs.subset(rows), self.samples.weight
+        samples = _Samples(inputs, self.samples.y[rows], None if weight is None else weight[rows], cv=5)
+        views = inputs if self.parameters.augment is None else Mirrored(inputs)
+        return dataclasses.replace(self, samples=samples, views=views, checkpoint=None, progress=Progress(False))
+
     def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
         """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
         parameters, samples = self.parameters, self.samples
@@ -225,12 +246,24 @@ def _searches(parameters: Parameters) -> bool:
     return parameters.theta2 in ("search", ["search"])
 
 
-def _problem(making: _Making) -> tuple[Problem, str | Sequence[str], Sequence[Depth]]:
-    """Return the problem of the θ₂ that is asked for, or of the best depth; θ₂; and the depths that were tried."""
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A problem, θ₂ as it was found or asked for, and how it was found."""
+
+    problem: Problem
+    modules: str | Sequence[str]
+    depths: Sequence[Depth] = ()
+    look: Look | None = None
+
+
+def _made(making: _Making) -> _Made:
+    """Return the problem of the θ₂ that is asked for, or of the best depth."""
     parameters = making.parameters
+    if looks(parameters, len(making.samples.y)) and not making.samples.inputs.random:
+        return _looked(making)
     modules = "auto" if _searches(parameters) else parameters.theta2
     if not _searches(parameters) or parameters.mode == "activation":
-        return making.problem(modules), modules, []
+        return _Made(making.problem(modules), modules)
     if making.samples.inputs.random:
         raise ConfigurationError(
             "theta2='search' compares depths on the same samples, and this data set may change its samples: name θ₂"
@@ -241,4 +274,19 @@ def _problem(making: _Making) -> tuple[Problem, str | Sequence[str], Sequence[De
         parameters.plan(len(making.samples.y), "gradient" if parameters.mode == "gradient" else "full", making.seed),
         making.progress,
     )
-    return problem, modules if chosen is None else list(chosen.modules), depths
+    return _Made(problem, modules if chosen is None else list(chosen.modules), depths)
+
+
+def _looked(making: _Making) -> _Made:
+    """Return the problem of the θ₂ to which a look at some samples leads."""
+    parameters = making.parameters
+    some = making.some(MOST)
+    found = look(
+        backbone_candidates(making.backbone, making.example),
+        some.problem,
+        parameters.plan(len(some.samples.y), seed=making.seed),
+        making.progress,
+        all_depths=parameters.effort == "high",
+    )
+    modules: str | Sequence[str] = "auto" if found.modules is None else list(found.modules)
+    return _Made(making.problem(modules), modules, found.tried, found)

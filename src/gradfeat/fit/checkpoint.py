@@ -3,9 +3,8 @@
 A part is one safetensors file: its tensors, the state of the random numbers after it, and all else as JSON, which
 writes a float with all its digits. So a fit that goes on ends with the weights of one that was never interrupted. The
 parts: the probe; the held-out losses and the best w₂ of each penalty of ω̄; the penalties that were chosen, and the w₂
-there; the rounds after each step, in the search and in its repetition; of training by epochs the weights and the
-optimizer's state after an epoch, and the scores of the learning rates that were tried. The last convex problem is
-solved again.
+there; the trials of rounds; of training by epochs the weights and the optimizer's state after an epoch, and the scores
+of the learning rates that were tried. The last convex problem is solved again.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from gradfeat.files.tensor_file import tensor_file
 from gradfeat.files.writing import write_whole
 
 FORMAT = "gradfeat.fit"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ABOUT = "configuration.json"
 
 T = TypeVar("T")

@@ -82,7 +82,7 @@ def choose_depth(
     tried: list[Depth] = []
     omega_penalties: dict[str, list[float]] = {}
     probe: Probe | None = None  # f(x), and with it the probe, is the same at all depths
-    for candidate in _doubling(candidates):
+    for candidate in doubling(candidates):
         begun = time.perf_counter()
         problem = replace(build(candidate.modules, probe), omega_penalties=omega_penalties)
         probe = problem.probe
@@ -102,7 +102,7 @@ def choose_depth(
     return best, chosen, tried
 
 
-def _doubling(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+def doubling(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
     """Yield the candidates of 1, 2, 4 ... blocks, and the last one."""
     count = 1
     while count < len(candidates):

@@ -11,6 +11,9 @@ from gradfeat.solvers.finetune import Search
 from gradfeat.solvers.schedule import Schedule, paper_schedule
 from gradfeat.solvers.subspace import Penalties
 
+RATES = (1e-3, 3e-3)
+"""Learning rates at which θ̄₂ moves, that are tried where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -21,8 +24,9 @@ class Plan:
         solver: Of `gradfeat.fit.SOLVERS`, or "auto" (`gradfeat.fit.select_solver`).
         penalties: λ₁ and λ₂ where they are given; ω̄ is then the problem's probe. None: chosen on validation data, which
             are a part of the training data.
-        rounds: Most linearizations; "auto" goes on while the validation loss falls (see `gradfeat.fit.rounds`). Of mode
-            "full" alone.
+        rounds: 1: one linearization, at the pre-trained θ̄₂. More: passes over the samples in which θ̄₂ moves in each
+            trial, "auto" for `gradfeat.fit.rounds.PASSES` (see there). Of mode "full" alone.
+        rates: Of rounds: AdamW's learning rates that are tried, ascending.
         parametrization: The variables that w₂ is penalized and trained in.
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
             plain where penalties are given, whitened where they are chosen; the better of both on validation data where
@@ -38,6 +42,7 @@ class Plan:
     solver: str = "auto"
     penalties: Penalties | None = None
     rounds: int | str = 1
+    rates: tuple[float, ...] = RATES
     parametrization: str = "standard"
     metric: str = "auto"
     splits: int | None = None

@@ -1,240 +1,266 @@
-"""Rounds: linearize, fit, move θ̄₂ by w₂, take ω̄ = w₁, linearize again. Fine-tuning without a learning rate.
+"""Rounds: θ̄₂ moves in many small steps, and the network is linearized where they end.
 
-Each round is a convex problem at the present point, of which one preconditioned step is taken (a damped Gauss-Newton
-step), in the span of a preconditioned gradient, or of two or three, and the step before. How far it goes, the penalties
-of w₁ and w₂ say: they are a trust region, chosen by the loss of the real network on validation data, that no fit has
-seen. Rounds end where no step lowers it. The same steps, with the same penalties, are then repeated on all training
-data, and the last linearization is solved there.
+A few passes of AdamW through the `network` program, from the probe as its head, at two learning rates, on the samples
+that are not held out. Each is judged on the others, after a temperature; a larger rate is taken where its loss is lower
+by more than the error of the difference. The network then goes on from where it is, for half as many passes, on all
+samples: what was held out is learnt too, and nothing that was done is thrown away. Its head, divided by the
+temperature, is ω̄ = w₁ of the linear model at the point reached. Where no rate is better than the probe, θ̄₂ stays.
 """
 
 from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradfeat.errors import ConvergenceError
-from gradfeat.fit.checkpoint import Part, keep_part, load_part
-from gradfeat.fit.penalties import GRID, NEGLIGIBLE, Choice, ScaledPenalties
-from gradfeat.fit.plan import Plan
+from gradfeat.fit.checkpoint import keep_part, load_part
+from gradfeat.fit.penalties import NEGLIGIBLE
+from gradfeat.fit.plan import RATES, Plan
 from gradfeat.fit.point import Point, check_finite, starting_model
-from gradfeat.fit.predict import loss_at
+from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.run import Run
-from gradfeat.fit.spans import Growth, Stages, Validation, grow
-from gradfeat.fit.steps import Rounds
-from gradfeat.fit.trust_region import growths_to, network_loss, next_step, subspace_at, weights_of
+from gradfeat.fit.splits import Split
+from gradfeat.fit.steps import Rounds, Trial
+from gradfeat.fit.training import Training
 from gradfeat.model import GradientFeatureModel
+from gradfeat.solvers.finetune import Recipe, judged, trial_of
 from gradfeat.solvers.first_order import History
-from gradfeat.solvers.probe import fit_probe
-from gradfeat.solvers.subspace import Penalties, Solution
+from gradfeat.solvers.probe import Probe, fit_probe
+from gradfeat.solvers.schedule import Schedule
+from gradfeat.solvers.subspace import Solution
 
-MOST = 12
-"""Steps at most, for "auto"; the last linearization comes after them."""
+PASSES = 8
+"""Passes of each trial, for "auto"."""
 
-AROUND = (10.0, 10**0.5, 1.0, 10**-0.5, 0.1)
-"""The same of the last linear model, in units of the last step's."""
+FEWEST_STEPS = 100
+"""Steps of a trial at least, for "auto": of few samples there are more passes."""
 
-FIRST = Stages(common=(Growth(10.0, 1), Growth(1.0, 2)))
-"""Of the choice of ω̄'s penalty: what is best for short steps, under heavier penalties of w₂, is what rounds begin with
-best, which move ω̄ themselves."""
-
-LAST = (*FIRST.common, Growth(0.1, 2))
-"""Growths of the last linearization's subspace at most."""
+MORE = 0.5
+"""Passes over all samples after them, as a share of theirs."""
 
 ASTRAY = 0.05
-"""Share of the rounds' gain by which the loss may be higher where the rounds are repeated on all samples."""
+"""Share of the rounds' gain by which the validation loss may be higher where all samples have been learnt."""
 
-SEARCH, REPETITION = "rounds-search", "rounds-repetition"
+SEARCH, CONTINUED = "rounds-search", "rounds-continued-epochs"
 """Names of their parts of a checkpoint."""
 
+_LARGEST_BATCH, _SMALLEST_BATCH, _BATCHES = 32, 4, 8
+_NO_MOVE = "no rate was better than the probe"
 
-def fit_in_rounds(problem: Problem, plan: Plan, choice: Choice, run: Run) -> Fit | None:
-    """Search steps on a split, repeat them on all samples; None where one linearization has less validation loss.
+
+def fit_in_rounds(problem: Problem, plan: Plan, run: Run) -> Fit | None:
+    """Move θ̄₂ as far as held-out data say; None where the probe is better.
 
     Args:
         problem: The data, the network and the loss.
-        plan: How many rounds, "auto" for as many as lower the loss; parametrization and metric.
-        choice: Of the first linearization, with the stages `FIRST`.
+        plan: How many passes a trial has, or "auto"; the seed.
         run: The first of its splits is the one to choose by. Told what was done in vain.
     """
-    search = search_rounds(problem, plan, choice, run)
-    passes = choice.passes + search.passes
-    if not search.interrupted and (not search.steps or search.last_loss > choice.losses[0]):  # on the same samples
-        run.passes += passes
+    rounds = search_rounds(problem, plan, run)
+    chosen = rounds.chosen
+    if chosen is None:
+        if rounds.interrupted:
+            raise KeyboardInterrupt
+        run.passes += rounds.passes
         return None
-    model = starting_model(problem, "full", plan.parametrization)
-    if search.steps:
-        model = _model(problem, plan, search.point)
-    solution: Solution | None = None
-    interrupted = search.interrupted
-    if not interrupted:
+    point = rounds.point
+    if rounds.interrupted:
+        run.notes.append(f"full: interrupted in the rounds; {_SEARCHED}{_resumable(problem)}")
+    else:
         try:
-            point, solution = repeat_rounds(problem, plan, choice, search, run)
-            model = _confirmed(problem, plan, point, search, run)
+            point = continued(problem, plan, rounds, run)
         except ConvergenceError as error:
-            run.notes.append(f"full: the rounds went astray when repeated on all samples: {error}; {_SEARCHED}")
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        more = "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"
-        run.notes.append(f"full: interrupted in the rounds after {len(search.steps)} steps; {_SEARCHED}{more}")
-    losses = [step.loss for step in search.steps]
-    if solution is not None:
-        solution.passes += passes
-        losses, passes = solution.objective, solution.passes
-        solution.seconds = run.seconds
-    history = History(losses, passes, run.seconds, "interrupted" if interrupted else "finished")
-    return Fit(model, run.seconds, history, run.notes, choice, solution, search)
+            run.notes.append(f"full: the rounds went astray on all samples: {error}; {_SEARCHED}")
+    model = check_finite(_cooled(point, chosen.temperature).model(problem.linearization, "full", "standard"), "full")
+    losses = [*chosen.training, *rounds.more]
+    stopped = "interrupted" if rounds.interrupted else "finished"
+    solution = Solution("rounds", False, rounds.reason, losses, passes=run.passes + rounds.passes, seconds=run.seconds)
+    solution.interrupted = rounds.interrupted
+    history = History(losses, solution.passes, run.seconds, stopped)
+    return Fit(model, run.seconds, history, run.notes, solution=solution, rounds=rounds)
 
 
 _SEARCHED = "the weights are those of the search, which left a part of the samples out"
 
 
-def _confirmed(problem: Problem, plan: Plan, point: Point, search: Rounds, run: Run) -> GradientFeatureModel:
-    """Return the model of the steps on all samples, where it is as good as the search says.
+def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
+    """Try rates, from small to large, on the samples that the first split does not hold out."""
+    kept = load_part(problem.checkpoint, SEARCH)
+    if kept is not None:
+        return _ended(Rounds.unpack(kept, problem.linearization.theta2))
+    split = run.splits[0]
+    probe = _probe_of(problem, split)
+    start = starting_model(problem, "finetune", probe=probe)
+    best = _Judged.of(problem, start, split)
+    rounds = Rounds(best.loss, _end(problem, start))
+    for k, rate in enumerate(plan.rates):
+        trial, model, interrupted = _tried(problem, plan, rate, k, run, probe)
+        rounds.trials.append(trial)
+        rounds.passes += len(trial.training) * len(split.train) / problem.n
+        found = _Judged.of(problem, model, split)
+        if found.clearly_better(best) if rounds.best >= 0 else found.loss < best.loss * (1 - NEGLIGIBLE):
+            rounds.best, rounds.point, best = k, _end(problem, model), found
+        rounds.interrupted = interrupted
+        if interrupted:
+            return _ended(rounds)
+    keep_part(problem.checkpoint, SEARCH, rounds.pack())
+    if problem.checkpoint is not None:
+        for k in range(len(plan.rates)):
+            problem.checkpoint.drop(_part(k))
+    return _ended(rounds)
+
+
+def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
+    """Go on from the best trial, on all samples.
 
     Raises:
-        ConvergenceError: The repetition went astray.
+        ConvergenceError: The network's loss where it was held out before is clearly higher than then.
     """
-    model = check_finite(_model(problem, plan, point), "full")
-    # what was held out has been fitted to now; a clearly higher loss there says that the repetition went astray
-    allowed = search.last_loss + ASTRAY * (search.start - search.last_loss)
-    if not loss_at(problem, model, run.splits[0].validation) <= allowed:
+    chosen = rounds.trials[rounds.best]
+    model = starting_model(problem, "finetune")
+    theta2 = problem.linearization.theta2
+    w2 = {name: value - theta2[name].to(value) for name, value in rounds.point.theta2.items()}
+    model.set_weights(w1=rounds.point.w1, b=rounds.point.b, w2=w2)
+    training = Training(problem, plan, torch.arange(problem.n), title="fit", part=CONTINUED)
+    rate = min(chosen.rate, RATES[0])  # a larger one would begin by undoing what was learnt
+    recipe = recipe_of(rate, problem.n, max(1, round(MORE * chosen.passes)))
+    history = training.run(model, recipe.schedule_of(problem.n), run.progress)
+    rounds.more = history.loss
+    rounds.passes += history.passes
+    if history.stopped == "interrupted":
+        rounds.interrupted = True
+        run.notes.append(f"full: interrupted after {len(history.loss)} passes over all samples{_resumable(problem)}")
+    # what was held out has been learnt now; a clearly higher loss there says that it went astray
+    loss = _Judged.of(problem, model, run.splits[0]).loss
+    if not loss <= chosen.loss + ASTRAY * (rounds.start - chosen.loss):
         raise ConvergenceError("the loss rose where it was held out before")
-    return model
+    return _end(problem, model)
 
 
-def _model(problem: Problem, plan: Plan, point: Point) -> GradientFeatureModel:
-    return point.model(problem.linearization, "full", plan.parametrization)
+def recipe_of(rate: float, n: int, passes: int) -> Recipe:
+    """Return how n samples are gone over so many times."""
+    batch = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, n // _BATCHES))
+    schedule = Schedule("adamw", rate, 1, 1, batch, weight_decay=0.01, decay="cosine", warmup=0.1)
+    return Recipe(schedule, "probe", passes)
 
 
-def search_rounds(problem: Problem, plan: Plan, choice: Choice, run: Run) -> Rounds:
-    """Move θ̄₂ while the network's loss on validation data falls; then choose the last linear model's penalties.
+def passes_of(rounds: int | str, n: int) -> int:
+    """Return the passes of a trial on n samples.
 
-    Args:
-        problem: The data, the network and the loss.
-        plan: How many rounds, "auto" for as many as lower the loss; parametrization and metric.
-        choice: Says the penalty of the probe that the rounds start from.
-        run: The first of its splits is the one to choose by.
+    Example:
+        >>> passes_of("auto", 1000), passes_of("auto", 16), passes_of(3, 16)
+        (8, 25, 3)
     """
-    rounds, done = _begun(problem, choice, run)
-    if done:
+    if not isinstance(rounds, str):
         return rounds
-    limit = MOST if isinstance(plan.rounds, str) else int(plan.rounds) - 1
-    asked = "are taken" if isinstance(plan.rounds, str) else "were asked for"
-    rounds.reason = f"at most {limit} steps {asked}"
-    with run.progress.step("rounds") as report:
-        report(len(rounds.steps), limit)
-        try:
-            for k in range(len(rounds.steps), limit):
-                step = next_step(problem, plan, choice, rounds, run)
-                if step is None:
-                    rounds.reason = "no further step lowered the network's held-out loss"
-                    break
-                rounds.steps.append(step[0])
-                rounds.point, rounds.last_loss = step[1], step[0].loss
-                keep_part(problem.checkpoint, SEARCH, rounds.pack(done=False), run.generator)
-                report(k + 1, limit)
-            if rounds.steps:
-                _choose_last(problem, plan, rounds, run)
-            keep_part(problem.checkpoint, SEARCH, rounds.pack(done=True), run.generator)
-        except ConvergenceError as error:
-            rounds.reason = str(error)
-        except KeyboardInterrupt:
-            rounds.interrupted = True
-    return rounds
+    steps = math.ceil(n / recipe_of(RATES[0], n, 1).schedule.batch_size)
+    return max(PASSES, math.ceil(FEWEST_STEPS / steps))
 
 
-def repeat_rounds(problem: Problem, plan: Plan, choice: Choice, rounds: Rounds, run: Run) -> tuple[Point, Solution]:
-    """Repeat the steps of a search on all samples, and solve the last linearization there."""
-    everything, steps, generator = torch.arange(problem.n), rounds.steps, run.generator
-    point, solution = _repetition(problem, choice, len(steps), generator)
-    first = len(solution.objective)
-    with run.progress.step("rounds on all samples") as report:
-        report(first, len(steps) + 1)
-        for i, step in enumerate(steps[first:], first):
-            rows = problem.random_views(everything, generator)
-            subspace = subspace_at(problem, plan, point, rows, generator)
-            for growth in growths_to(step.directions):  # as in the search
-                grow(subspace, choice.omega_penalty, growth, tolerance=0.0)
-            minimum = subspace.minimum(step.on(problem.n))
-            solution.objective.append(minimum.objective)
-            solution.passes += subspace.features.passes / problem.views
-            point = point.moved(*weights_of(subspace, minimum))
-            part = Part({"objective": solution.objective, "passes": solution.passes}, point.pack())
-            keep_part(problem.checkpoint, REPETITION, part, generator)
-            report(i + 1, len(steps) + 1)
-        if rounds.last is not None:
-            rows = problem.all_views(everything)
-            subspace = subspace_at(problem, plan, point, rows, generator)
-            for growth in LAST[: rounds.stages]:
-                grow(subspace, steps[-1].lambda1, growth)
-            minimum = subspace.minimum(rounds.last.on(len(rows)))
-            solution.objective.append(minimum.objective)
-            solution.passes += subspace.features.passes
-            point = point.with_weights(*weights_of(subspace, minimum))
-    return point, solution
+# ---- one trial ------------------------------------------------------------------------------------------------------
 
 
-# ---- where they begin -----------------------------------------------------------------------------------------------
+def _tried(
+    problem: Problem, plan: Plan, rate: float, k: int, run: Run, probe: Probe
+) -> tuple[Trial, GradientFeatureModel, bool]:
+    """Return how a rate did, the network there, and whether it was interrupted."""
+    split = run.splits[0]
+    n = len(split.train)
+    passes = passes_of(plan.rounds, n)
+    model = starting_model(problem, "finetune", probe=probe)
+    with suppress(ConvergenceError):
+        training = Training(problem, plan, split.train, title=trial_of(k + 1), part=_part(k))
+        history = training.run(model, recipe_of(rate, n, passes).schedule_of(n), run.progress)
+        found = _Judged.of(problem, model, split)
+        trial = Trial(rate, passes, found.loss, found.errors, found.temperature, history.loss)
+        return trial, model, history.stopped == "interrupted"
+    return Trial(rate, passes, math.inf), model, False
 
 
-def _begun(problem: Problem, choice: Choice, run: Run) -> tuple[Rounds, bool]:
-    """Return the rounds at their probe, or as far as the checkpoint has them; and whether they are done."""
-    split, kept = run.splits[0], load_part(problem.checkpoint, SEARCH, run.generator)
-    if kept is not None:
-        return Rounds.unpack(kept, problem.linearization.theta2), bool(kept.values["done"])
-    point = _start(problem, choice, problem.all_views(split.train))
-    start = network_loss(problem, point, split.validation)
-    return Rounds(start, point, last_loss=start), False
-
-
-def _repetition(problem: Problem, choice: Choice, count: int, generator: torch.Generator) -> tuple[Point, Solution]:
-    """Return the probe of all samples, or where a repetition of so many steps stopped, and what it has done so far."""
-    kept = load_part(problem.checkpoint, REPETITION, generator)
-    solution = Solution("rounds", False, f"{count} steps")
-    if kept is None:
-        return _start(problem, choice, problem.all_views(torch.arange(problem.n))), solution
-    solution.objective, solution.passes = kept.values["objective"], kept.values["passes"]
-    return Point.unpack(kept.tensors, problem.linearization.theta2), solution
-
-
-def _start(problem: Problem, choice: Choice, rows: Tensor) -> Point:
-    """Return the probe of some rows, with the penalty that was chosen for ω̄."""
-    probe = fit_probe(
+def _probe_of(problem: Problem, split: Split) -> Probe:
+    """Return the probe of the samples that are not held out."""
+    rows = problem.all_views(split.train)
+    return fit_probe(
         problem.store.features[rows],
         problem.y[rows],
         problem.loss,
         sample_weight=problem.weight_of(rows),
-        penalty=choice.omega_penalty,
+        penalty=problem.probe.penalty,
         outputs=problem.outputs,
     )
-    return Point(problem.linearization.theta2, probe.omega, probe.omega, probe.bias)
 
 
-# ---- the last linearization -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Judged:
+    """A network on validation data, after the best temperature there.
+
+    Attributes:
+        loss: Weighted mean; infinite where outputs are not finite.
+        errors: Share of wrong classes.
+        temperature: The best one.
+        each: Loss of each sample, (k,).
+        share: Weight of each, of sum one.
+    """
+
+    loss: float
+    errors: float
+    temperature: float
+    each: Tensor
+    share: Tensor
+
+    @staticmethod
+    def of(problem: Problem, model: GradientFeatureModel, split: Split) -> _Judged:
+        part = problem.subset(split.validation)
+        logits = store_logits(model, part.store)
+        found = judged(logits, part.y, problem.loss, part.weight, tempered=True)
+        each = problem.loss.per_sample(logits.double() / found.temperature, part.y)
+        share = torch.ones_like(each) if part.weight is None else part.weight.to(each)
+        loss = found.loss if math.isfinite(found.loss) else math.inf
+        return _Judged(loss, found.errors, found.temperature, each, share / share.sum())
+
+    def clearly_better(self, other: _Judged) -> bool:
+        """Whether the loss is lower by more than the standard error of the paired difference."""
+        difference = other.each - self.each
+        mean = self.share @ difference
+        error = (self.share.square() @ (difference - mean).square()).sqrt()
+        return bool(mean > error)
 
 
-def _choose_last(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> None:
-    """Choose the penalties of the last linear model, or none where the network at this point is better."""
-    split = run.splits[0]
-    views = problem.all_views(split.train)
-    rows = torch.cat([views, split.validation])
-    subspace = subspace_at(problem, plan, rounds.point, rows, run.generator, len(views))
-    validation = Validation.of(problem.subset(rows), len(views))
-    last = rounds.steps[-1].lambda1
-    lambda1 = [last * factor for factor in AROUND]
-    for stages, growth in enumerate(LAST, 1):
-        grow(subspace, last, growth)
-        losses = validation.losses(subspace, lambda1)
-        if not losses.min() < rounds.last_loss * (1 - NEGLIGIBLE):
-            if stages == 1:
-                continue  # one direction may be too few
-            break
-        j, k = divmod(int(losses.argmin()), len(GRID.lambda2_units))
-        rounds.last = ScaledPenalties(lambda1[j], GRID.lambda2_units[k], subspace.length)
-        rounds.last_loss, rounds.stages = float(losses.min()), stages
-        minimum = subspace.minimum(Penalties(lambda1[j], GRID.lambda2_units[k] * subspace.unit))
-        rounds.point = rounds.point.with_weights(*weights_of(subspace, minimum))
-    rounds.passes += subspace.features.passes * len(rows) / len(problem.store)
+def _end(problem: Problem, model: GradientFeatureModel) -> Point:
+    """Return the point where a network has moved to, with its head as ω̄ = w₁."""
+    w1, b = model.w1.detach().clone(), model.b.detach().clone()
+    start = Point(problem.linearization.theta2, w1, w1, b)
+    moved = start.moved(w1, b, model.w2)
+    return Point(moved.theta2, moved.omega, moved.w1, moved.b)
+
+
+def _cooled(point: Point, temperature: float) -> Point:
+    omega = point.omega / temperature
+    return Point(point.theta2, omega, omega, point.b / temperature)
+
+
+def _ended(rounds: Rounds) -> Rounds:
+    """Say why they ended."""
+    chosen = rounds.chosen
+    if rounds.interrupted:
+        rounds.reason = f"interrupted in trial {len(rounds.trials)}"
+    elif chosen is None:
+        rounds.reason = _NO_MOVE
+    else:
+        rounds.reason = f"θ̄₂ moves for {chosen.passes} passes, then {max(1, round(MORE * chosen.passes))} over all"
+        rounds.reason += f" samples, at the rate {chosen.rate:g}; temperature {chosen.temperature:.2f}"
+    return rounds
+
+
+def _part(k: int) -> str:
+    return f"rounds-trial-{k + 1}-epochs"
+
+
+def _resumable(problem: Problem) -> str:
+    return "" if problem.checkpoint is None else "; the same fit goes on from its checkpoint"

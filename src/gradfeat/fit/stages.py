@@ -7,6 +7,7 @@ and linearizing it do not depend on the number of samples, so they say nothing a
 from __future__ import annotations
 
 from gradfeat.fit.plan import Plan
+from gradfeat.fit.rounds import MORE, passes_of
 from gradfeat.fit.splits import ONE_SPLIT_FROM, PARTS
 from gradfeat.progress import Stage
 from gradfeat.solvers.finetune import honest_search, trial_of
@@ -14,7 +15,7 @@ from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 NETWORK, LINEARIZE, HEAD = "network", "linearize", "head of the merged network"
 
-ACTIVATIONS, _PROBE, _SPLIT, _FIT, _HEAD, _ROUND, _EPOCH = 2.0, 0.2, 2.5, 0.5, 0.3, 1.0, 0.1
+ACTIVATIONS, _PROBE, _SPLIT, _FIT, _HEAD, _EPOCH = 2.0, 0.2, 2.5, 0.5, 0.3, 0.1
 
 
 def stages_of_fit(plan: Plan, n: int) -> list[Stage]:
@@ -43,5 +44,6 @@ def stages_of_plan(plan: Plan, n: int) -> list[Stage]:
     choice = [Stage("penalties", _SPLIT * splits)] * metrics if plan.penalties is None else []
     if plan.rounds == 1 or plan.mode != "full":
         return [*choice, Stage("fit", _FIT), Stage(HEAD, _HEAD)]
-    moves = [Stage("rounds", 6 * _ROUND), Stage("rounds on all samples", 3 * _ROUND)]
-    return [*choice, *moves, Stage(HEAD, _HEAD)]
+    passes = _EPOCH * passes_of(plan.rounds, n)
+    trials = [Stage(trial_of(k + 1), 0.8 * passes) for k in range(len(plan.rates))]
+    return [*trials, Stage("fit", MORE * passes), Stage(HEAD, _HEAD)]

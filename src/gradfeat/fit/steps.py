@@ -1,4 +1,4 @@
-"""The record of rounds: each move of θ̄₂, and how they ended."""
+"""The record of rounds: what was tried on held-out training data, and how far θ̄₂ moved."""
 
 from __future__ import annotations
 
@@ -8,79 +8,80 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor
 
 from gradfeat.fit.checkpoint import Part
-from gradfeat.fit.penalties import ScaledPenalties
 from gradfeat.fit.point import Point
-from gradfeat.solvers.subspace import Penalties
 
 
 @dataclass(frozen=True)
-class Step:
-    """A move of θ̄₂.
+class Trial:
+    """One learning rate that was tried on the samples that were not held out.
 
     Attributes:
-        lambda1: λ₁.
-        lambda2_units: λ₂ in units of the gradient features.
-        length: Their mean squared length there: a unit is `length` / n (see `gradfeat.fit.penalties`).
-        directions: How many directions its subspace had.
-        loss: The network's loss on validation data after it.
+        rate: Of AdamW.
+        passes: Over these samples.
+        loss: On validation data, after the temperature; infinite where training diverged.
+        errors: Share of wrong classes there; 0 where targets are no classes.
+        temperature: The best one there.
+        training: Mean training loss of each pass.
     """
 
-    lambda1: float
-    lambda2_units: float
-    length: float
-    directions: int
+    rate: float
+    passes: int
     loss: float
+    errors: float = 0.0
+    temperature: float = 1.0
+    training: list[float] = field(default_factory=list)
 
-    def on(self, n: int) -> Penalties:
-        """Return λ₁ and λ₂ of the same step with n samples."""
-        return ScaledPenalties(self.lambda1, self.lambda2_units, self.length).on(n)
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}: held-out loss {self.loss:.3f}"
 
 
 @dataclass
 class Rounds:
-    """What was found on the samples that were not held out.
+    """How θ̄₂ moved.
 
     Attributes:
-        start: Validation loss of the probe that the rounds start from.
-        point: Where they ended, and the last linear model there; of a model that was loaded from a file the model's
+        start: Validation loss of the probe that the trials start from, after a temperature.
+        point: Where the best trial ended, with its head as ω̄ = w₁; of a model that was loaded from a file the model's
             own. It is not compared.
-        steps: Moves that lowered it.
-        last: Penalties of the last linearization; None where the network itself was better.
-        last_loss: The validation loss there; before the last linearization is chosen, that of the network.
-        stages: How many stages its subspace grew for.
-        reason: Why the rounds ended.
-        passes: Work.
-        interrupted: Whether Ctrl-C ended them.
+        trials: The rates that were tried.
+        best: Which of them is the best; -1 where none is better than the probe.
+        more: Mean training loss of each further pass, over all samples.
+        reason: Why they ended.
+        passes: Work, in passes of training over all samples.
+        interrupted: Whether Ctrl-C ended it.
     """
 
     start: float
     point: Point = field(compare=False)
-    steps: list[Step] = field(default_factory=list)
-    last: ScaledPenalties | None = None
-    last_loss: float = float("inf")
-    stages: int = 0
+    trials: list[Trial] = field(default_factory=list)
+    best: int = -1
+    more: list[float] = field(default_factory=list)
     reason: str = ""
     passes: float = 0.0
     interrupted: bool = False
 
-    def pack(self, done: bool) -> Part:
-        """Return all of it, as a part of a checkpoint: after a step, or when it is done."""
-        names = ("start", "last_loss", "stages", "reason", "passes")
-        values = {name: getattr(self, name) for name in names} | {"steps": [asdict(step) for step in self.steps]}
-        last = None if self.last is None else asdict(self.last)
-        return Part({**values, "last": last, "done": done}, self.point.pack())
+    @property
+    def chosen(self) -> Trial | None:
+        """The best trial; None where none is better than the probe."""
+        return None if self.best < 0 else self.trials[self.best]
+
+    @property
+    def last_loss(self) -> float:
+        """The validation loss of the best trial, or of the probe where none is better."""
+        return self.start if self.chosen is None else self.chosen.loss
+
+    def pack(self) -> Part:
+        """Return all of it, as a part of a checkpoint."""
+        values = {"start": self.start, "passes": self.passes, "best": self.best}
+        return Part({**values, "trials": [asdict(trial) for trial in self.trials]}, self.point.pack())
 
     @staticmethod
     def unpack(part: Part, theta2: Mapping[str, Tensor]) -> Rounds:
         """Return what `pack` was given."""
-        values = {name: value for name, value in part.values.items() if name != "done"}
-        values["steps"] = [Step(**step) for step in values["steps"]]
-        values["last"] = values["last"] and ScaledPenalties(**values["last"])
-        return Rounds(**values, point=Point.unpack(part.tensors, theta2))
+        trials = [Trial(**trial) for trial in part.values["trials"]]
+        values = {name: part.values[name] for name in ("start", "passes", "best")}
+        return Rounds(**values, trials=trials, point=Point.unpack(part.tensors, theta2))
 
     def __str__(self) -> str:
-        losses = ", ".join(f"{step.loss:.3f}" for step in self.steps)
-        return (
-            f"{len(self.steps)} steps, held-out loss of the network {self.start:.3f} -> {losses}; of the last "
-            f"linear model {self.last_loss:.3f}; {self.reason}"
-        )
+        tried = "; ".join(map(str, self.trials))
+        return f"held-out loss of the probe {self.start:.3f}; {tried}; {self.reason}"

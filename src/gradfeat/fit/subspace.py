@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gradfeat.fit.choose import choose
 from gradfeat.fit.contract import LinearSolver, Solved, Start
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import Point, check_finite
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
-from gradfeat.fit.rounds import FIRST, fit_in_rounds
+from gradfeat.fit.rounds import fit_in_rounds
 from gradfeat.fit.run import Run
 from gradfeat.fit.spans import subspace_of
 from gradfeat.progress import Progress, Step
@@ -53,15 +52,13 @@ class SubspaceSolver(LinearSolver):
         return self.fit_once(problem, plan, run)
 
     def _fit_rounds(self, problem: Problem, plan: Plan, run: Run) -> Fit | None:
-        """Return the fit in rounds; None where one linearization is better, or there is nothing to judge them by."""
-        # rounds begin with an ω̄ of their own
-        choice, _ = choose(replace(problem, omega_penalties={}), plan, run, FIRST)
-        if choice is None:
-            run.notes.append(f"{plan.mode}: one linearization, since there is no held-out data to choose steps on")
+        """Return the fit in rounds; None where θ̄₂ stays, or there is nothing to judge them by."""
+        if not run.splits:
+            run.notes.append(f"{plan.mode}: one linearization, since there is no held-out data to choose rounds on")
             return None
-        fit = fit_in_rounds(problem, replace(plan, metric=choice.metric), choice, run)
+        fit = fit_in_rounds(problem, plan, run)
         if fit is None:
-            run.notes.append(f"{plan.mode}: no step of the network was better than one linearization")
+            run.notes.append(f"{plan.mode}: no move of the network was better than the probe on held-out data")
         return fit
 
     def solve(self, problem: Problem, plan: Plan, start: Start, run: Run) -> Solved:

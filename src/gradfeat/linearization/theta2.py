@@ -35,7 +35,8 @@ def select(network: nn.Module, captured: Captured, theta2: str | Sequence[str]) 
     Args:
         network: The network, for its modules' names.
         captured: Its graph, for what reaches the features.
-        theta2: "auto", or names of modules or parameters, or globs over either; one or a list.
+        theta2: "top" or "auto" (the paper's heuristic), or names of modules or parameters, or globs over either; one or
+            a list.
 
     Returns:
         The names in the network's order; those among them selected through a module or "auto".
@@ -45,8 +46,8 @@ def select(network: nn.Module, captured: Captured, theta2: str | Sequence[str]) 
     """
     patterns = [theta2] if isinstance(theta2, str) else list(theta2)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise Theta2Error(f"theta2 must be 'auto', a name, a glob, or a list of them, not {theta2!r}")
-    if patterns == ["auto"]:
+        raise Theta2Error(f"theta2 must be 'top', 'auto', a name, a glob, or a list of them, not {theta2!r}")
+    if patterns in (["auto"], ["top"]):
         patterns = [topmost(network, captured)]
     modules = [name for name, _ in network.named_modules() if name]
     own = {name: captured.aliases.get(name, name) for name, _ in network.named_parameters(remove_duplicate=False)}
