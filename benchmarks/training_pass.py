@@ -11,7 +11,8 @@ Compared, for one minibatch, forward and backward:
 - (c) the plain forward pass of those layers from kept z₀.
 
 Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival
-is the median of its ratios by round. Peak memory is what torch allocated during the pass.
+is the median of its ratios by round. With one thread on a CPU they are the processor's, which other processes lengthen
+less. Peak memory is what torch allocated during the pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import json
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -32,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as default_timer
 
 from gradfeat import GradientFeatureModel
 from gradfeat.backbones.encoders import TextEncoder
@@ -126,10 +129,12 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     }
 
 
-def times(passes: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def times(passes: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
     """Return seconds by rival and round; in each round every rival runs in turn."""
+    threads = torch.get_num_threads()
+    clock = time.process_time if threads == 1 and device == "cpu" else default_timer
     timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in passes.items()
+        name: Timer("run()", globals={"run": run}, num_threads=threads, timer=clock) for name, run in passes.items()
     }
     for run in passes.values():
         run()
@@ -174,7 +179,7 @@ def _allocations(recorded: Any) -> list[int]:
 def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
     """Time all rivals of a case."""
     passes = rivals(case, dtype, device)
-    seconds = times(passes, rounds)
+    seconds = times(passes, rounds, device)
     ratios = {
         name: statistics.median(full / other for full, other in zip(seconds["full"], seconds[name], strict=True))
         for name in ("finetune", "jvp", "jvp folded", "forward")
@@ -225,7 +230,8 @@ def machine(device: str) -> str:
     model = platform.processor() or platform.machine()
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def main() -> None:

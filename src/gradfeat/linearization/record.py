@@ -15,7 +15,6 @@ from torch import Tensor, fx
 
 from gradfeat.linearization.one_pixel import one_pixel
 from gradfeat.linearization.schema import by_name
-from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
 
@@ -97,8 +96,6 @@ def _window(target: Any, arguments: Sequence[Any]) -> tuple[Sequence[int], ...] 
     if target is aten.linear.default:
         return ()
     kernel = arguments[1].shape[2:]
-    if target is layer_tangent_3x3:
-        return kernel, (1, 1), (1, 1), (1, 1)
     if target is one_pixel and len(kernel) == 2:
         return kernel, (1, 1), (0, 0), (1, 1)
     if target is not aten.conv2d.default:

@@ -6,7 +6,7 @@ last term.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
 from gradfeat.linearization.rules.registry import named_arguments, rule
 from gradfeat.linearization.schema import Arguments
 from gradfeat.linearization.trace import Dual, Symbol, Trace, total
-from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
 
@@ -60,25 +59,12 @@ def convolution(
     if not batched:
         return NotImplemented
 
-    if _is_3x3(node, w, settings, named) and (w.tangent is not None or z.tangent is not None):
-        own = (trace.keep(z.primal), w.tangent) if w.tangent is not None else (None, None)
-        passed = (z.tangent, trace.keep(w.primal)) if z.tangent is not None else (None, None)
-        return trace.emit(layer_tangent_3x3, *own, b.tangent if b is not None else None, *passed)
-
     whole = is_one_pixel(node)
 
     def apply(z: Any, w: Any, b: Any) -> Any:
         return trace.emit(one_pixel, z, w, b) if whole else trace.emit(node.target, z, w, b, *settings, **named)
 
     return layer_tangent(trace, node, z, w, b, apply, 1)
-
-
-def _is_3x3(node: fx.Node, w: Dual, settings: Sequence[Any], named: dict[str, Any]) -> bool:
-    """Whether a convolution has filters of 3 × 3, stride 1 and padding 1, no dilation and one group."""
-    plain = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-    if node.target is not aten.conv2d.default or named or tuple(w.fake.shape[2:]) != (3, 3) or len(settings) < 2:
-        return False
-    return all(list(a) == b if isinstance(b, list) else a == b for a, b in zip(settings, plain, strict=False))
 
 
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
