@@ -22,7 +22,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -87,6 +87,7 @@ CASES = (
     Case("MiniLM (6 × 384), last layer, 64 tokens", "bert", ("transformer.encoder.layer.5",), tokens=64),
 )
 CLASSES = 10
+RIVALS = ("finetune", "jvp", "jvp folded", "forward")
 
 
 def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
@@ -176,13 +177,13 @@ def _allocations(recorded: Any) -> list[int]:
     return [size for _, size in sorted(changes, key=lambda pair: pair[0])]
 
 
-def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
-    """Time all rivals of a case."""
-    passes = rivals(case, dtype, device)
+def measure(case: Case, dtype: torch.dtype, device: str, rounds: int, chosen: Sequence[str]) -> dict[str, Any]:
+    """Time `full` and the chosen rivals of a case."""
+    passes = {name: run for name, run in rivals(case, dtype, device).items() if name in ("full", *chosen)}
     seconds = times(passes, rounds, device)
     ratios = {
         name: statistics.median(full / other for full, other in zip(seconds["full"], seconds[name], strict=True))
-        for name in ("finetune", "jvp", "jvp folded", "forward")
+        for name in chosen
     }
     return {
         "case": case.title,
@@ -216,8 +217,9 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
     ]
     for row in rows:
         ms, over, peak = row["milliseconds"], row["full_over"], row["peak_bytes"]
-        cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ms)]
-        cells += [f"{over[name]:.2f}" for name in over]
+        cells = [row["case"], row["dtype"]]
+        cells += [f"{ms[name]:.1f} ms" if name in ms else "" for name in ("full", *RIVALS)]
+        cells += [f"{over[name]:.2f}" if name in over else "" for name in RIVALS]
         cells.append(", ".join(f"{peak[name] / 1e6:.0f} MB" for name in ms))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="which ones; all")
     parser.add_argument("--cases", default="", help="only cases whose title contains this")
     parser.add_argument("--out", type=Path, default=Path("results/training_pass.json"))
     options = parser.parse_args()
@@ -247,7 +250,8 @@ def main() -> None:
     for dtype in options.dtypes.split(","):
         for case in CASES:
             if options.cases.lower() in case.title.lower():
-                rows.append(measure(case, getattr(torch, dtype), options.device, options.rounds))
+                row = measure(case, getattr(torch, dtype), options.device, options.rounds, options.rivals)
+                rows.append(row)
                 print(markdown(rows[-1:], "").splitlines()[-1], flush=True)
     about = (
         f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"
