@@ -16,7 +16,7 @@ FAST := tests/house tests/losses tests/metrics tests/model \
 		test_subspace.py::test_weights_give_the_logits_of_the_solution \
 		test_gap.py::test_mirror_images_count_in_the_gap) \
 	$(addprefix tests/linearization/,test_check.py test_fold.py test_inplace.py test_one_pixel.py test_programs.py \
-		test_rules.py test_theta2.py test_winograd.py) \
+		test_rules.py test_theta2.py) \
 	$(addprefix tests/estimators/,test_penalties.py::test_given_penalties_are_used \
 		test_closed_form.py::test_leave_one_out_chooses_gradients_where_they_help \
 		test_closed_form.py::test_saved_merged_and_repeated)

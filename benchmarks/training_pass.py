@@ -11,7 +11,8 @@ Compared, for one minibatch, forward and backward:
 - (c) the plain forward pass of those layers from kept z₀.
 
 Times are medians over interleaved rounds, so that a disturbance of the machine meets all rivals; the ratio of a rival
-is the median of its ratios by round. Peak memory is what torch allocated during the pass.
+is the median of its ratios by round. With one thread on a CPU they are the processor's, which other processes lengthen
+less. Peak memory is what torch allocated during the pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as default_timer
 
 from gradfeat import GradientFeatureModel
 from gradfeat.backbones.encoders import TextEncoder
@@ -84,6 +87,7 @@ CASES = (
     Case("MiniLM (6 × 384), last layer, 64 tokens", "bert", ("transformer.encoder.layer.5",), tokens=64),
 )
 CLASSES = 10
+RIVALS = ("finetune", "jvp", "jvp folded", "forward")
 
 
 def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
@@ -126,10 +130,12 @@ def rivals(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[]
     }
 
 
-def times(passes: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def times(passes: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
     """Return seconds by rival and round; in each round every rival runs in turn."""
+    threads = torch.get_num_threads()
+    clock = time.process_time if threads == 1 and device == "cpu" else default_timer
     timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in passes.items()
+        name: Timer("run()", globals={"run": run}, num_threads=threads, timer=clock) for name, run in passes.items()
     }
     for run in passes.values():
         run()
@@ -171,13 +177,13 @@ def _allocations(recorded: Any) -> list[int]:
     return [size for _, size in sorted(changes, key=lambda pair: pair[0])]
 
 
-def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
-    """Time all rivals of a case."""
-    passes = rivals(case, dtype, device)
-    seconds = times(passes, rounds)
+def measure(case: Case, dtype: torch.dtype, device: str, rounds: int, chosen: Sequence[str]) -> dict[str, Any]:
+    """Time `full` and the chosen rivals of a case."""
+    passes = {name: run for name, run in rivals(case, dtype, device).items() if name in ("full", *chosen)}
+    seconds = times(passes, rounds, device)
     ratios = {
         name: statistics.median(full / other for full, other in zip(seconds["full"], seconds[name], strict=True))
-        for name in ("finetune", "jvp", "jvp folded", "forward")
+        for name in chosen
     }
     return {
         "case": case.title,
@@ -211,8 +217,9 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
     ]
     for row in rows:
         ms, over, peak = row["milliseconds"], row["full_over"], row["peak_bytes"]
-        cells = [row["case"], row["dtype"], *(f"{ms[name]:.1f} ms" for name in ms)]
-        cells += [f"{over[name]:.2f}" for name in over]
+        cells = [row["case"], row["dtype"]]
+        cells += [f"{ms[name]:.1f} ms" if name in ms else "" for name in ("full", *RIVALS)]
+        cells += [f"{over[name]:.2f}" if name in over else "" for name in RIVALS]
         cells.append(", ".join(f"{peak[name] / 1e6:.0f} MB" for name in ms))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -225,7 +232,8 @@ def machine(device: str) -> str:
     model = platform.processor() or platform.machine()
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def main() -> None:
@@ -234,6 +242,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="which ones; all")
     parser.add_argument("--cases", default="", help="only cases whose title contains this")
     parser.add_argument("--out", type=Path, default=Path("results/training_pass.json"))
     options = parser.parse_args()
@@ -241,7 +250,8 @@ def main() -> None:
     for dtype in options.dtypes.split(","):
         for case in CASES:
             if options.cases.lower() in case.title.lower():
-                rows.append(measure(case, getattr(torch, dtype), options.device, options.rounds))
+                row = measure(case, getattr(torch, dtype), options.device, options.rounds, options.rivals)
+                rows.append(row)
                 print(markdown(rows[-1:], "").splitlines()[-1], flush=True)
     about = (
         f"`python -m benchmarks.training_pass`, {machine(options.device)}, torch {torch.__version__}, {date.today()}"

@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from gradfeat.linearization.capture import Captured
 from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
 from gradfeat.linearization.trace import Trace, samples_factor
-from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
 
@@ -239,7 +238,6 @@ def _any_layout(target: Any) -> Any:
 
 _CONVOLUTIONS = {
     *(aten.conv2d.default, aten.conv2d.padding, aten.convolution.default, aten.conv_transpose2d.input),
-    layer_tangent_3x3,
     one_pixel,
 }
 _READS_STRIDES = {aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default}

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from gradfeat.linearization.one_pixel import one_pixel
+from gradfeat.linearization.products import linear_sum, normalized_input, normalized_linear_sum
 from gradfeat.linearization.schema import by_name
-from gradfeat.linearization.winograd import layer_tangent_3x3
 
 aten = torch.ops.aten
 
@@ -88,17 +88,18 @@ class Recorder(fx.Interpreter):
                 arguments, _ = self.fetch_args_kwargs_from_env(n)
                 window = _window(n.target, arguments)
                 if window is not None:
-                    self.calls.append(LayerCall(name, self.env[n.args[0]], result, window or None))
+                    z = arguments[0]
+                    if n.target is normalized_linear_sum:
+                        z = normalized_input(z, arguments[4][0], arguments[5][0])
+                    self.calls.append(LayerCall(name, z, result, window or None))
         return result
 
 
 def _window(target: Any, arguments: Sequence[Any]) -> tuple[Sequence[int], ...] | None:
     """Return a convolution's window, an empty one for a linear layer, None for anything else."""
-    if target is aten.linear.default:
+    if target in (aten.linear.default, linear_sum, normalized_linear_sum):
         return ()
     kernel = arguments[1].shape[2:]
-    if target is layer_tangent_3x3:
-        return kernel, (1, 1), (1, 1), (1, 1)
     if target is one_pixel and len(kernel) == 2:
         return kernel, (1, 1), (0, 0), (1, 1)
     if target is not aten.conv2d.default:

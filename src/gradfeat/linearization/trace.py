@@ -45,6 +45,23 @@ class Dual:
     fake: Tensor
 
 
+@dataclass(frozen=True)
+class Affine:
+    """A normalization's output ``w ⊙ x̂ + b``, for the layer behind it.
+
+    Attributes:
+        normalized: x̂, in the value graph.
+        tangent: x̂˙, in the tangent graph; None if θ₂ does not reach it.
+        w: w, or None.
+        b: b, or None.
+    """
+
+    normalized: Symbol
+    tangent: Symbol | None
+    w: Dual | None
+    b: Dual | None
+
+
 @dataclass
 class Gate:
     """A use of a derivative that is 0 or 1 (or a slope), and how to read it off the operation's output instead."""
@@ -71,6 +88,7 @@ class Trace:
         self.w2 = {name: self.tangents.placeholder(f"w2_{i}") for i, name in enumerate(theta2)}
         self.kept: dict[fx.Node, fx.Node] = {}
         self.gates: list[Gate] = []
+        self.affine: dict[fx.Node, Affine] = {}
         self.by_rule: list[tuple[str, str, str]] = []
         self._value_tracer = fx.proxy.GraphAppendingTracer(self.values)
         self._tangent_tracer = fx.proxy.GraphAppendingTracer(self.tangents)

@@ -10,7 +10,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from gradfeat.linearization.rules.registry import rule
 from gradfeat.linearization.trace import Dual, Symbol, Trace
@@ -159,9 +159,13 @@ def softmax(trace: Trace, node: fx.Node, z: Dual, dim: int, dtype: Any = None) -
 
 def softmax_tangent(trace: Trace, tangent: Symbol, probabilities: Symbol, dim: int) -> Symbol:
     """Return the tangent of probabilities P = softmax(z), given ż."""
-    p = trace.keep(probabilities)
-    weighted = p * tangent
-    return weighted - p * trace.emit(aten.sum.dim_IntList, weighted, [dim], True)
+    return trace.emit(_softmax_tangent, tangent, trace.keep(probabilities), dim)
+
+
+def _softmax_tangent(tangent: Tensor, p: Tensor, dim: int) -> Tensor:
+    """Return ``P ⊙ (ż - Σ P ⊙ ż)``, one pass: the derivative is symmetric, and torch has it as a backward."""
+    moved: Tensor = aten._softmax_backward_data.default(tangent.to(p.dtype).expand_as(p), p, dim, p.dtype)
+    return moved
 
 
 @rule(aten._log_softmax.default, aten.log_softmax.int)

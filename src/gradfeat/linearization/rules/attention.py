@@ -7,13 +7,13 @@ The tangent needs the probabilities P, (n, heads, queries, keys); fused attentio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
+from gradfeat.linearization.products import product_sum
 from gradfeat.linearization.rules.activation import softmax_tangent
 from gradfeat.linearization.rules.registry import named_arguments, rule
 from gradfeat.linearization.schema import Arguments
@@ -40,7 +40,8 @@ def attention(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     def flipped(call: Any, value: Symbol) -> Symbol:
         return call(aten.transpose.int, per_head(call, value), -2, -1)
 
-    scores = trace.compute(aten.matmul.default, q.primal * scale, flipped(trace.compute, k.primal))
+    scaled = q.primal * scale
+    scores = trace.compute(aten.matmul.default, scaled, flipped(trace.compute, k.primal))
     if given.is_causal:
         scores = trace.compute(_causal, scores)
     elif given.attn_mask is not None:
@@ -48,28 +49,34 @@ def attention(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     p = trace.compute(aten._safe_softmax.default, scores, -1)
     trace.replace_value(trace.compute(aten.matmul.default, p, per_head(trace.compute, v.primal)))
 
-    moved = _score_tangent(trace, given, scale, lambda keys: flipped(trace.emit, keys))
+    left = right = None  # of the scores; the scale is in what is kept, and costs no pass over them
+    if q.tangent is not None:
+        left = q.tangent, flipped(trace.emit, _kept_in_one_piece(trace, k.primal * scale))
+    if k.tangent is not None:
+        right = _kept_in_one_piece(trace, scaled), flipped(trace.emit, k.tangent)
+    moved = _product_sum(trace, left, right)
+    if given.attn_mask is not None:
+        moved = total(moved, given.attn_mask.tangent)
     through_p = through_v = None
     if moved is not None:
-        values = per_head(trace.emit, trace.keep(v.primal))
-        through_p = trace.emit(aten.matmul.default, softmax_tangent(trace, moved, p, -1), values)
+        values = per_head(trace.emit, _kept_in_one_piece(trace, v.primal))
+        through_p = softmax_tangent(trace, moved, p, -1), values
     if v.tangent is not None:
-        through_v = trace.emit(aten.matmul.default, trace.keep(p), per_head(trace.emit, v.tangent))
-    return total(through_p, through_v)
+        through_v = trace.keep(p), per_head(trace.emit, v.tangent)
+    return _product_sum(trace, through_p, through_v)
 
 
-def _score_tangent(trace: Trace, given: Arguments, scale: float, flipped: Callable[[Symbol], Symbol]) -> Symbol | None:
-    """Return ``Ṡ``, (n, heads, queries, keys); `flipped` makes keys of the tangent graph the right factor of S."""
-    q, k, mask = given.query, given.key, given.attn_mask
-    left = right = None
-    if q.tangent is not None:
-        left = trace.emit(aten.matmul.default, q.tangent, flipped(trace.keep(k.primal)))
-    if k.tangent is not None:
-        right = trace.emit(aten.matmul.default, trace.keep(q.primal), flipped(k.tangent))
-    moved = total(left, right)
-    if moved is not None:
-        moved = moved * scale
-    return moved if mask is None else total(moved, mask.tangent)
+def _product_sum(trace: Trace, *pairs: tuple[Symbol, Symbol] | None) -> Symbol | None:
+    """Return the sum of the products that are there; None if none is."""
+    present = [pair for pair in pairs if pair is not None]
+    if len(present) == 2:
+        return trace.emit(product_sum, *present[0], *present[1])
+    return trace.emit(aten.matmul.default, *present[0]) if present else None
+
+
+def _kept_in_one_piece(trace: Trace, value: Symbol) -> Symbol:
+    """Keep queries, keys or values with the numbers of a head side by side: no pass copies them for its products."""
+    return trace.keep(trace.compute(aten.contiguous.default, value))
 
 
 def _causal(scores: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,17 @@ last term.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from gradfeat.linearization.one_pixel import is_one_pixel, one_pixel
+from gradfeat.linearization.products import linear_sum, normalized_linear_sum, product_sum
 from gradfeat.linearization.rules.registry import named_arguments, rule
 from gradfeat.linearization.schema import Arguments
-from gradfeat.linearization.trace import Dual, Symbol, Trace, total
-from gradfeat.linearization.winograd import layer_tangent_3x3
+from gradfeat.linearization.trace import Affine, Dual, Symbol, Trace, total
 
 aten = torch.ops.aten
 
@@ -44,8 +44,42 @@ def layer_tangent(
 
 @rule(aten.linear.default)
 def linear(trace: Trace, node: fx.Node, z: Dual, w: Dual, b: Dual | None = None) -> Any:
-    """``h = z wᵀ + b``."""
+    """``h = z wᵀ + b``; behind a normalization in terms of the normalized values."""
+    if w.tangent is not None and w.fake.ndim == 2:
+        bias = b.tangent if b is not None else None
+        affine = trace.affine.get(z.primal.node)
+        if affine is not None and affine.w is not None and _folds(affine, z.primal.node):
+            return _behind_normalization(trace, affine, affine.w, w, bias)
+        if z.tangent is not None:
+            factors = trace.keep(z.primal), w.tangent, bias, z.tangent, trace.keep(w.primal)
+            return trace.emit(linear_sum, *factors)
     return layer_tangent(trace, node, z, w, b, lambda z, w, b: trace.emit(aten.linear.default, z, w, b), -1)
+
+
+def _folds(affine: Affine, node: fx.Node) -> bool:
+    """Whether a layer reads x̂ and not ``g ⊙ x̂ + s``: that saves a product, or passes if no other operation reads it."""
+    w, b = affine.w, affine.b
+    if w is None or w.fake.ndim != 1 or (w.tangent is None and (b is None or b.tangent is None)):
+        return False
+    alone = all(user.target is aten.linear.default and user.args[0] is node for user in node.users)
+    return alone or affine.tangent is None
+
+
+def _behind_normalization(trace: Trace, affine: Affine, gain: Dual, w: Dual, bias: Symbol | None) -> Symbol:
+    shift = affine.b
+    passed = None
+    if affine.tangent is not None:
+        passed = affine.tangent, trace.keep(w.primal * gain.primal)
+    return trace.emit(
+        normalized_linear_sum,
+        trace.keep(affine.normalized),
+        w.tangent,
+        bias,
+        trace.keep(w.primal),
+        (trace.keep(gain.primal), gain.tangent),
+        (None, None) if shift is None else (trace.keep(shift.primal), shift.tangent),
+        passed,
+    )
 
 
 @rule(
@@ -60,11 +94,6 @@ def convolution(
     if not batched:
         return NotImplemented
 
-    if _is_3x3(node, w, settings, named) and (w.tangent is not None or z.tangent is not None):
-        own = (trace.keep(z.primal), w.tangent) if w.tangent is not None else (None, None)
-        passed = (z.tangent, trace.keep(w.primal)) if z.tangent is not None else (None, None)
-        return trace.emit(layer_tangent_3x3, *own, b.tangent if b is not None else None, *passed)
-
     whole = is_one_pixel(node)
 
     def apply(z: Any, w: Any, b: Any) -> Any:
@@ -73,20 +102,14 @@ def convolution(
     return layer_tangent(trace, node, z, w, b, apply, 1)
 
 
-def _is_3x3(node: fx.Node, w: Dual, settings: Sequence[Any], named: dict[str, Any]) -> bool:
-    """Whether a convolution has filters of 3 × 3, stride 1 and padding 1, no dilation and one group."""
-    plain = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-    if node.target is not aten.conv2d.default or named or tuple(w.fake.shape[2:]) != (3, 3) or len(settings) < 2:
-        return False
-    return all(list(a) == b if isinstance(b, list) else a == b for a, b in zip(settings, plain, strict=False))
-
-
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
 def product(trace: Trace, node: fx.Node, a: Dual, b: Dual) -> Any:
     """``(ab)˙ = ȧ b + a ḃ``."""
-    left = trace.emit(node.target, a.tangent, trace.keep(b.primal)) if a.tangent is not None else None
-    right = trace.emit(node.target, trace.keep(a.primal), b.tangent) if b.tangent is not None else None
-    return total(left, right)
+    if a.tangent is not None and b.tangent is not None:
+        return trace.emit(product_sum, a.tangent, trace.keep(b.primal), trace.keep(a.primal), b.tangent)
+    if a.tangent is not None:
+        return trace.emit(node.target, a.tangent, trace.keep(b.primal))
+    return trace.emit(node.target, trace.keep(a.primal), b.tangent)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default, "addbmm.default", "addmv.default")

@@ -8,15 +8,17 @@ import torch
 from torch import fx
 
 from gradfeat.errors import BatchDependenceError
+from gradfeat.linearization.normalized import normalized_tangent
 from gradfeat.linearization.rules.registry import named_arguments, rule
 from gradfeat.linearization.schema import Arguments
-from gradfeat.linearization.trace import Dual, Symbol, Trace, total
+from gradfeat.linearization.trace import Affine, Dual, Symbol, Trace, total
 
 aten = torch.ops.aten
+addcmul = aten.addcmul.default
 
 
-def normalized_tangent(trace: Trace, x: Symbol, tangent: Symbol, dims: list[int], eps: float, centre: bool) -> Any:
-    """Return ``x̂`` (value graph) and ``x̂˙`` (tangent graph; None without ẋ) for a normalization over `dims`."""
+def normalization(trace: Trace, x: Symbol, tangent: Symbol, dims: list[int], eps: float, centre: bool) -> Any:
+    """Return ``x̂`` (value graph) and ``x̂˙`` (tangent graph; None without ẋ) for a normalization over the last axes."""
     if centre:
         x = x - trace.compute(aten.mean.dim, x, dims, True)
     r = trace.compute(aten.rsqrt.default, trace.compute(aten.mean.dim, x * x, dims, True) + eps)
@@ -24,9 +26,9 @@ def normalized_tangent(trace: Trace, x: Symbol, tangent: Symbol, dims: list[int]
     if tangent is None:
         return normalized, None
     kept = trace.keep(normalized)
-    inner = tangent - kept * trace.emit(aten.mean.dim, kept * tangent, dims, True)
     if centre:
-        inner = inner - trace.emit(aten.mean.dim, tangent, dims, True)
+        return normalized, trace.emit(normalized_tangent, tangent, kept, trace.keep(r), len(dims))
+    inner = trace.emit(addcmul, tangent, kept, trace.emit(aten.mean.dim, kept * tangent, dims, True), value=-1)
     return normalized, inner * trace.keep(r)
 
 
@@ -38,11 +40,14 @@ def affine(
     def shaped(call: Any, value: Any) -> Any:
         return value if axes is None else call(aten.reshape.default, value, axes)
 
-    if tangent is not None and w is not None:
-        tangent = tangent * trace.keep(shaped(trace.compute, w.primal))
-    own = shaped(trace.emit, w.tangent) * trace.keep(normalized) if w is not None and w.tangent is not None else None
-    bias = shaped(trace.emit, b.tangent) if b is not None and b.tangent is not None else None
-    return total(tangent, own, bias)
+    result = shaped(trace.emit, b.tangent) if b is not None and b.tangent is not None else None
+    if w is not None and w.tangent is not None:
+        own = shaped(trace.emit, w.tangent), trace.keep(normalized)
+        result = own[0] * own[1] if result is None else trace.emit(addcmul, result, *own)
+    if tangent is None or w is None:
+        return total(tangent, result)
+    scale = trace.keep(shaped(trace.compute, w.primal))
+    return tangent * scale if result is None else trace.emit(addcmul, result, tangent, scale)
 
 
 @rule(aten.layer_norm.default, aten.native_layer_norm.default)
@@ -51,7 +56,8 @@ def layer_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     """Layer norm (Ba et al., 2016) over the last axes."""
     x, w, b = given.input, given.weight, given.bias
     dims = list(range(-len(given.normalized_shape), 0))
-    normalized, tangent = normalized_tangent(trace, x.primal, x.tangent, dims, given.eps, True)
+    normalized, tangent = normalization(trace, x.primal, x.tangent, dims, given.eps, True)
+    trace.affine[node] = Affine(normalized, tangent, w, b)
     result = affine(trace, w, b, normalized, tangent, None)
     several = node.target is aten.native_layer_norm.default
     if x.tangent is None and (w is None or w.tangent is None) and b is not None:
@@ -66,7 +72,8 @@ def rms_norm(trace: Trace, node: fx.Node, given: Arguments) -> Any:
     x = given.input
     dims = list(range(-len(given.normalized_shape), 0))
     eps = torch.finfo(x.fake.dtype).eps if given.eps is None else given.eps
-    normalized, tangent = normalized_tangent(trace, x.primal, x.tangent, dims, eps, False)
+    normalized, tangent = normalization(trace, x.primal, x.tangent, dims, eps, False)
+    trace.affine[node] = Affine(normalized, tangent, given.weight, None)
     return affine(trace, given.weight, None, normalized, tangent, None)
 
 
@@ -94,9 +101,7 @@ def _grouped(trace: Trace, node: fx.Node, given: Arguments, groups: int) -> Any:
         return call(aten.unflatten.int, call(aten.flatten.using_ints, value, 1), 1, [parts, -1])
 
     tangent = split(trace.emit, x.tangent, groups) if x.tangent is not None else None
-    normalized, tangent = normalized_tangent(
-        trace, split(trace.compute, x.primal, groups), tangent, [-1], given.eps, True
-    )
+    normalized, tangent = normalization(trace, split(trace.compute, x.primal, groups), tangent, [-1], given.eps, True)
     normalized = split(trace.compute, normalized, channels)
     tangent = split(trace.emit, tangent, channels) if tangent is not None else None
     result = affine(trace, w, b, normalized, tangent, [1, -1, 1])
