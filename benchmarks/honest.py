@@ -3,34 +3,51 @@
     python -m benchmarks.honest DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--seeds N] [--ways WAY ...]
         [--out FOLDER]
 
-Ways: the probe, `full`, `full` in rounds, and fine-tuning of the same layers as a good practitioner does it
-(`gradfeat.solvers.finetune.honest_search`): AdamW with warm-up and cosine, full-length trials of rates, of the head's
-start, of lengths and weight decays on held-out training data, and a temperature. All share the kept z₀ and the probe.
-Everything is chosen on training data; a seed is that of splits, of the order of samples and of mirror images.
+Ways: the probe, `full` (one linearization), `full` in rounds, LoRA, and fine-tuning of the same layers as a good
+practitioner does it (`gradfeat.solvers.finetune.honest_search`): AdamW with warm-up and cosine, full-length trials of
+rates, of the head's start, of lengths and weight decays on held-out training data, and a temperature. All share the
+kept z₀ and the probe. `default` is the estimator with nothing said: it finds θ₂ itself, and its time has all in it, the
+network's bottom at every depth and the probe. Everything is chosen on training data; a seed is that of splits, of the
+order of samples and of mirror images.
 
 Means over seeds with their standard errors (for one seed none), and the processor time of a fit with its choices; of
-fine-tuning also what of it is the search, by its share of the passes. Log loss as the model gives it (`finetune`
-divides by a temperature of its held-out part already) and after the best temperature of the test part, which no model
-knows: what is left then is not overconfidence. Writes a table and a JSON file; ways and seeds that an earlier run with
-the same settings left there are not run again.
+fine-tuning and LoRA also what of it is the search, by its share of the passes. Log loss as the model gives it
+(`finetune` divides by a temperature of its held-out part already) and after the best temperature of the test part,
+which no model knows: what is left then is not overconfidence. Writes a table and a JSON file; ways and seeds that an
+earlier run with the same settings left there are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.time_to_accuracy import Judge, clocks, data_parser, earlier, markdown, prepared, write
+from benchmarks.lora import fit_lora
+from benchmarks.time_to_accuracy import (
+    Data,
+    Judge,
+    clocks,
+    data_parser,
+    earlier,
+    estimator,
+    markdown,
+    prepared,
+    read,
+    write,
+)
+from gradfeat.estimators.reading import read_truth
 from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.fit.predict import store_logits
-from gradfeat.solvers.finetune import judged
+from gradfeat.losses import Loss
+from gradfeat.metrics.evaluation import metrics_of
+from gradfeat.metrics.scores import expected_calibration_error
+from gradfeat.solvers.finetune import honest_search, judged
 
-WAYS = ("probe", "full", "rounds", "finetune")
+WAYS = ("probe", "full", "rounds", "default", "finetune", "lora")
 TITLES = {
     "main": "accuracy or mAP %",
     "log_loss": "log loss",
@@ -53,21 +70,53 @@ def plan_of(way: str, seed: int) -> Plan:
 def reading(problem: Problem, judge: Judge, way: str, seed: int) -> dict[str, Any]:
     """Fit one way with one seed; return its metrics, its time, and what it chose."""
     begun = clocks()
-    fit = solve(problem, plan_of(way, seed))
+    fit = fit_lora(problem, honest_search(), seed=seed) if way == "lora" else solve(problem, plan_of(way, seed))
     processor = float((clocks() - begun)[1])
-    metrics = judge(fit.model)
     logits = store_logits(fit.model, judge.store, 128).double().cpu()
-    after = judged(logits, torch.as_tensor(judge.truth), problem.loss, None, tempered=True).loss
+    return {
+        **metrics_after(logits, judge.truth, problem.loss),
+        "seconds": processor + (problem.seconds["probe"] if way == "probe" else 0.0),
+        "search": _search_share(fit) * processor,
+        "passes": _passes(fit),
+        "chosen": _chosen(fit),
+    }
+
+
+def reading_of_default(arguments: argparse.Namespace, data: Data, seed: int) -> dict[str, Any]:
+    """Fit the estimator with nothing said; return the same of it, with the time of all that it does."""
+    begun = clocks()
+    fitted = estimator(arguments, random_state=seed).fit(data.samples, data.labels)
+    processor = float((clocks() - begun)[1])
+    targets = fitted.fitted_.targets
+    truth = read_truth(np.asarray(data.truth), targets.loss.task, targets.classes)
+    return {
+        **metrics_after(fitted.logits(data.rest).double().cpu(), truth, targets.loss),
+        "seconds": processor,
+        "search": 0.0,
+        "passes": float("nan") if fitted.solution_ is None else fitted.solution_.passes,
+        "chosen": "; ".join(f"{name}: {words}" for name, words in fitted.how_.items()),
+    }
+
+
+def metrics_after(logits: torch.Tensor, truth: np.ndarray, loss: Loss) -> dict[str, float]:
+    """Return the metrics of logits, and their log loss after the best temperature."""
+    metrics = metrics_of(loss, logits.numpy(), truth)
+    error = float("nan")
+    if loss.task == "multiclass":
+        error = expected_calibration_error(truth, loss.predict_proba(logits).numpy())
     return {
         "main": metrics["accuracy" if "accuracy" in metrics else "map_11point"],
         "log_loss": metrics["log_loss"],
-        "after": after,
-        "calibration_error": metrics.get("calibration_error", float("nan")),
-        "seconds": processor + (problem.seconds["probe"] if way == "probe" else 0.0),
-        "search": _search_share(fit) * processor,
-        "chosen": _chosen(fit),
-        "peak memory GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "after": judged(logits, torch.as_tensor(truth), loss, None, tempered=True).loss,
+        "calibration_error": error,
     }
+
+
+def _passes(fit: Fit) -> float:
+    """Return the work of a fit, in passes over the samples; trials are of four fifths of them."""
+    if fit.selection is not None and fit.history is not None:
+        return 0.8 * sum(recipe.epochs or 0 for recipe, _ in fit.selection.scores) + fit.history.passes
+    return 0.0 if fit.solution is None else fit.solution.passes
 
 
 def _search_share(fit: Fit) -> float:
@@ -102,12 +151,14 @@ def table(readings: dict[str, dict[str, dict[str, Any]]]) -> str:
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the readings of each way and seed, those of an earlier run among them; written after each."""
     readings: dict[str, dict[str, dict[str, Any]]] = earlier("honest", arguments)
+    data = read(arguments)
     problem, judge = prepared(arguments)
     for seed in range(arguments.seeds):
         for way in arguments.ways:
             if str(seed) in readings.get(way, {}):
                 continue
-            readings.setdefault(way, {})[str(seed)] = reading(problem, judge, way, seed)
+            one = reading_of_default(arguments, data, seed) if way == "default" else reading(problem, judge, way, seed)
+            readings.setdefault(way, {})[str(seed)] = one
             print(f"seed {seed}, {way}: {readings[way][str(seed)]}", flush=True)
             readings = {name: readings[name] for name in WAYS if name in readings}
             write("honest", arguments, table(readings), {"readings": readings})

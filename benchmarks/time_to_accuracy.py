@@ -177,22 +177,22 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return None if arguments.image_size is None else {"crop_pct": None}
 
 
-def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Problem, Judge]:
-    """Read the data, run the bottom once for each sample, and fit the probe.
+@dataclass(frozen=True)
+class Data:
+    """What a model is fitted to and judged by, as users give it."""
 
-    The judge has the test part; without `test` those training samples that were not drawn (at most `MOST_JUDGED`).
+    samples: Any
+    labels: Any
+    rest: Any
+    truth: Any
+
+
+def read(arguments: argparse.Namespace, *, test: bool = True) -> Data:
+    """Read the data: what is fitted to, and what judges.
+
+    Judged is by the test part; without `test` by those training samples that were not drawn (at most `MOST_JUDGED`).
     """
     data = load_dataset(arguments.data, split="train")
-    face = GradientFeatureClassifier(
-        arguments.backbone,
-        weights=arguments.weights,
-        theta2=arguments.theta2 or "auto",
-        image_size=arguments.image_size,
-        preprocessing=changes_of(arguments),
-        augment=arguments.augment,
-        device=arguments.device,
-        random_state=0,
-    )
     samples, labels, rest, truth = data.X, data.y, None, None
     if arguments.labelled is not None:
         classes = labels if np.asarray(labels).ndim == 1 else None
@@ -203,10 +203,30 @@ def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Probl
     if test:
         judged = load_dataset(arguments.data, split="test")
         rest, truth = judged.X, judged.y
-    prepared = face.prepare(face.read(samples, labels))
-    problem, targets = prepared.problem, prepared.targets
-    store = SampleStore(problem.linearization, Inputs(rest, prepared.network.backbone.preprocessing))
-    return problem, Judge(store, read_truth(np.asarray(truth), targets.loss.task, targets.classes), problem)
+    return Data(samples, labels, rest, truth)
+
+
+def estimator(arguments: argparse.Namespace, **settings: Any) -> GradientFeatureClassifier:
+    """Return an estimator of the backbone that is named."""
+    return GradientFeatureClassifier(
+        arguments.backbone,
+        weights=arguments.weights,
+        image_size=arguments.image_size,
+        preprocessing=changes_of(arguments),
+        augment=arguments.augment,
+        device=arguments.device,
+        **settings,
+    )
+
+
+def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Problem, Judge]:
+    """Read the data, run the bottom once for each sample, and fit the probe."""
+    data = read(arguments, test=test)
+    face = estimator(arguments, theta2=arguments.theta2 or "top", random_state=0)
+    made = face.prepare(face.read(data.samples, data.labels))
+    problem, targets = made.problem, made.targets
+    store = SampleStore(problem.linearization, Inputs(data.rest, made.network.backbone.preprocessing))
+    return problem, Judge(store, read_truth(np.asarray(data.truth), targets.loss.task, targets.classes), problem)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Reading]]]:

@@ -1,0 +1,95 @@
+"""The page of the comparison with an honest rival, made from the JSON files of its runs.
+
+    python -m benchmarks.honest_page [RESULTS ...] [--page FILE]
+
+`benchmarks.honest` writes a JSON file for each data set; kept are those in `benchmarks/results/honest`. Nothing is
+computed here but means, standard errors and ratios: of the time to that of one fine-tuning run without its search, and
+of the gain over the probe to fine-tuning's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.honest import WAYS, table
+from benchmarks.time_to_accuracy import markdown
+from gradfeat.files.writing import write_text
+
+RESULTS = Path(__file__).parent / "results" / "honest"
+PAGE = Path(__file__).parents[1] / "docs" / "honest.md"
+
+INTRODUCTION = """# Against an honest fine-tuning
+
+This page is made by `python -m benchmarks.honest_page` from the files in `benchmarks/results/honest`.
+Each table names its command's settings, its machine and its date.
+
+The rival, `finetune`, is what a good practitioner does: AdamW with warm-up and cosine, full-length trials of rates, of
+the head's start, of lengths and weight decays on held-out training data, and a temperature
+([why](decisions/finetuning.md)).
+All ways of a table share the layers θ₂, the kept z₀ and the probe, which are not in their times.
+`default` is the estimator with nothing said: it finds θ₂ itself, and its time has all in it.
+Everything is chosen on training data, and judged on the test part.
+± is the standard error of a mean over seeds (of splits and the order of samples): it does not have the error of the
+test samples in it, which all ways share.
+"""
+
+
+def summary(readings: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return what each way has of fine-tuning's gain over the probe, and its time beside one of its runs."""
+    if not {"probe", "finetune"} <= readings.keys():
+        return ""
+
+    def mean(way: str, name: str) -> float:
+        return float(np.mean([one[name] for one in readings[way].values()]))
+
+    one_run = mean("finetune", "seconds") - mean("finetune", "search")
+    gain = mean("finetune", "main") - mean("probe", "main")
+    rows = [
+        [
+            way,
+            f"{100 * (mean(way, 'main') - mean('probe', 'main')) / gain:.0f} %",
+            f"{mean(way, 'seconds') / one_run:.2f}",
+            f"{mean(way, 'seconds') / mean('finetune', 'seconds'):.2f}",
+        ]
+        for way in WAYS
+        if way in readings and way != "probe"
+    ]
+    titles = [
+        "way",
+        "of fine-tuning's gain over the probe",
+        "time / one fine-tuning run",
+        "time / fine-tuning's search",
+    ]
+    return markdown(titles, rows)
+
+
+def section(content: dict[str, Any]) -> str:
+    """Return the part of one data set."""
+    labelled = "" if content["labelled"] is None else f", {content['labelled']:,} labels"
+    theta2 = ", ".join(content["theta2"] or ["top"])
+    about = f"`{content['backbone']}`, θ₂ = {theta2}{labelled}; {content['machine']}, {content['date']}."
+    return f"## {content['data']}\n\n{about}\n\n{table(content['readings'])}\n\n{summary(content['readings'])}\n"
+
+
+def page(paths: list[Path]) -> str:
+    """Return the page of some results."""
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(paths)]
+    return "\n".join([INTRODUCTION, *parts])
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="*")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    write_text(arguments.page, page(arguments.results or list(RESULTS.glob("*.json"))))
+
+
+if __name__ == "__main__":
+    main()
