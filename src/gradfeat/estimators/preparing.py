@@ -171,7 +171,7 @@ def _checkpoint(parameters: Parameters, samples: _Samples, backbone: Backbone) -
 def _configuration(parameters: Parameters, cv: Any, backbone: Backbone) -> dict[str, object]:
     """Return what a fit depends on beside the data, by name; the mode is in the names of a checkpoint's parts."""
     data = ("backbone", "weights", "class_weight", "mode", "cv")  # seen in the network, the weights and below
-    beside = ("checkpoint", "verbose", "cache")
+    beside = ("checkpoint", "verbose", "cache", "memory")
     given = {name: value for name, value in parameters.get_params(deep=False).items() if name not in (*data, *beside)}
     pairs = isinstance(cv, (list, tuple))
     return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
@@ -212,6 +212,7 @@ class _Making:
             penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
             cv=samples.cv,
             cache=parameters.cache if parameters.mode != "activation" or parameters.cache != "auto" else "none",
+            memory=parameters.memory,
             batch_size=parameters.samples_at_a_time,
             views=1 if parameters.augment is None else 2,
             random_state=self.seed,
