@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -30,17 +31,14 @@ RECIPE = Recipe(Schedule("adamw", 1e-3, 1, 1, 32, weight_decay=0.01, decay="cosi
 
 
 def fitted(arguments: Namespace) -> dict[str, float | str]:
-    """Fit in one way, and return what it took."""
+    """Fit in one way, and return what it took: processor seconds, and peak memory in MiB."""
     data = load_dataset(arguments.data, split="train")
-    samples, labels = data.X, data.y
+    samples, labels = data.X, np.asarray(data.y)
     if arguments.labelled is not None:
         samples, _, labels, _ = train_test_split(
             samples, labels, train_size=arguments.labelled, stratify=labels, random_state=arguments.draw
         )
     mode, rounds = WAYS[arguments.way]
-    given = {} if arguments.cache is None else {"cache": arguments.cache}
-    if arguments.memory is not None:
-        given["memory"] = arguments.memory
     face = GradientFeatureClassifier(
         arguments.backbone,
         weights=arguments.weights,
@@ -51,35 +49,30 @@ def fitted(arguments: Namespace) -> dict[str, float | str]:
         preprocessing=changes_of(arguments),
         augment=arguments.augment,
         device=arguments.device,
+        cache=arguments.cache,
+        memory=arguments.memory,
         random_state=0,
-        **given,
     )
     begun = time.process_time()
-    problem = face.prepare(face.read(samples, np.asarray(labels))).problem
+    problem = face.prepare(face.read(samples, labels)).problem
     prepared, before = time.process_time(), peak()
     plan = face.plan(problem.n, seed=0)
     if mode == "finetune":
-        plan = plan.replace_recipes(Search((RECIPE,))) if hasattr(plan, "replace_recipes") else _fixed(plan)
+        plan = replace(plan, finetuning=Search((RECIPE,)))
     fit = solve(problem, plan)
     return {
         "way": arguments.way,
-        "prepared": prepared - begun,
-        "fit": time.process_time() - prepared,
-        "peak after activations and probe": before,
-        "peak": peak(),
-        "kept": str(getattr(problem.store, "kept", problem.store)),
+        "activations and probe, s": prepared - begun,
+        "fit, s": time.process_time() - prepared,
+        "peak before the fit, MiB": before,
+        "peak, MiB": peak(),
+        "kept": problem.store.kept,
         "passes": 0.0 if fit.history is None else fit.history.passes,
     }
 
 
-def _fixed(plan):
-    from dataclasses import replace
-
-    return replace(plan, finetuning=Search((RECIPE,)))
-
-
 def peak() -> float:
-    """Return the largest memory that this process had, MB."""
+    """Return the largest memory that this process had, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -87,8 +80,8 @@ def main() -> None:
     """Run from the command line."""
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--cache")
-    parser.add_argument("--memory")
+    parser.add_argument("--cache", default="auto")
+    parser.add_argument("--memory", default="auto")
     parser.add_argument("--way", help="in this process")
     arguments = parser.parse_args()
     if arguments.way is not None:

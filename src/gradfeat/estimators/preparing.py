@@ -191,6 +191,14 @@ class _Making:
     checkpoint: Checkpoint | None
     progress: Progress
 
+    @property
+    def _cache(self) -> str:
+        """What is kept of a sample at most: a mode without gradients needs no residuals, the probe not even z₀."""
+        parameters = self.parameters
+        if parameters.cache != "auto" or self.views.random:
+            return parameters.cache
+        return {"activation": "none", "finetune": "z0"}.get(parameters.mode, "auto")
+
     def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
         """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
         parameters, samples = self.parameters, self.samples
@@ -211,7 +219,7 @@ class _Making:
             weight=weight,
             penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
             cv=samples.cv,
-            cache=parameters.cache if parameters.mode != "activation" or parameters.cache != "auto" else "none",
+            cache=self._cache,
             memory=parameters.memory,
             batch_size=parameters.samples_at_a_time,
             views=1 if parameters.augment is None else 2,
