@@ -103,7 +103,8 @@ class _Table:
         start = self.used
         self.used += len(parts[0]) if chosen is None else len(chosen)
         for target, part in zip(self.tensors, parts, strict=True):
-            target[start : self.used] = part if chosen is None else part[chosen.to(part.device)]
+            # past autograd's count of changes: what was taken before shares memory with other rows alone
+            target.data[start : self.used] = part if chosen is None else part[chosen.to(part.device)]
         return torch.arange(start, self.used)
 
     def take(self, slot: Tensor) -> Any:

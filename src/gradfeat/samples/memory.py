@@ -182,14 +182,16 @@ def room_for(cache: str, memory: int | None, sizes: Sizes, *, random: bool, devi
     if bound is None:
         bound = automatic(sizes, device) if cache == "auto" else available_memory(device) // 2
     rest = max(0, bound - sizes.fixed)
-    batch = min(max(rest // _SHARE // max(1, sizes.pass_of_one), FIRST_BATCH), _MOST_BATCH)
+    most = rest // max(1, sizes.pass_of_one)
+    usual = min(_MINIBATCH, most // 2) if memory is None else 0  # as many at a time as in fine-tuning
+    batch = min(max(most // _SHARE, usual, FIRST_BATCH), _MOST_BATCH)
     if random or cache == "none":
         return Room(0, 0, batch)
     rest = max(0, rest - batch * sizes.pass_of_one)
     z0 = min(sizes.n, rest // max(1, sizes.z0))
     rest -= z0 * sizes.z0
-    most = 0 if cache == "z0" or z0 < sizes.n else sizes.n
-    return Room(z0, min(most, rest // max(1, sizes.residuals)), batch)
+    residuals = 0 if cache == "z0" or z0 < sizes.n else min(sizes.n, rest // max(1, sizes.residuals))
+    return Room(z0, residuals, batch)
 
 
 def automatic(sizes: Sizes, device: torch.device | None = None) -> int:
