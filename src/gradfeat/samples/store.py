@@ -176,8 +176,10 @@ class SampleStore:
     def batches(self, indices: Tensor, size: int) -> Iterator[Tensor]:
         """Split some samples into batches: places in `indices`; those go together of which the same is kept.
 
-        Texts of a length go together too.
+        Texts of a length go together too. No batch is larger than memory allows; `size` itself, which random draws may
+        depend on, does not depend on memory.
         """
+        size = min(size, self.room.batch)
         rows = self._picked(indices)
         kind = (~self._kept_here().has(rows)).long() + (~self._z0.has(rows)).long()
         if self._group is not None:

@@ -132,7 +132,5 @@ def add_scaled(total: Weights, factor: float, other: Mapping[str, Tensor]) -> No
 def _usual_batch(store: SampleStore) -> int:
     size = max(1, store.linearization.bytes_per_sample["residuals"])
     if store.linearization.device.type != "cuda" or store.level == "none":  # where the whole network runs in each pass
-        usual = min(max(_CPU_BYTES // size, _SMALLEST_BATCH), _USUAL_BATCH)
-    else:
-        usual = min(max(_GPU_BYTES // size, _USUAL_BATCH), _LARGEST_BATCH)
-    return min(usual, store.room.batch)
+        return min(max(_CPU_BYTES // size, _SMALLEST_BATCH), _USUAL_BATCH)
+    return min(max(_GPU_BYTES // size, _USUAL_BATCH), _LARGEST_BATCH)
