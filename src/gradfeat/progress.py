@@ -120,6 +120,8 @@ class _Display(Protocol):
 
     def part(self, time: float) -> None: ...
 
+    def note(self, time: float, text: str) -> None: ...
+
     def close(self, time: float, finished: bool) -> None: ...
 
 
@@ -185,6 +187,12 @@ class Progress:
             with self._lock:
                 self._work.display.part(self._clock())
                 self._work.title = title
+
+    def note(self, text: str) -> None:
+        """Say something once, where the work has taken long enough for words."""
+        if self._work is not None:
+            with self._lock:
+                self._work.display.note(self._clock(), text)
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -272,6 +280,10 @@ class _Lines:
     def part(self, time: float) -> None:
         self._brief(time)
 
+    def note(self, time: float, text: str) -> None:
+        if time - self.work.start >= BRIEF:
+            self._line(time, text)
+
     def close(self, time: float, finished: bool) -> None:
         if self.work.summary and finished:
             self._brief(time)
@@ -330,6 +342,11 @@ class _Bar:
 
     def part(self, time: float) -> None:
         pass
+
+    def note(self, time: float, text: str) -> None:
+        if time - self.work.start >= BRIEF:
+            with suppress(*_GONE):
+                self.bars.console.print(text, markup=False, highlight=False)
 
     def close(self, time: float, finished: bool) -> None:
         with suppress(*_GONE):

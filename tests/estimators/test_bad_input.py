@@ -124,13 +124,14 @@ def test_bad_arguments_are_reported_together(table: tuple[np.ndarray, np.ndarray
         parametrization="ntk_fan",
         precision="half",
         cache="disk",
+        memory="2 XB",
         penalty=-1,
         epochs=0,
     )
     with pytest.raises(ConfigurationError) as caught:
         model.fit(*table)
     lines = str(caught.value).splitlines()
-    names = ["mode", "solver", "parametrization", "precision", "cache", "penalty", "epochs"]
+    names = ["mode", "solver", "parametrization", "precision", "cache", "penalty", "epochs", "memory"]
     assert [line.split()[0] for line in lines] == names
 
 

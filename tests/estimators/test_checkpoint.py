@@ -169,7 +169,7 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
     for message, fit in fits.items():
         with pytest.raises(ConfigurationError, match=f"checkpoint of another fit: .*{message}"):
             fit()
-    classifier(tmp_path, verbose=True, cache="z0", mode="activation").fit(X, y)  # which change no result
+    classifier(tmp_path, verbose=True, cache="z0", memory="1GB", mode="activation").fit(X, y)  # which change no result
 
 
 def test_splitters_are_told_apart_by_their_folds(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from gradfeat.data import Inputs
 from gradfeat.linearization import linearize
 from gradfeat.linearization.lengths import LengthGroups, linearize_lengths
 from gradfeat.losses import CrossEntropy
+from gradfeat.samples.memory import Sizes
 from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.kernel import gram
@@ -98,15 +99,19 @@ def test_gradients_flow_in_the_order_of_the_batch(pair):
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("cache", ["residuals", "z0", "none"])
-def test_kept_samples(pair, cache):
+@pytest.mark.parametrize(("z0", "residuals"), [(0, 0), (0.6, 0), (1, 0), (1, 0.6), (1, 1)])
+def test_kept_samples(pair, z0, residuals):
     alone, grouped, x = pair
     omega = torch.randn(8, 3, dtype=torch.float64)
+    of_sample = grouped.bytes_of(grouped.group_of(x))
+    sizes = Sizes(12, of_sample["z0"], of_sample["residuals"], 8 * 8, 0)
+    memory = sizes.least + int(12 * (z0 * sizes.z0 + residuals * sizes.residuals)) + 8
     maps = [
-        GradientFeatures(SampleStore(lin, Inputs(x), cache=cache, batch_size=5), omega, batch_size=4)
-        for lin in (alone, grouped)
+        GradientFeatures(SampleStore(lin, Inputs(x), batch_size=5, **bound), omega, batch_size=4)
+        for lin, bound in ((alone, {}), (grouped, {"memory": memory}))
     ]
-    assert maps[1].store.level == cache
+    room = maps[1].store.room
+    assert (room.z0, room.residuals) == (round(12 * z0 - 0.3), round(12 * residuals - 0.3))
     picked = torch.tensor([7, 0, 11, 3, 4, 8, 2])
     w2, u = random_w2(alone), torch.randn(7, 3, dtype=torch.float64)
     torch.testing.assert_close(maps[1].store.features, maps[0].store.features, rtol=1e-12, atol=1e-12)
@@ -118,7 +123,6 @@ def test_kept_samples(pair, cache):
     # some of them at another point
     theta2 = {name: value + 0.1 for name, value in alone.theta2.items()}
     moved = [each.store.rows(picked).at(each.linearization.at(theta2), batch_size=3) for each in maps]
-    assert moved[1].level == cache
     found = [GradientFeatures(store, omega, batch_size=2).forward(w2, torch.tensor([6, 0, 3])) for store in moved]
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(moved[1].features, moved[0].features, rtol=1e-12, atol=1e-12)

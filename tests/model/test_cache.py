@@ -25,6 +25,11 @@ def store(level: str) -> SampleStore:
     return SampleStore(lin, Inputs(X), cache=level, batch_size=3)
 
 
+def held(samples: SampleStore) -> int:
+    """Return the bytes of all tensors that a store holds."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in samples.tensors)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_rows_are_a_store_of_their_own(level: str) -> None:
     whole = store(level)
@@ -64,25 +69,28 @@ def test_the_same_samples_at_another_point(level: str) -> None:
     assert not torch.equal(after.features, before.features)
 
 
-def test_residuals_are_kept_at_another_point_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_residuals_of_another_point_take_the_place_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
     before = store("residuals")
     lin = before.linearization
     moved = lin.at({name: value + 0.3 for name, value in lin.theta2.items()})
     run: list[int] = []
     primal = type(moved).primal
     monkeypatch.setattr(type(moved), "primal", lambda self, z0: (run.append(len(z0)), primal(self, z0))[1])
-    everything = torch.arange(len(X))
-    kept = before.at(moved, batch_size=4)
+    everything, size = torch.arange(len(X)), held(before)
+    there = before.primal(everything)[1]
+    after = before.at(moved, batch_size=4)
     assert run == [4, 3]
-    kept.primal(everything)
+    after.primal(everything)
     assert run == [4, 3]
-    monkeypatch.setattr("gradfeat.samples.store.available_memory", lambda device=None: 1000)
-    tight = before.at(moved)
-    assert tight.level == "z0"
-    torch.testing.assert_close(tight.features, kept.features, rtol=1e-12, atol=1e-12)
-    assert run == [4, 3]
-    tight.primal(everything)
+    assert held(after) == held(before) == size
+    again = before.primal(everything)[1]  # computed once more, and kept
     assert run == [4, 3, 7]
+    before.primal(everything)
+    assert run == [4, 3, 7]
+    torch.testing.assert_close(again, there, rtol=0, atol=1e-12)
+    before.release()
+    assert held(before) < size
+    torch.testing.assert_close(before.primal(everything)[1], there, rtol=0, atol=1e-12)
 
 
 def test_mirror_images() -> None:

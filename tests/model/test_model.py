@@ -12,7 +12,7 @@ from gradfeat.errors import ConfigurationError
 from gradfeat.fit import Plan, prepare, solve
 from gradfeat.fit.merge import CLOSE, STEPS, fit_head, merge, original_values
 from gradfeat.losses import CrossEntropy
-from gradfeat.samples.store import SampleStore, available_memory, choose_level
+from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.schedule import paper_schedule
 
 
@@ -165,27 +165,6 @@ def test_every_level_of_the_store_says_the_same(level: str) -> None:
     torch.testing.assert_close(store.features, lin(X))
     store.primal(picked)
     assert samples.reads.tolist() == ([1] * 7 if level != "none" else [3, 1, 1, 3, 1, 3, 1])
-
-
-def test_level_is_the_most_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = {"z0": 10, "residuals": 90}
-    assert choose_level("auto", 5, size, random=False, budget=500) == "residuals"
-    assert choose_level("auto", 5, size, random=False, budget=499) == "z0"
-    assert choose_level("auto", 5, size, random=False, budget=49) == "none"
-    assert choose_level("auto", 5, size, random=True, budget=500) == "none"
-    # of a GPU: what the driver has, and what PyTorch holds without a use for it
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 9000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
-    gpu = torch.device("cuda")
-    assert available_memory(gpu) == 1000
-    assert choose_level("auto", 5, size, random=False, device=gpu) == "residuals"
-    assert choose_level("auto", 6, size, random=False, device=gpu) == "z0"
-    assert available_memory(torch.device("cpu")) > 1000
-    with pytest.raises(ConfigurationError, match="freeze"):
-        choose_level("z0", 5, size, random=True)
-    with pytest.raises(ConfigurationError, match="cache must be"):
-        choose_level("everything", 5, size, random=False)
 
 
 def test_levels_train_the_same_model() -> None:

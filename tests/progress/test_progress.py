@@ -384,3 +384,15 @@ def test_a_closed_standard_error_stops_no_work(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stderr", closed)
     with Progress(True).whole("full"), Progress(True).step("fit") as step:
         step(1, 1)
+
+
+def test_a_note_is_a_line_where_the_work_is_long_enough_for_words() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(True, stream=stream, clock=clock, watch=False)
+    progress.note("nothing is at work")
+    with progress.whole("full", summary=False):
+        progress.note("too soon")
+        clock.now = EVERY
+        progress.note("kept: z₀ of all")
+    assert stream.getvalue() == f"[0:{EVERY:02.0f}] full: kept: z₀ of all\n"
+    Progress(False).note("silent")

@@ -204,7 +204,9 @@ TABLE = (
     Option("precision", FITTING, str, "auto", parameter="precision",
            help="auto (float32; float64 for a network in it), float32, bfloat16 (not for rounds) or float64."),
     Option("cache", FITTING, str, "auto", parameter="cache",
-           help="What is kept of each sample: auto, residuals, z0 or none."),
+           help="The most that is kept of a sample: auto, residuals, z0 or none."),
+    Option("memory", FITTING, str, "auto", parameter="memory",
+           help="Bound on what is kept of the samples and what a pass needs at a time: auto, 500MB, 2GB."),
     Option("checkpoint", FITTING, Path | None, None, parameter="checkpoint",
            help="Folder for finished parts of the fit: after an interruption the same command goes on from there."),
 

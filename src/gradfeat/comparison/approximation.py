@@ -85,7 +85,7 @@ def approximation(
     merged_logits = None if head is None else head.network(model)
     exact = lin.full_precision()  # half precision would round a small r w₂ away
     with torch.no_grad():
-        for batch in torch.arange(len(store)).split(batch_size):
+        for batch in torch.arange(len(store)).split(min(batch_size, store.room.batch)):
             f, residuals = store.primal(batch)
             z0 = store.z0(batch)
             step = lin.tangent(w2, residuals).to(omega) @ omega

@@ -221,8 +221,10 @@ class _Models:
         with self.progress.step("test activations") as done:
             cache = "none" if base.mode == "activation" else base.cache
             views = base.views(inputs, self.test.crops)
+            if cache == "auto" and not views.random:
+                cache = "z0"  # of a few passes: residuals would not be worth their memory
             size, linearization = base.samples_at_a_time, self.prepared.problem.linearization
-            return SampleStore(linearization, views, cache=cache, batch_size=size, progress=done)
+            return SampleStore(linearization, views, cache=cache, memory=base.memory, batch_size=size, progress=done)
 
     def _solve(self, mode: str) -> Fit:
         problem = self.prepared.problem

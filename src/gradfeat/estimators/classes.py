@@ -76,8 +76,12 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         device: "cpu", "cuda", ...; "auto" is the network's own GPU, else CUDA where there is one, else the CPU.
         precision: "float32", "bfloat16" (not for rounds) or "float64"; "auto" is float64 for a network in float64, else
             float32.
-        cache: What is kept of each sample between passes: "residuals", "z0" or "none"; "auto" is the most that half of
-            the free memory holds.
+        cache: The most that is kept of a sample between passes: "residuals", "z0" or "none"; "auto" is as much as
+            `memory` allows.
+        memory: A bound on what is kept of the samples and what a pass needs at a time: a number of bytes, or "500MB",
+            "2GB". What is not kept is computed again, which takes longer and changes no number but by rounding. "auto"
+            lets the process hold one and a half times what fine-tuning would, at most half of the memory that is free;
+            of a GPU, or with a `cache` by name, it is that half.
         weights: File of the backbone's weights (.safetensors, .pth ...), for a backbone given by name; "FILE::name" is
             one of several networks in it; "random" for none.
         preprocessing: Replaces the backbone's own, whole or (a dict) in some fields: those of
@@ -145,6 +149,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         device: str = "auto",
         precision: str = "auto",
         cache: str = "auto",
+        memory: float | str = "auto",
         weights: str | Path | None = None,
         preprocessing: Any = None,
         image_size: int | None = None,
@@ -172,6 +177,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             device=device,
             precision=precision,
             cache=cache,
+            memory=memory,
             weights=weights,
             preprocessing=preprocessing,
             image_size=image_size,

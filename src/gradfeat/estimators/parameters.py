@@ -18,7 +18,7 @@ from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.plan import RATES
 from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.model import MODES, OTHER_NAMES
-from gradfeat.samples.store import LEVELS
+from gradfeat.samples.memory import LEVELS, bytes_of
 from gradfeat.solvers.finetune import BATCH, EPOCHS, honest_search
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 from gradfeat.solvers.schedule import paper_schedule
@@ -58,6 +58,7 @@ class Parameters(BaseEstimator):
         device: str = "auto",
         precision: str = "auto",
         cache: str = "auto",
+        memory: float | str = "auto",
         weights: str | Path | None = None,
         preprocessing: Any = None,
         image_size: int | None = None,
@@ -83,6 +84,7 @@ class Parameters(BaseEstimator):
         self.device = device
         self.precision = precision
         self.cache = cache
+        self.memory = memory
         self.weights = weights
         self.preprocessing = preprocessing
         self.image_size = image_size
@@ -140,7 +142,7 @@ def check_parameters(parameters: Parameters) -> None:
         ConfigurationError: One line for each of them.
     """
     checks = _Checks(parameters)
-    for part in (_check_names, _check_choices, _check_augment, _check_rounds, _check_training, _check_device):
+    for part in (_check_names, _check_choices, _check_augment, _check_rounds, _check_training, _check_machine):
         part(parameters, checks)
     if checks.wrong:
         raise ConfigurationError("\n".join(checks.wrong))
@@ -244,11 +246,13 @@ def _check_training(parameters: Parameters, checks: _Checks) -> None:
     checks.expect("random_state", known_seed, "None, a whole number from 0, or a numpy RandomState")
 
 
-def _check_device(parameters: Parameters, checks: _Checks) -> None:
-    try:
-        check_device(parameters.device)
-    except ConfigurationError as error:
-        checks.wrong.append(str(error))
+def _check_machine(parameters: Parameters, checks: _Checks) -> None:
+    """Check a device and a bound on memory."""
+    for check, value in ((check_device, parameters.device), (bytes_of, parameters.memory)):
+        try:
+            check(value)
+        except ConfigurationError as error:
+            checks.wrong.append(str(error))
 
 
 def _is_auto(value: Any) -> bool:

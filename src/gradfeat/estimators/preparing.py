@@ -183,7 +183,7 @@ def _checkpoint(parameters: Parameters, samples: _Samples, backbone: Backbone) -
 def _configuration(parameters: Parameters, cv: Any, backbone: Backbone) -> dict[str, object]:
     """Return what a fit depends on beside the data, by name; the mode is in the names of a checkpoint's parts."""
     data = ("backbone", "weights", "class_weight", "mode", "cv")  # seen in the network, the weights and below
-    beside = ("checkpoint", "verbose", "cache")
+    beside = ("checkpoint", "verbose", "cache", "memory")
     given = {name: value for name, value in parameters.get_params(deep=False).items() if name not in (*data, *beside)}
     pairs = isinstance(cv, (list, tuple))
     return {**given, "cv": digest(cv) if pairs else cv, "network": backbone.fingerprint, "f": backbone.features}
@@ -202,6 +202,7 @@ class _Making:
     seed: int | None
     checkpoint: Checkpoint | None
     progress: Progress
+    moves: bool = False  # θ̄₂ does
 
     def some(self, most: int) -> _Making:
         """Return what the problem of so many samples at most is made from, drawn at random; silent."""
@@ -210,7 +211,19 @@ class _Making:
         inputs, weight = self.samples.inputs.subset(rows), self.samples.weight
         samples = _Samples(inputs, self.samples.y[rows], None if weight is None else weight[rows], cv=5)
         views = inputs if self.parameters.augment is None else Mirrored(inputs)
-        return dataclasses.replace(self, samples=samples, views=views, checkpoint=None, progress=Progress(False))
+        return dataclasses.replace(
+            self, samples=samples, views=views, checkpoint=None, progress=Progress(False), moves=True
+        )
+
+    @property
+    def _cache(self) -> str:
+        """What is kept of a sample at most: what trains the network needs no residuals, the probe not even z₀."""
+        parameters = self.parameters
+        if parameters.cache != "auto" or self.views.random:
+            return parameters.cache
+        if self.moves or (parameters.mode == "full" and parameters.rounds not in (None, 1)):
+            return "z0"
+        return {"activation": "none", "finetune": "z0"}.get(parameters.mode, "auto")
 
     def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
         """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
@@ -232,7 +245,8 @@ class _Making:
             weight=weight,
             penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
             cv=samples.cv,
-            cache=parameters.cache if parameters.mode != "activation" or parameters.cache != "auto" else "none",
+            cache=self._cache,
+            memory=parameters.memory,
             batch_size=parameters.samples_at_a_time,
             views=1 if parameters.augment is None else 2,
             random_state=self.seed,
@@ -289,4 +303,5 @@ def _looked(making: _Making) -> _Made:
         all_depths=parameters.effort == "high",
     )
     modules: str | Sequence[str] = "auto" if found.modules is None else list(found.modules)
+    making = dataclasses.replace(making, moves=found.modules is not None)
     return _Made(making.problem(modules), modules, found.tried, found)

@@ -81,9 +81,12 @@ def choose_depth(
     chosen: Depth | None = None
     tried: list[Depth] = []
     omega_penalties: dict[str, list[float]] = {}
+    before: list[Problem] = []
     probe: Probe | None = None  # f(x), and with it the probe, is the same at all depths
     for candidate in doubling(candidates):
         begun = time.perf_counter()
+        for other in before:  # residuals of two depths would be twice the memory
+            other.store.release()
         problem = replace(build(candidate.modules, probe), omega_penalties=omega_penalties)
         probe = problem.probe
         choice, _ = choose(problem, plan, Run.of(problem, plan, progress), SHORT)
@@ -98,7 +101,7 @@ def choose_depth(
             best, chosen = problem, tried[-1]
         if choice.loss >= least * (1 - NEGLIGIBLE):
             break
-        least = choice.loss
+        least, before = choice.loss, [best, problem]
     return best, chosen, tried
 
 

@@ -139,7 +139,7 @@ def _pairs(model: GradientFeatureModel, store: SampleStore, step: float) -> tupl
     network, moved = _moved(model, step)
     features, logits = [], []
     with torch.no_grad():
-        for batch in torch.arange(len(store)).split(_BATCH):
+        for batch in torch.arange(len(store)).split(min(_BATCH, store.room.batch)):
             z0 = store.z0(batch)
             features.append(network.network(moved, z0).to(model.w1))
             # samples that change are drawn once for both

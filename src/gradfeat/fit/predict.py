@@ -29,6 +29,7 @@ def batch_logits(model: GradientFeatureModel, store: SampleStore, batch: Tensor)
 def store_logits(model: GradientFeatureModel, store: SampleStore, batch_size: int = 256) -> Tensor:
     """Return the logits of all kept samples, (n, c), wherever the model's linearization is."""
     store = store_of(model, store)
+    batch_size = min(batch_size, store.room.batch)
     with torch.no_grad():
         return torch.cat([batch_logits(model, store, part) for part in torch.arange(len(store)).split(batch_size)])
 

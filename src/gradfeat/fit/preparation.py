@@ -31,6 +31,7 @@ def prepare(
     penalty: float | str = "auto",
     cv: Any = 5,
     cache: str = "auto",
+    memory: float | str = "auto",
     batch_size: int = 64,
     views: int = 1,
     random_state: int | None = None,
@@ -49,6 +50,7 @@ def prepare(
         penalty: The probe's penalty, or "auto": chosen by cross-validation.
         cv: Folds, a scikit-learn splitter, or pairs of indices.
         cache: What to keep of each sample (see `SampleStore`).
+        memory: A bound on what is kept and what a pass needs at a time (see `SampleStore`).
         batch_size: Samples at a time.
         views: Versions of each sample.
         random_state: Seed of the folds.
@@ -67,7 +69,8 @@ def prepare(
     n, progress = len(y), progress or Progress(False)
     start = time.perf_counter()
     with progress.step("activations") as done:
-        store = SampleStore(linearization, inputs, cache=cache, batch_size=batch_size, progress=done)
+        store = SampleStore(linearization, inputs, cache=cache, memory=memory, batch_size=batch_size, progress=done)
+    progress.note(f"kept: {store.kept}")
     if checkpoint is not None:
         checkpoint = checkpoint.of(
             linearization.theta2, {"activations": store.features, "targets": y, "sample weights": weight}
