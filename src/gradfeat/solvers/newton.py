@@ -245,7 +245,7 @@ def _add_products(total: Tensor, z: Tensor, weights: Tensor, paired: bool) -> No
 
 
 def _crossed(both: Tensor, k: int) -> Tensor:
-    """Return ``vᵀ v`` of each problem, (q, k + c, k + c), from v, (q, m, k + c); below the first k rows a block is 0."""
+    """Return ``vᵀ v`` of each problem, (q, k + c, k + c), without the block below the first k; v is (q, m, k + c)."""
     product: Tensor = both.transpose(1, 2) @ both
     product[:, k:, :k] = 0
     return product
