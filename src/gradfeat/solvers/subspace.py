@@ -190,8 +190,6 @@ class Subspace:
         self._logits1: list[Tensor] = []
         self._logits2: list[Tensor] = []
         self._span: Span | None = None  # of the directions so far
-        # minima for several penalties, and how many directions of w₁ and w₂ the span had
-        self._last: tuple[list[Penalties], Combinations, tuple[int, int]] | None = None
 
     @property
     def unit(self) -> float:
@@ -236,23 +234,16 @@ class Subspace:
         return self.minima([penalties], None if start is None else Combinations.of(start))[0]
 
     def minima(self, penalties: Sequence[Penalties], start: Combinations | None = None) -> Combinations:
-        """Return the minima over the span for several penalties, which are found together.
-
-        Without a start those for the same penalties in a smaller span are one, where they are the last that were found.
-        """
+        """Return the minima over the span for several penalties, which are found together."""
         ridges = torch.tensor([self._ridge(one) for one in penalties], dtype=torch.float64)
         if self._span is None:
             some = len(self.train) < len(self.y)
             known = [logits[self.train] if some else logits for logits in self._known]
             self._span = Span(known, self.y[self.train], self.loss, self.share, outputs=self._outputs)
-        if start is None and self._last is not None and self._last[0] == list(penalties):
-            start = self._padded(*self._last[1:])
         found = self._span.minima(ridges.reshape(len(penalties), -1), start)
         for one, objective in zip(penalties, found.objective.tolist(), strict=True):
             if not math.isfinite(objective):
                 raise ConvergenceError(f"the objective became {objective} with {one}")
-        if len(penalties) > 1:
-            self._last = list(penalties), found, (len(self._w1), len(self._w2))
         return found
 
     def _ridge(self, penalties: Penalties) -> list[float]:
@@ -425,7 +416,7 @@ class Subspace:
                     rest.add_(other, alpha=-product)
                 directions.append(dict(zip(names, parts, strict=True)))
                 logits2.append(rest / length)
-        self._span, self._last, self._w2, self._logits2 = None, None, directions, logits2
+        self._span, self._w2, self._logits2 = None, directions, logits2
 
 
 def bound(gap: float) -> str:
