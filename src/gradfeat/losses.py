@@ -15,8 +15,9 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 class Loss(ABC):
     """A loss of logits and targets, convex in the logits.
 
-    A subclass says the loss of each sample (`per_sample`), how it rises (`slope`) and bends (`curvature`), and what the
-    logits mean (`predict_proba`).
+    A subclass says the loss of each sample (`per_sample`), how it rises (`slope`) and bends (`curvature_parts`), and
+    what the logits mean (`predict_proba`). Logits are (n, k); those methods also take several logits of the same
+    samples at once, (n, k, m), and return as many results, (n, m) or (n, k, m).
     """
 
     name: ClassVar[str]
@@ -35,12 +36,27 @@ class Loss(ABC):
         """Return the second derivative of each sample's loss in each of its logits, (n, k), with all labels known."""
 
     @abstractmethod
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return Λᵢ d for each sample's Hessian Λᵢ in its logits: `directions` is (n, k, m), or (n, k)."""
+    def curvature_parts(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return d and r of each sample's Hessian in its logits, ``Λᵢ = diag(d) - r rᵀ``, (n, k); r may be None, 0."""
 
-    @abstractmethod
+    def derivatives(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `per_sample` and `slope`."""
+        return self.per_sample(logits, y), self.slope(logits, y)
+
+    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+        """Return Λᵢ v for each sample's Hessian Λᵢ in its logits: `directions` is (n, k, m), or (n, k)."""
+        diagonal, root = self.curvature_parts(logits, y)
+        product = _like(diagonal, directions) * directions
+        if root is None:
+            return product
+        root = _like(root, directions)
+        return product - root * (root * directions).sum(1, keepdim=True)
+
     def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
         """Return ``Σᵢ shareᵢ Λᵢ``, (k, k); `share` is (n,)."""
+        diagonal, root = self.curvature_parts(logits, y)
+        total = (share @ diagonal).diag()
+        return total if root is None else total - (share[:, None] * root).T @ root
 
     @abstractmethod
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
@@ -55,18 +71,18 @@ class Loss(ABC):
         """Return k, the number of logits that targets y call for."""
 
     def value(self, logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the mean loss, ``Σ wᵢ lᵢ / Σ wᵢ``.
+        """Return the mean loss, ``Σ wᵢ lᵢ / Σ wᵢ``, or the means of several logits, (m,).
 
         Args:
-            logits: (n, k).
+            logits: (n, k), or (n, k, m).
             y: Targets, (n,) or (n, k).
             weight: A weight for each sample, (n,); all one if None.
         """
         losses = self.per_sample(logits, y)
         if weight is None:
-            return losses.mean()
+            return losses.mean(0)
         weight = weight.to(losses.dtype)
-        return (weight * losses).sum() / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+        return weight @ losses / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
 @final
@@ -83,27 +99,28 @@ class CrossEntropy(Loss):
 
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return ``-log p(yᵢ)``."""
-        return F.cross_entropy(logits, y, reduction="none")
+        return F.cross_entropy(logits, y if logits.ndim == 2 else y[:, None].expand_as(logits[:, 0]), reduction="none")
 
     def slope(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return ``p - onehot(yᵢ)``."""
-        return logits.softmax(1).scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0))
+        index = _index(y, logits)
+        return logits.softmax(1).scatter_add(1, index, logits.new_full(index.shape, -1.0))
+
+    def derivatives(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `per_sample` and `slope`, from one logarithm of the softmax; not to be differentiated further."""
+        log_p, index = logits.log_softmax(1), _index(y, logits)
+        losses = -log_p.gather(1, index).squeeze(1)
+        return losses, log_p.exp_().scatter_add_(1, index, logits.new_full(index.shape, -1.0))
 
     def curvature(self, logits: Tensor) -> Tensor:
         """Return ``p (1 - p)``."""
         p = logits.softmax(1)
         return p * (1 - p)
 
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return ``p ∘ d - p (pᵀ d)``."""
-        p = _like(logits.softmax(1), directions)
-        moved = p * directions
-        return moved - p * moved.sum(1, keepdim=True)
-
-    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
-        """Return ``diag(Σ shareᵢ pᵢ) - Σ shareᵢ pᵢ pᵢᵀ``."""
+    def curvature_parts(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return p and p."""
         p = logits.softmax(1)
-        return (share @ p).diag() - (share[:, None] * p).T @ p
+        return p, p
 
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ``√p ∘ ε - p (√pᵀ ε)``."""
@@ -137,14 +154,15 @@ class MultiLabelLogistic(Loss):
 
     def per_sample(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean over labels of ``log(1 + exp(∓ logit))``."""
+        y = _like(y, logits)
         known = ~torch.isnan(y)
-        losses = F.binary_cross_entropy_with_logits(
-            logits, torch.where(known, y, 0.0).to(logits.dtype), reduction="none"
-        )
+        wanted = torch.where(known, y, 0.0).to(logits.dtype).expand_as(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return (losses * known).mean(1)
 
     def slope(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return ``(p - y) / k``, zero for labels that are ignored."""
+        y = _like(y, logits)
         return torch.where(torch.isnan(y), 0.0, logits.sigmoid() - y.to(logits.dtype)) / logits.shape[1]
 
     def curvature(self, logits: Tensor) -> Tensor:
@@ -152,13 +170,9 @@ class MultiLabelLogistic(Loss):
         p = logits.sigmoid()
         return p * (1 - p) / logits.shape[1]
 
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return ``p (1 - p) / k ∘ d``, zero for labels that are ignored."""
-        return _like(self.curvature(logits) * ~torch.isnan(y), directions) * directions
-
-    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
-        """Return a diagonal matrix."""
-        return (share @ (self.curvature(logits) * ~torch.isnan(y))).diag()
+    def curvature_parts(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``p (1 - p) / k``, zero for labels that are ignored."""
+        return self.curvature(logits) * ~torch.isnan(_like(y, logits)), None
 
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ``√(p (1 - p) / k) ∘ ε``, zero for labels that are ignored."""
@@ -186,19 +200,15 @@ class Quadratic(Loss):
 
     def slope(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the distance to the target."""
-        return logits - self.targets(y, logits.shape[1]).to(logits.dtype)
+        return logits - _like(self.targets(y, logits.shape[1]).to(logits.dtype), logits)
 
     def curvature(self, logits: Tensor) -> Tensor:
         """Return one."""
         return torch.ones_like(logits)
 
-    def curvature_product(self, logits: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-        """Return d."""
-        return directions
-
-    def curvature_sum(self, logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
-        """Return ``Σ shareᵢ`` times the identity."""
-        return share.sum() * torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    def curvature_parts(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return one."""
+        return self.curvature(logits), None
 
     def curvature_root(self, logits: Tensor, y: Tensor, signs: Tensor) -> Tensor:
         """Return ε."""
@@ -270,9 +280,14 @@ class OneHotSquared(Quadratic):
         return int(y.max()) + 1
 
 
-def _like(value: Tensor, directions: Tensor) -> Tensor:
-    """Return (n, k) values so that they multiply directions, (n, k) or (n, k, m)."""
-    return value if directions.ndim == 2 else value[:, :, None]
+def _like(value: Tensor, others: Tensor) -> Tensor:
+    """Return (n, k) values so that they stand beside others, (n, k) or (n, k, m)."""
+    return value if others.ndim == value.ndim else value[:, :, None]
+
+
+def _index(y: Tensor, logits: Tensor) -> Tensor:
+    """Return class indices, (n,), as an index into logits, (n, 1) or (n, 1, m)."""
+    return y[:, None] if logits.ndim == 2 else y[:, None, None].expand_as(logits[:, :1])
 
 
 LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, MultiLabelLogistic, Squared, OneHotSquared)}

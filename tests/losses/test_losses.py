@@ -113,3 +113,26 @@ def test_curvature_is_the_hessian_in_the_logits(loss: Loss) -> None:
         logits, y, torch.eye(logits.shape[1], dtype=logits.dtype).expand(len(logits), -1, -1)
     )
     torch.testing.assert_close(loss.curvature_sum(logits, y, share), (share[:, None, None] * whole).sum(0))
+
+
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
+def test_several_logits_of_the_same_samples_are_taken_one_by_one(loss: Loss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator)
+    y = torch.tensor([0, 2, 1, 1]) if loss.task == "multiclass" else (logits[..., 0] > 0.3).double()
+    if isinstance(loss, MultiLabelLogistic):
+        y[1, 2] = float("nan")
+    weight = torch.rand(4, dtype=torch.float64, generator=generator)
+    losses, slopes = loss.derivatives(logits, y)
+    diagonal, root = loss.curvature_parts(logits, y)
+    for i in range(5):
+        one = logits[..., i]
+        torch.testing.assert_close(losses[:, i], loss.per_sample(one, y))
+        torch.testing.assert_close(loss.per_sample(logits, y)[:, i], loss.per_sample(one, y))
+        torch.testing.assert_close(slopes[..., i], loss.slope(one, y))
+        torch.testing.assert_close(loss.slope(logits, y)[..., i], loss.slope(one, y))
+        assert float(loss.value(logits, y, weight)[i]) == pytest.approx(float(loss.value(one, y, weight)), rel=1e-12)
+        hessian = diagonal[..., i].diag_embed()
+        if root is not None:
+            hessian = hessian - root[..., i, None] * root[..., None, :, i]
+        torch.testing.assert_close(hessian, loss.curvature_product(one, y, torch.eye(3).double().expand(4, -1, -1)))

@@ -10,7 +10,16 @@ from gradfeat import GradientFeatureModel, linearize
 from gradfeat.backbones import resolve
 from gradfeat.errors import ConfigurationError
 from gradfeat.fit import Plan, prepare, solve
-from gradfeat.fit.merge import CLOSE, STEPS, fit_head, merge, original_values
+from gradfeat.fit.merge import (
+    CLOSE,
+    FEWEST_SAMPLES,
+    MOST_SAMPLES,
+    STEPS,
+    fit_head,
+    merge,
+    most_samples,
+    original_values,
+)
 from gradfeat.losses import CrossEntropy
 from gradfeat.samples.store import SampleStore
 from gradfeat.solvers.schedule import paper_schedule
@@ -317,10 +326,46 @@ def test_values_are_unfolded_on_the_device_where_they_are() -> None:
 def test_many_samples_are_too_many_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, store = linear_in_theta2()
     seen = []
-    monkeypatch.setattr("gradfeat.fit.merge.MOST_SAMPLES", 20)
     monkeypatch.setattr(
         store.linearization, "network", lambda theta2, z0: seen.append(len(z0)) or torch.randn(len(z0), 6).double()
     )
-    fit_head(model, store, random_state=0)
+    fit_head(model, store, random_state=0, most=20)
     assert seen
     assert set(seen) == {20}
+
+
+def test_a_head_costs_at_most_a_twentieth_of_its_fit() -> None:
+    assert most_samples(10.0, 4000) == 2000
+    assert most_samples(10.0, 200) == FEWEST_SAMPLES  # which costs little
+    assert most_samples(1e6, 4000) == MOST_SAMPLES
+
+
+def test_logits_of_the_linear_model_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, store = linear_in_theta2()
+    tried, computed = [], []
+    logits = model.logits
+    monkeypatch.setattr(
+        store.linearization, "network", lambda theta2, z0: tried.append(len(z0)) or torch.randn(len(z0), 6).double()
+    )
+    monkeypatch.setattr(model, "logits", lambda *known: computed.append(len(known[0])) or logits(*known))
+    fit_head(model, store, random_state=0)
+    assert len(tried) == len(STEPS)  # noise is near to nothing
+    assert len(computed) == 1
+
+
+def test_few_samples_are_enough_where_the_network_moves_little() -> None:
+    """Fewer samples than features: what they do not tell is known from w₁."""
+    torch.manual_seed(0)
+    lin = linearize(nn.Sequential(nn.Linear(40, 40), nn.Tanh()).double(), torch.randn(3, 40).double(), ["0"])
+    store = SampleStore(lin, Samples(torch.randn(20, 40, dtype=torch.float64)))
+    omega = torch.randn(40, 3, dtype=torch.float64)
+    model = GradientFeatureModel(lin, omega, mode="full")
+    w2 = {name: 1e-3 * torch.randn_like(value) for name, value in lin.theta2.items()}
+    model.set_weights(w1=torch.randn_like(omega), b=torch.zeros(3), w2=w2)
+    head = fit_head(model, store)
+    assert head is not None
+    z0 = lin.bottom(torch.randn(200, 40, dtype=torch.float64))
+    expected = model.logits(*lin.primal(z0))
+    assert head.error is not None
+    assert head.error < 1e-3
+    assert float((head.network(model)(z0) - expected).square().sum() / expected.square().sum()) < 1e-3

@@ -15,7 +15,7 @@ from gradfeat.estimators.parameters import Parameters
 from gradfeat.estimators.preparing import Prepared
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Fit, select_solver
-from gradfeat.fit.merge import MergedHead, fit_head
+from gradfeat.fit.merge import MergedHead, fit_head, most_samples
 from gradfeat.fit.stages import HEAD
 from gradfeat.progress import Progress
 
@@ -104,10 +104,13 @@ def _how(parameters: Parameters, prepared: Prepared, fit: Fit) -> dict[str, str]
 
 def _head(prepared: Prepared, fit: Fit, seed: int | None, progress: Progress) -> MergedHead | None:
     """Return the head of the merged network; None where it has none, or was interrupted: the model is complete."""
-    problem = prepared.problem
+    problem, how = prepared.problem, fit.solution or fit.history
+    most = most_samples(0.0 if how is None else how.passes, len(problem.store))
     try:
         with progress.step(HEAD):
-            return fit_head(fit.model, problem.store, weight=problem.weight, views=problem.views, random_state=seed)
+            return fit_head(
+                fit.model, problem.store, weight=problem.weight, views=problem.views, random_state=seed, most=most
+            )
     except KeyboardInterrupt:
         warn_user("interrupted: there is no head for merge()")
         return None

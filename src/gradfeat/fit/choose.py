@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from gradfeat.fit.checkpoint import Part, keep_part, load_part, named_w2, resumed, w2_of
-from gradfeat.fit.penalties import GRID, NEGLIGIBLE, Choice, Tried, lightest
+from gradfeat.fit.penalties import GRID, NEGLIGIBLE, Choice, Tried, best_omega_penalty, lightest
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.run import Run
 from gradfeat.fit.spans import Growth, Stages, Validation, grow, probes_of, subspace_of
-from gradfeat.fit.splits import ONE_SPLIT_FROM, Split
+from gradfeat.fit.splits import Split
 from gradfeat.progress import Step
 from gradfeat.solvers.gradient_features import Weights, add_scaled
 from gradfeat.solvers.probe import Probe
@@ -35,9 +35,21 @@ STAGES = Stages(
 )
 """Heavy penalties first: the first directions are those of the solution that heavy penalties ask for."""
 
+BOTH_BELOW = 400
+"""Of fewer samples both metrics are tried, where that is cheap."""
+
+
+def metrics_of(plan: Plan, n: int) -> list[str]:
+    """Return the metrics that a choice with n samples tries."""
+    if plan.metric != "auto":
+        return [plan.metric]
+    return ["whitened", "plain"] if n < BOTH_BELOW else ["whitened"]
+
 
 def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> tuple[Choice | None, Weights | None]:
     """Choose penalties under the plan's metric, or the better of two, and keep them in the checkpoint.
+
+    All ω̄ are tried under the first metric, and the best of them alone under the other.
 
     Returns:
         The choice, None where there are too few samples to hold some out; and the w₂ that it is of (see
@@ -45,10 +57,12 @@ def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> t
     """
     if not run.splits:
         return None, None
-    metrics = [plan.metric]
-    if plan.metric == "auto":
-        metrics = ["whitened"] if problem.n >= ONE_SPLIT_FROM else ["plain", "whitened"]
-    choices = [_choose_under(problem, replace(plan, metric=name), run, stages) for name in metrics]
+    choices: list[tuple[Choice, Weights | None]] = []
+    for name in metrics_of(plan, problem.n):
+        if choices:
+            omega_penalties = {plan.mode: [best_omega_penalty(choices[0][0], problem.probe)]}
+            problem = replace(problem, omega_penalties=omega_penalties)
+        choices.append(_choose_under(problem, replace(plan, metric=name), run, stages))
     choice, w2 = min(choices, key=lambda pair: pair[0].loss)
     return replace(choice, passes=sum(other.passes for other, _ in choices)), w2
 

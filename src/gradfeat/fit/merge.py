@@ -3,6 +3,7 @@
 With the head w₁ the network would be the linear model to first order only where w₁ is ω̄, and the penalties make w₁
 many times smaller, or larger, than the ω̄ that w₂ was fitted through. So the head is fitted as well: by ridge
 regression of the linear model's logits on the moved network's features, of the training samples without their labels.
+It is pulled to the heads that are known, ω̄ and w₁, so that few samples are enough.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import ShuffleSplit
 from torch import Tensor, nn
 
 from gradfeat.contexts import computing, plain
@@ -24,10 +24,10 @@ from gradfeat.fit.predict import store_of
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.capture import FeatureExtractor, Features
 from gradfeat.linearization.copies import copied
-from gradfeat.losses import Loss, Squared, target_mean
+from gradfeat.losses import Loss, target_mean
 from gradfeat.metrics.evaluation import agreement, metrics_of
 from gradfeat.model import GradientFeatureModel
-from gradfeat.solvers.probe import fit_probe
+from gradfeat.solvers.ridge import ridge_by_leave_one_out
 
 if TYPE_CHECKING:
     from gradfeat.backbones import Backbone
@@ -42,8 +42,11 @@ CLOSE = 0.1
 MOST_SAMPLES = 10_000
 """Samples that a head is fitted to at most."""
 
-ONE_PART_FROM = 500
-"""From this number of samples on, the ridge penalty is chosen on one held-out fifth of them, else on five."""
+FEWEST_SAMPLES = 300
+"""Samples that it is fitted to, however short the fit was."""
+
+WORK = 0.05
+"""Work on a head, as a share of the fit's: a pass for each of its samples."""
 
 COARSE = 0.1
 """Distance of neighbouring values of a regression, as a share of their spread, from which a warning says so."""
@@ -59,8 +62,9 @@ class MergedHead:
         step: r, the share of w₂.
         weight: (d, c).
         bias: (c,).
-        error: Squared error of its logits as a share of the variance of the linear model's, on training samples that
-            the head was not fitted to; 0 where the two are one model, None where samples are too few to tell.
+        error: Squared error of its logits as a share of the variance of the linear model's, on each training sample by
+            the head that is fitted to the others; 0 where the two are one model, None where samples are too few to
+            tell.
     """
 
     step: float
@@ -75,6 +79,16 @@ class MergedHead:
         return lambda z0: lin.network(moved, z0).to(weight) @ weight + bias
 
 
+def most_samples(passes: float, rows: int) -> int:
+    """Return how many samples a head may be fitted to.
+
+    Args:
+        passes: Of the fit, over all rows of its store.
+        rows: Of the store, views counted.
+    """
+    return min(max(FEWEST_SAMPLES, int(WORK * passes * rows)), MOST_SAMPLES)
+
+
 @plain()
 def fit_head(
     model: GradientFeatureModel,
@@ -83,6 +97,7 @@ def fit_head(
     weight: Tensor | None = None,
     views: int = 1,
     random_state: int | None = None,
+    most: int = MOST_SAMPLES,
 ) -> MergedHead | None:
     """Return the step and the head with which the moved network is nearest to a linear model.
 
@@ -91,11 +106,12 @@ def fit_head(
 
     Args:
         model: The fitted model.
-        store: The samples that it was fitted to; up to `MOST_SAMPLES` of them are used.
+        store: The samples that it was fitted to.
         weight: Of each sample, or None.
         views: Versions of each sample, all first ones before all second ones; only the first are used, since two of a
             sample must not be on both sides of a split.
-        random_state: Seed of which, and of the folds that choose the ridge penalty.
+        random_state: Seed of which samples are used.
+        most: Samples to use at most (see `most_samples`).
 
     Returns:
         The step and the head; None where the moved network's features are finite at no step.
@@ -106,45 +122,65 @@ def fit_head(
     samples = np.arange(len(store) // views)
     if weight is not None:
         samples = samples[(weight[: len(samples)] > 0).cpu().numpy()]
-    if len(samples) > MOST_SAMPLES:
-        samples = np.sort(np.random.RandomState(random_state).permutation(samples)[:MOST_SAMPLES])
+    if len(samples) > most:
+        samples = np.sort(np.random.RandomState(random_state).permutation(samples)[:most])
     rows = torch.from_numpy(samples)
     store = store_of(model, store.rows(rows))
-    weight = None if weight is None else weight[rows.to(weight.device)]
-    cv: Any = 5
-    if len(store) >= ONE_PART_FROM:
-        cv = ShuffleSplit(1, test_size=0.2, random_state=random_state)
+    share = torch.ones(len(rows), dtype=torch.float64) if weight is None else weight[rows.to(weight.device)].double()
+    share = (share / share.sum()).to(model.w1.device)
     best: MergedHead | None = None
+    logits: Tensor | None = None
     for step in STEPS:
-        f, logits = _pairs(model, store, step)
+        f, logits = _pairs(model, store, step, logits)
         try:
-            ridge = fit_probe(f, logits, Squared(), sample_weight=weight, cv=cv, random_state=random_state)
+            head = _head(model, f, logits, share, step)
         except ConvergenceError:
             continue
-        share = torch.ones_like(logits[:, 0]) if weight is None else weight.to(logits)
-        mean = share @ logits / share.sum()
-        spread = float(Squared().value(mean.expand_as(logits), logits, weight))
-        error = min(loss for _, loss, _ in ridge.path) / spread if ridge.path and spread else None
-        head = MergedHead(step, ridge.omega.cpu(), ridge.bias.cpu(), error)
-        if error is None or error <= CLOSE:
+        if head.error is None or head.error <= CLOSE:
             return head
-        if best is None or best.error is None or error < best.error:
+        if best is None or best.error is None or head.error < best.error:
             best = head
     return best
 
 
-def _pairs(model: GradientFeatureModel, store: SampleStore, step: float) -> tuple[Tensor, Tensor]:
-    """Return f(x; θ̄₂ + r w₂), (n, d), and the linear model's logits, (n, c), of the same samples."""
+def _head(model: GradientFeatureModel, f: Tensor, logits: Tensor, share: Tensor, step: float) -> MergedHead:
+    """Return the head whose logits on features f, (n, d), are nearest to the linear model's, (n, c)."""
+    if not bool(torch.isfinite(f).all() and torch.isfinite(logits).all()):
+        raise ConvergenceError("the moved network's features are not finite")
+    f, logits = f.double(), logits.double()
+    centred = logits - share @ logits
+    spread = 0.5 * float(share @ centred.square().sum(1))
+    known = [model.omega] if model.mode == "gradient" else [model.omega, model.w1.detach()]
+    heads = torch.stack([head.double() for head in known])  # (2, d, c)
+    outputs = f @ heads  # (2, n, c)
+    root = share.sqrt()[:, None]
+    scaled = (root * (outputs - (share @ outputs)[:, None])).flatten(1)
+    factors = torch.linalg.pinv(scaled.T) @ (root * centred).flatten()  # how much of each
+    ridge = ridge_by_leave_one_out(f, logits, share, torch.einsum("k,kdc->dc", factors, heads))
+    enough = len(f) > 2 and spread > 0
+    error = ridge.error / spread if enough else None
+    return MergedHead(step, ridge.weight.to(model.w1).cpu(), ridge.bias.to(model.w1).cpu(), error)
+
+
+def _pairs(
+    model: GradientFeatureModel, store: SampleStore, step: float, logits: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return f(x; θ̄₂ + r w₂), (n, d), and the linear model's logits, (n, c), of the same samples.
+
+    Samples that change are drawn once for both; the logits of others are taken as they are known from another step.
+    """
     lin = model.linearization
     network, moved = _moved(model, step)
-    features, logits = [], []
+    features, new = [], []
     with torch.no_grad():
         for batch in torch.arange(len(store)).split(min(_BATCH, store.room.batch)):
             z0 = store.z0(batch)
             features.append(network.network(moved, z0).to(model.w1))
-            # samples that change are drawn once for both
-            logits.append(model.logits(*(lin.primal(z0) if store.inputs.random else store.primal(batch))))
-    return torch.cat(features), torch.cat(logits)
+            if store.inputs.random:
+                new.append(model.logits(*lin.primal(z0)))
+            elif logits is None:
+                new.append(model.logits(*store.primal(batch)))
+    return torch.cat(features), torch.cat(new) if new or logits is None else logits
 
 
 def _moved(model: GradientFeatureModel, step: float) -> tuple[Linearization, dict[str, Tensor]]:

@@ -30,9 +30,9 @@ class Plan:
         parametrization: The variables that w₂ is penalized and trained in.
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
             plain where penalties are given, whitened where they are chosen; the better of both on validation data where
-            there are fewer than `gradfeat.fit.splits.ONE_SPLIT_FROM` samples.
-        splits: Validation parts, one after another; None: five for few samples, each sample in one of them, or three at
-            random where a class has fewer than five; else one.
+            there are fewer than `gradfeat.fit.choose.BOTH_BELOW` samples.
+        splits: Validation parts, one after another; None: up to five for few samples, no sample in two of them, or
+            three at random where a class has fewer than five; else one (see `gradfeat.fit.splits`).
         schedule: Of Adam and SGD; None: the paper's.
         finetuning: What fine-tuning chooses from; None: `gradfeat.solvers.finetune.honest_search`.
         seed: Of splits, views, signs of the preconditioner, order of samples; None draws one.

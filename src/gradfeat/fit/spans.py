@@ -14,7 +14,6 @@ from gradfeat.fit.plan import Plan
 from gradfeat.fit.problem import Problem
 from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures
-from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.probe import Probe, fit_probes
 from gradfeat.solvers.subspace import Activations, Objective, Penalties, Subspace
 
@@ -72,13 +71,9 @@ class Validation:
 
     def losses(self, subspace: Subspace, lambda1: Sequence[float]) -> np.ndarray:
         """Return their loss at the minimum over the span, for each λ₁ and each λ₂ of the grid, (λ₁, λ₂)."""
-        losses = np.full((len(lambda1), len(GRID.lambda2_units)), np.inf)
-        start: Combination | None = None
-        for j, first in enumerate(lambda1):
-            for k, units in enumerate(GRID.lambda2_units):
-                start = subspace.minimum(Penalties(first, units * subspace.unit), start)
-                losses[j, k] = float(self.loss.value(subspace.logits(start, self.rows).double(), self.y, self.weight))
-        return losses
+        grid = [Penalties(first, units * subspace.unit) for first in lambda1 for units in GRID.lambda2_units]
+        logits = subspace.logits_of_all(subspace.minima(grid), self.rows)
+        return self.loss.value(logits, self.y, self.weight).reshape(len(lambda1), -1).cpu().numpy()
 
     def per_sample(self, logits: Tensor) -> Tensor:
         """Return the loss of each, (k,), from their logits, (k, c)."""

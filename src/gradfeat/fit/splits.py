@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ from gradfeat.solvers.probe import folds
 ONE_SPLIT_FROM = 1000
 """From this number of samples on, one validation part is enough."""
 
+JUDGED = 300
+"""Samples of fewer that judge a choice, where there are as many: so many parts are held out, one after another. Each
+costs further subspaces, which take a pass for each direction."""
+
 PARTS = 5
-"""Validation parts of fewer samples, each sample in one of them."""
+"""Disjoint parts into which fewer samples are divided. All of the fewest are held out, each once, else some parts."""
 
 SPLITS = 3
 """The same where a class has fewer samples than that: parts drawn at random, which overlap."""
@@ -39,16 +44,27 @@ class Split:
     validation: Tensor
 
 
+def count_of(n: int) -> int:
+    """Return how many parts of n samples judge a choice.
+
+    Example:
+        >>> [count_of(n) for n in (100, 300, 375, 500, 750, 999, 1000)]
+        [5, 5, 4, 3, 2, 2, 1]
+    """
+    return 1 if n >= ONE_SPLIT_FROM else min(PARTS, math.ceil(PARTS * JUDGED / n))
+
+
 def splits_of(problem: Problem, plan: Plan) -> list[Split]:
     """Return the splits that penalties are chosen on; none if there are too few samples.
 
     Of few samples each is in one validation part: parts drawn at random leave a third of them out, and the least of
     many means over so few is often that of a penalty far too light.
     """
-    first, count = plan.draw(2**31 - 1 - SPLITS), plan.splits
-    if count is None and problem.n < ONE_SPLIT_FROM:
-        pairs, note = folds(problem.y[: problem.n].cpu(), problem.loss, PARTS, first)
+    first, count, n = plan.draw(2**31 - 1 - SPLITS), plan.splits, problem.n
+    if count is None and n < ONE_SPLIT_FROM:
+        pairs, note = folds(problem.y[:n].cpu(), problem.loss, PARTS, first)
         if pairs and not note:
+            pairs = pairs[: count_of(n)]
             return [Split(torch.from_numpy(train), torch.from_numpy(validation)) for train, validation in pairs]
         count = SPLITS  # rare classes
     splits = [hold_out(problem, first + i) for i in range(count or 1)]

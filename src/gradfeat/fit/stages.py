@@ -6,9 +6,10 @@ and linearizing it do not depend on the number of samples, so they say nothing a
 
 from __future__ import annotations
 
+from gradfeat.fit.choose import metrics_of
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.rounds import MORE, passes_of
-from gradfeat.fit.splits import ONE_SPLIT_FROM, PARTS
+from gradfeat.fit.splits import count_of
 from gradfeat.progress import Stage
 from gradfeat.solvers.finetune import honest_search, trial_of
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
@@ -39,9 +40,7 @@ def stages_of_plan(plan: Plan, n: int) -> list[Stage]:
         return [*trials, Stage("fit", length), Stage(HEAD, _HEAD)]
     if plan.solver in OPTIMIZERS:
         return [Stage("fit", _EPOCH * plan.schedule_of("adam", n).n_epochs(n)), Stage(HEAD, _HEAD)]
-    metrics = 1 if plan.metric != "auto" or n >= ONE_SPLIT_FROM else 2
-    splits = 1 if n >= ONE_SPLIT_FROM else PARTS
-    choice = [Stage("penalties", _SPLIT * splits)] * metrics if plan.penalties is None else []
+    choice = [Stage("penalties", _SPLIT * count_of(n)) for _ in metrics_of(plan, n)] if plan.penalties is None else []
     if plan.rounds == 1 or plan.mode != "full":
         return [*choice, Stage("fit", _FIT), Stage(HEAD, _HEAD)]
     passes = _EPOCH * passes_of(plan.rounds, n)

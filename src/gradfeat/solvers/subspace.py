@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from gradfeat.samples.store import available_memory
 from gradfeat.solvers.dual import relative_gap
 from gradfeat.solvers.gradient_features import GradientFeatures, Weights, add_scaled, inner
 from gradfeat.solvers.kronecker import KroneckerFactors, estimate_factors
-from gradfeat.solvers.newton import Combination, Span
+from gradfeat.solvers.newton import Combination, Combinations, Span
 
 GAP = 1e-4
 """A fit has converged where its objective is at most this share above its minimum."""
@@ -231,22 +231,33 @@ class Subspace:
 
     def minimum(self, penalties: Penalties, start: Combination | None = None) -> Combination:
         """Return the minimum over the span for some penalties."""
-        of_each = [penalties.lambda1] * len(self._w1) + [penalties.lambda2] * len(self._w2)
-        ridge = torch.tensor(of_each, dtype=torch.float64)
+        return self.minima([penalties], None if start is None else Combinations.of(start))[0]
+
+    def minima(self, penalties: Sequence[Penalties], start: Combinations | None = None) -> Combinations:
+        """Return the minima over the span for several penalties, which are found together."""
+        ridges = torch.tensor([self._ridge(one) for one in penalties], dtype=torch.float64)
         if self._span is None:
             some = len(self.train) < len(self.y)
             known = [logits[self.train] if some else logits for logits in self._known]
             self._span = Span(known, self.y[self.train], self.loss, self.share, outputs=self._outputs)
-        found = self._span.minimum(ridge, start)
-        if not math.isfinite(found.objective):
-            raise ConvergenceError(f"the objective became {found.objective} with {penalties}")
+        found = self._span.minima(ridges.reshape(len(penalties), -1), start)
+        for one, objective in zip(penalties, found.objective.tolist(), strict=True):
+            if not math.isfinite(objective):
+                raise ConvergenceError(f"the objective became {objective} with {one}")
         return found
+
+    def _ridge(self, penalties: Penalties) -> list[float]:
+        return [penalties.lambda1] * len(self._w1) + [penalties.lambda2] * len(self._w2)
 
     def logits(self, point: Combination, rows: Tensor) -> Tensor:
         """Return the logits of some samples of the store, (m, c)."""
         if not self._known:
             return point.bias.expand(len(rows), -1)
         return point.logits(self._known, rows)
+
+    def logits_of_all(self, points: Combinations, rows: Tensor) -> Tensor:
+        """Return the logits of some samples of the store at several points, (m, c, q)."""
+        return points.logits(self._known, rows)
 
     def weights(self, point: Combination) -> tuple[Tensor | None, Tensor, Weights]:
         """Return w₁ (None if it was left out), b, and w₂ in the units of θ₂."""
@@ -337,12 +348,11 @@ class Subspace:
                 if len(self._w2) >= self._most:
                     self._join(point)
                     point = self.minimum(penalties)
-                before = len(self._w1), len(self._w2)
+                before, there = (len(self._w1), len(self._w2)), point
                 promised, above = self.grow(point, penalties, iteration >= _PLAIN_FROM and iteration % 2 == 1)
                 solution.decrement = promised / max(abs(point.objective), 1e-30)
-                there = point.objective
-                point = self.minimum(penalties, self._padded(point, before))
-                solution.gap = relative_gap(above - (there - point.objective), point.objective)
+                point = self.minima([penalties], self._padded(Combinations.of(point), before))[0]
+                solution.gap = relative_gap(above - (there.objective - point.objective), point.objective)
                 solution.objective.append(point.objective)
                 if report is not None:
                     report(len(solution.objective))
@@ -377,12 +387,12 @@ class Subspace:
         known = len(self._known)
         return self.minimum(penalties, start if start is not None and len(start.coefficients) == known else None)
 
-    def _padded(self, point: Combination, before: tuple[int, int]) -> Combination:
-        """Return a point of the span that had so many directions of w₁ and w₂ as one of the present span."""
-        first, second = torch.split(point.coefficients, list(before))
-        first_new = first.new_zeros(len(self._w1) - before[0])
-        second_new = second.new_zeros(len(self._w2) - before[1])
-        return Combination(torch.cat([first, first_new, second, second_new]), point.bias, point.objective)
+    def _padded(self, points: Combinations, before: tuple[int, int]) -> Combinations:
+        """Return points of the span that had so many directions of w₁ and w₂ as some of the present span."""
+        first, second = torch.split(points.coefficients, list(before), 1)
+        first = torch.nn.functional.pad(first, (0, len(self._w1) - before[0]))
+        second = torch.nn.functional.pad(second, (0, len(self._w2) - before[1]))
+        return Combinations(torch.cat([first, second], 1), points.bias, points.objective)
 
     def _join(self, point: Combination) -> None:
         """Replace the directions of w₂ but the last few by the present solution."""
