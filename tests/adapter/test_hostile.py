@@ -368,7 +368,7 @@ SAID = (
         {"mode": "activation"},
         {"mode": "gradient", "solver": "dual"},
         {"mode": "finetune", "epochs": 2},
-        {"rounds": "auto"},
+        {"rounds": 60},
         {"theta2": "search"},
         {"penalty": (0.1, 0.2), "solver": "adam", "epochs": 2},
     ],

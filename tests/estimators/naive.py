@@ -249,7 +249,7 @@ def trained(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(rows)
+            total += float(loss.detach()) * len(rows)
             k += 1
         losses.append(total / n)
     return network, (w1.detach(), b.detach()), losses

@@ -42,7 +42,7 @@ PENALTY = 0.02  # of the probe
 def data(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 6)).astype(np.float32)
-    return X, (X[:, 0] * X[:, 1] > 0).astype(int)
+    return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(int)
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -207,8 +207,8 @@ def test_one_image_of_each_class_with_its_mirror_image() -> None:
 
 
 def test_where_labels_are_chance_nothing_moves_and_the_model_is_one_linearization() -> None:
-    X, _ = data()
-    y = np.random.default_rng(5).permutation(len(X)) % 2
+    X, _ = data(150)
+    y = np.random.default_rng(0).permutation(len(X)) % 2
     with pytest.warns(GradfeatWarning, match="no move of the network was better than the probe on held-out data"):
         stays = classifier().fit(X, y)
     with warnings.catch_warnings():
@@ -279,7 +279,7 @@ CASES: list[tuple[str, int, tuple[float, ...]]] = [
     ("classes", 0, (1e-3, 3e-3)),
     ("classes", 1, (3e-3, 1e-2)),
     ("classes", 2, (3e-4, 1e-3, 3e-3, 1e-2)),
-    ("classes", 3, (3.0, 1e-1)),
+    ("classes", 3, (1e-6, 1e-5)),
 ]
 
 
@@ -339,7 +339,7 @@ def test_rounds_are_the_naive_ones(task: str, seed: int, rates: tuple[float, ...
 
 
 def test_the_naive_cases_differ_in_what_is_chosen() -> None:
-    """No rate, the smallest, a larger one, one that is lower by less than the error: else the test above sees little."""
+    """No rate, the first, a larger one, one that is lower by less than the error: else the test above sees little."""
     best, spared, temperatures = set(), False, set()
     for task, seed, rates in CASES:
         X, y, weight, loss, each = targets(task, seed, 150)
@@ -408,8 +408,8 @@ def test_all_samples_are_learnt_at_last(monkeypatch: pytest.MonkeyPatch) -> None
 def test_mirror_images_stay_with_their_samples() -> None:
     """Labels are chance, and each image is its own mirror image: who has one of a pair in training knows the other."""
     rng = np.random.default_rng(0)
-    half = rng.normal(size=(60, 1, 4, 2)).astype(np.float32)
-    X, y = np.concatenate([half, half[..., ::-1]], 3), rng.permutation(60) % 2
+    half = rng.normal(size=(150, 1, 4, 2)).astype(np.float32)
+    X, y = np.concatenate([half, half[..., ::-1]], 3), rng.permutation(150) % 2
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 12), nn.Tanh())
     losses = []
@@ -417,7 +417,7 @@ def test_mirror_images_stay_with_their_samples() -> None:
         problem_of(X, y, backbone, mirror=True),
         problem_of(np.concatenate([X, X]), np.concatenate([y, y]), backbone),  # as if they were samples of their own
     ):
-        found = search_rounds(problem, Plan(rounds=40, rates=(1e-2,), seed=0), run_of(hold_out(problem, 0)))
+        found = search_rounds(problem, Plan(rounds=30, rates=(1e-2,), seed=0), run_of(hold_out(problem, 0)))
         losses.append(found.trials[0].loss)
     assert losses[0] > 0.6  # log 2 is chance
     assert losses[1] < 0.5
@@ -484,7 +484,9 @@ def at_the_point(fit: Fit) -> bool:
     return all(torch.equal(theta2[name], value) for name, value in fit.rounds.point.theta2.items())
 
 
-@pytest.mark.parametrize(("stage", "report", "trials"), [("trial 1", 5, [5]), ("trial 2", 1, [8, 1]), ("trial 2", 7, [8, 7])])
+@pytest.mark.parametrize(
+    ("stage", "report", "trials"), [("trial 1", 5, [5]), ("trial 2", 1, [8, 1]), ("trial 2", 7, [8, 7])]
+)
 def test_interruption_of_the_search_keeps_the_best_so_far(stage: str, report: int, trials: list[int]) -> None:
     problem, fit = solved(Ending(stage, report))
     assert fit.interrupted
