@@ -104,14 +104,14 @@ def run_of(*splits: Split, progress: Progress | None = None) -> Run:
 # ---- through the estimators -----------------------------------------------------------------------------------------
 
 
-def test_rounds_learn_what_one_linearization_cannot() -> None:
+def test_rounds_learn_what_a_probe_cannot() -> None:
     X, y = data()
     X_test, y_test = data(600, seed=1)
-    one, more = classifier(rounds=1).fit(X, y), classifier().fit(X, y)
+    probe, more = classifier(mode="activation", rounds=1).fit(X, y), classifier(rounds=30).fit(X, y)
     rounds = more.rounds_
     assert rounds.last_loss < rounds.start
-    assert (one.theta2_, one.rounds_) == (None, None)
-    assert log_loss(y_test, more.predict_proba(X_test)) < log_loss(y_test, one.predict_proba(X_test))
+    assert (probe.theta2_, probe.rounds_) == (None, None)
+    assert log_loss(y_test, more.predict_proba(X_test)) < 0.8 * log_loss(y_test, probe.predict_proba(X_test))
 
 
 def test_where_theta2_is_named_nothing_moves_unless_it_is_asked_for() -> None:
@@ -208,9 +208,9 @@ def test_one_image_of_each_class_with_its_mirror_image() -> None:
 
 def test_where_labels_are_chance_nothing_moves_and_the_model_is_one_linearization() -> None:
     X, _ = data(150)
-    y = np.random.default_rng(0).permutation(len(X)) % 2
+    y = np.random.default_rng(2).permutation(len(X)) % 2
     with pytest.warns(GradfeatWarning, match="no move of the network was better than the probe on held-out data"):
-        stays = classifier().fit(X, y)
+        stays = classifier(rounds=10).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GradfeatWarning)
         once = classifier(rounds=1).fit(X, y)
@@ -434,7 +434,7 @@ def test_held_out_samples_count_by_their_weights() -> None:
         weight[400:] = 0.01
         weight[heavy] = 1.0
         problem = given(X, torch.from_numpy(y), CrossEntropy(), weight=weight)
-        chosen.append(search_rounds(problem, Plan(rounds=8, seed=0), run_of(split)).best)
+        chosen.append(search_rounds(problem, Plan(rounds=30, seed=0), run_of(split)).best)
     assert chosen[0] >= 0
     assert chosen[1] == -1
 
