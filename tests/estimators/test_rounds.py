@@ -250,7 +250,10 @@ def test_where_nothing_has_moved_nothing_is_linearized_again() -> None:
     lin, probe = problem.linearization, problem.probe
     start = Point(lin.theta2, probe.omega, probe.omega, probe.bias)
     assert start.linearization(lin) is lin
-    there = start.moved(start.w1, start.b, {name: torch.ones_like(value) for name, value in lin.theta2.items()})
+    network = start.model(lin, "finetune", "standard")
+    network.set_weights(w1=start.w1, b=start.b, w2={name: torch.ones_like(value) for name, value in lin.theta2.items()})
+    there = Point.of_network(network)
+    assert not any(value.requires_grad for value in (*there.theta2.values(), there.w1, there.b))
     moved = there.linearization(lin).theta2
     for name, value in lin.theta2.items():
         torch.testing.assert_close(moved[name], value + 1)

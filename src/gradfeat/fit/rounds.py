@@ -100,13 +100,13 @@ def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
     probe = _probe_of(problem, split)
     start = starting_model(problem, "finetune", probe=probe)
     best = _Judged.of(problem, start, split)
-    rounds = Rounds(best.loss, _end(problem, start))
+    rounds = Rounds(best.loss, Point.of_network(start))
     for k, rate in enumerate(plan.rates):
         trial, model, found = _tried(problem, plan, rate, k, run, probe)
         rounds.trials.append(trial)
         rounds.passes += len(trial.training) * len(split.train) / problem.n
         if found is not None and found.preferred(best, first=rounds.best < 0):
-            rounds.best, rounds.point, best = k, _end(problem, model), found
+            rounds.best, rounds.point, best = k, Point.of_network(model), found
         rounds.interrupted = found is not None and found.interrupted
         if rounds.interrupted:
             return _ended(rounds)
@@ -140,7 +140,7 @@ def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
     loss = _Judged.of(problem, model, run.splits[0]).loss
     if not loss <= chosen.loss + ASTRAY * (rounds.start - chosen.loss):
         raise ConvergenceError("the loss rose where it was held out before")
-    return _end(problem, model)
+    return Point.of_network(model)
 
 
 def further(trial: Trial) -> tuple[float, int]:
@@ -243,14 +243,6 @@ class _Judged:
         mean = self.share @ difference
         error = (self.share.square() @ (difference - mean).square()).sqrt()
         return bool(mean > error)
-
-
-def _end(problem: Problem, model: GradientFeatureModel) -> Point:
-    """Return the point where a network has moved to, with its head as ω̄ = w₁."""
-    w1, b = model.w1.detach().clone(), model.b.detach().clone()
-    start = Point(problem.linearization.theta2, w1, w1, b)
-    moved = start.moved(w1, b, model.w2)
-    return Point(moved.theta2, moved.omega, moved.w1, moved.b)
 
 
 def _cooled(point: Point, temperature: float) -> Point:
