@@ -157,7 +157,7 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
     X, y = data(40)
     classifier(tmp_path, mode="activation").fit(X, y)
     fits = {
-        "rounds 1 there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
+        "rounds None there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
         "network ": lambda: classifier(tmp_path, backbone=network(1)).fit(X, y),
         "other activations": lambda: classifier(tmp_path).fit(X + 1e-3, y),
         "other targets": lambda: classifier(tmp_path).fit(X, 1 - y),
