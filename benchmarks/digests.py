@@ -216,7 +216,7 @@ def described(estimator: Any, X: Any) -> dict[str, str]:
         path = [tuple(vars(tried).values()) for tried in choice.path]
         found["choice"] = digest(*values, choice.metric, choice.passes, path)
     if rounds is not None:
-        found["rounds"] = digest(rounds.start, [step.loss for step in rounds.steps], rounds.last_loss, rounds.reason)
+        found["rounds"] = digest(rounds.start, [trial.loss for trial in rounds.trials], rounds.more, rounds.reason)
     if solution is not None:
         found["solution"] = digest(solution.objective, solution.passes, solution.gap, solution.reason)
     if head is not None:

@@ -8,7 +8,7 @@ Compared on the test part, from the same kept z₀ and the same probe:
 - solver: `full` with penalties that nothing chose, as Adam's are (the probe's of w₁, `LAMBDA2` units of w₂ in the
   whitened metric), solved to convergence;
 - subspace: `full`, its penalties chosen on held-out training data, solved to convergence;
-- rounds: the same, θ̄₂ moving while the held-out loss falls;
+- rounds: θ̄₂ moves in many small steps, as far as held-out data say;
 - adam: `full` by the paper's schedule, 100 epochs or 80,000 iterations where that is less;
 - sgd: `full` with the published code's settings, for as long;
 - finetune: ordinary fine-tuning of the same layers as a good practitioner does it: AdamW with warm-up and cosine, rate,

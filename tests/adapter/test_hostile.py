@@ -368,7 +368,7 @@ SAID = (
         {"mode": "activation"},
         {"mode": "gradient", "solver": "dual"},
         {"mode": "finetune", "epochs": 2},
-        {"rounds": "auto"},
+        {"rounds": 60},
         {"theta2": "search"},
         {"penalty": (0.1, 0.2), "solver": "adam", "epochs": 2},
     ],
@@ -383,6 +383,7 @@ def test_a_loaded_model_knows_how_it_was_fitted(tmp_path: Path, arguments: dict[
         assert getattr(after, name) == getattr(before, name), name
         assert str(getattr(after, name)) == str(getattr(before, name)), name
     assert after.probe_.path == before.probe_.path
+    assert (before.rounds_ is not None) == ("rounds" in arguments)
     if before.rounds_ is not None:
         assert torch.equal(after.rounds_.point.omega, before.omega_)
     copied = gradfeat.load(after.save(tmp_path / "again.safetensors"), backbone=network())

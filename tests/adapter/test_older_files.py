@@ -1,4 +1,4 @@
-"""Files of the third format: the record of a fit by its older names, λ₂ of a move times the number of samples."""
+"""Files of older formats: the record of a fit by its older names, rounds that were few large steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import gradfeat
 from gradfeat import GradientFeatureClassifier
 from gradfeat.errors import AdapterError
 from gradfeat.estimators.adapter import FORMAT_VERSION, read
-from gradfeat.fit.penalties import Choice, ScaledPenalties, Tried
-from gradfeat.fit.steps import Step
+from gradfeat.fit.penalties import Choice, Tried
+from gradfeat.fit.steps import Trial
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
@@ -56,6 +56,15 @@ ROUNDS: dict[str, Any] = {
     "interrupted": False,
 }
 
+FIFTH: dict[str, Any] = {  # the same rounds as formats 4 and 5 had them
+    **ROUNDS,
+    "steps": [
+        {"lambda1": 0.125, "lambda2_units": 80.0, "length": 1.0, "directions": 2, "loss": 0.5},
+        {"lambda1": 0.25, "lambda2_units": 8.0, "length": 1.0, "directions": 3, "loss": 0.375},
+    ],
+    "last": {"lambda1": 0.5, "lambda2_units": 40.0, "length": 1.0},
+}
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,25 +100,48 @@ def test_the_choice_of_an_older_file_has_its_values_by_the_newer_names(saved: Pa
     assert [tried.gradients for tried in model.choice_.path] == [False, True]
 
 
-def test_the_moves_of_an_older_file_are_the_same_penalties_on_any_number_of_samples(
-    saved: Path, tmp_path: Path
+def fifth(rounds: Any, version: int = 5) -> Callable[[dict[str, Any]], None]:
+    def change(about: dict[str, Any]) -> None:
+        about["format_version"] = version
+        about["fit"] = {**about["fit"], "rounds_": copy.deepcopy(rounds)}
+
+    return change
+
+
+@pytest.mark.parametrize("change", [third(None), fifth(FIFTH), fifth(FIFTH, 4)], ids=["3", "5", "4"])
+def test_large_steps_of_an_older_file_are_one_trial_with_their_losses(
+    saved: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    model = gradfeat.load(rewritten(saved, tmp_path / "m.safetensors", third()), backbone=network())
+    model = gradfeat.load(rewritten(saved, tmp_path / "m.safetensors", change), backbone=network())
     rounds = model.rounds_
     assert rounds is not None
-    assert rounds.steps == [Step(0.125, 80.0, 1.0, 2, 0.5), Step(0.25, 8.0, 1.0, 3, 0.375)]
-    assert rounds.steps[0].on(40).lambda2 == 80.0 / 40  # λ₂, which the file had times the samples
-    assert rounds.last == ScaledPenalties(0.5, 40.0, 1.0)
-    assert (rounds.start, rounds.last_loss, rounds.stages, rounds.passes) == (0.875, 0.25, 2, 30.0)
-    assert (rounds.reason, rounds.interrupted) == ("no step lowers it", False)
+    assert rounds.trials == [Trial(0.0, 2, 0.25, training=[0.5, 0.375])]
+    assert (rounds.start, rounds.last_loss, rounds.best, rounds.passes) == (0.875, 0.25, 0, 30.0)
+    assert (rounds.reason, rounds.interrupted, rounds.more) == ("no step lowers it", False, [])
     assert torch.equal(rounds.point.w1, model.w1_)
 
 
-def test_a_last_linearization_that_was_not_taken_has_no_penalties(saved: Path, tmp_path: Path) -> None:
-    older = rewritten(saved, tmp_path / "m.safetensors", third(rounds={**ROUNDS, "last": [0.0, "inf"]}))
-    model = gradfeat.load(older, backbone=network())
-    assert model.rounds_ is not None
-    assert model.rounds_.last is None
+def test_older_rounds_without_a_step_are_a_trial_without_a_pass(saved: Path, tmp_path: Path) -> None:
+    older = rewritten(saved, tmp_path / "m.safetensors", fifth({"start": 0.875, "last_loss": 0.75}))
+    rounds = gradfeat.load(older, backbone=network()).rounds_
+    assert rounds is not None
+    assert rounds.trials == [Trial(0.0, 0, 0.75)]
+
+
+def test_rounds_of_this_format_are_read_as_they_are_and_others_are_refused(saved: Path, tmp_path: Path) -> None:
+    trials = [
+        {"rate": 0.001, "passes": 8, "loss": "inf"},
+        {"rate": 0.003, "passes": 8, "loss": 0.5, "training": [0.75]},
+    ]
+    change = fifth({"start": 0.875, "trials": trials, "best": 1}, FORMAT_VERSION)
+    rounds = gradfeat.load(rewritten(saved, tmp_path / "m.safetensors", change), backbone=network()).rounds_
+    assert rounds is not None
+    assert rounds.trials == [Trial(1e-3, 8, math.inf), Trial(3e-3, 8, 0.5, training=[0.75])]
+    assert rounds.last_loss == 0.5
+    for wrong in (FIFTH, *({"start": 0.875, "trials": trials, "best": best} for best in (-2, 2))):
+        path = rewritten(saved, tmp_path / "m.safetensors", fifth(wrong, FORMAT_VERSION))
+        with pytest.raises(AdapterError):
+            gradfeat.load(path, backbone=network())
 
 
 @pytest.mark.parametrize(("choice", "rounds"), [(None, None), (CHOICE, None), (None, ROUNDS)])
@@ -142,11 +174,12 @@ def _other(record: dict[str, Any], **values: Any) -> dict[str, Any]:
         (_other(CHOICE, omega_penalty=1.0), None),
         (_other(CHOICE, mode="gradient"), None),
         ([CHOICE], None),
-        (None, _other(ROUNDS, last=[0.5])),
-        (None, _other(ROUNDS, last=None)),
-        (None, _other(ROUNDS, last={"lambda1": 0.5, "lambda2_units": 1.0, "length": 1.0})),
-        (None, _other(ROUNDS, steps=[{"w1": 0.5, "w2": 1.0, "loss": 0.5}])),
-        (None, _other(ROUNDS, steps=[{"w1": 0.5, "w2": 1.0, "iterations": 10**400, "loss": 0.5}])),
+        (None, _other(ROUNDS, last_loss=None)),
+        (None, _other(ROUNDS, start=[0.5])),
+        (None, _other(ROUNDS, trials=[])),
+        (None, _other(ROUNDS, steps=[{"w1": 0.5, "w2": 1.0, "iterations": 2}])),
+        (None, _other(ROUNDS, steps=[{"w1": 0.5, "w2": 1.0, "iterations": 2, "loss": 10**400}])),
+        (None, _other(ROUNDS, steps=[0.5])),
         (None, _other(ROUNDS, steps=None)),
         (None, _other(ROUNDS, reason="x" * 100_000)),
         (None, "rounds"),

@@ -381,18 +381,21 @@ def test_a_saved_model_says_how_it_was_fitted(run: Any, pictures: Path, encoder:
 def test_fit_keeps_what_was_chosen(run: Any, pictures: Path, encoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "chosen"
     command = ("fit", pictures, "-b", f"gradfeat/{encoder}", "-o", tmp_path / "model.safetensors", "--json")
-    found = run(*command, "--rounds", "2", "--pictures", out)
+    found = run(*command, "--rounds", "1", "--pictures", out)
     assert found.code == 0, found.err
-    names = {path.name for path in out.iterdir()}
-    assert (
-        {"penalty_full.png", "penalty_full.json"}
-        <= names
-        <= {"penalty_full.png", "penalty_full.json", "rounds_full.png"}
-    )
+    assert {path.name for path in out.iterdir()} == {"penalty_full.png", "penalty_full.json"}
     path = json.loads((out / "penalty_full.json").read_text())
     assert {point["lambda2_units"] is None for point in path} == {True, False}
     assert all(set(point) == {"omega_penalty", "lambda1", "lambda2_units", "loss"} for point in path)
     assert found.json["solver='auto'"].startswith("subspace: ")
+    moved = run(*command, "--rounds", "2", "--pictures", tmp_path / "rounds")
+    assert moved.code == 0, moved.err
+    pictures_of_rounds = {path.name for path in (tmp_path / "rounds").iterdir()}
+    if moved.json["rounds"] is not None:
+        assert pictures_of_rounds == {"rounds_full.png"}
+        assert "held-out loss of the probe" in moved.json["rounds"]
+    else:  # no move was better than the probe
+        assert pictures_of_rounds == {"penalty_full.png", "penalty_full.json"}
 
 
 def test_what_is_done_to_an_image_is_said(run: Any, model: Path, pictures: Path, encoder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gradfeat import GradientFeatureClassifier, compare
 from gradfeat.comparison.edges import choice_edge, edge_note, probe_edge, rate_edge
 from gradfeat.comparison.verdict import paired, verdict_of, verdict_of_choice, verdict_of_fit
 from gradfeat.fit.penalties import GRID, Choice, Tried
+from gradfeat.fit.steps import Rounds, Trial
 from gradfeat.solvers.finetune import Selection, honest_search
 from gradfeat.solvers.probe import GRID as PROBE_GRID
 from gradfeat.solvers.probe import Probe
@@ -205,11 +206,19 @@ def test_the_gain_of_a_choice_is_judged_with_its_error() -> None:
     assert "the model is the probe. --mode activation --penalty 250 gives the same" in none.text
     gradient = choice(mode="gradient", path=[Tried(1.0, 1.0, 1.0, 0.5)])
     assert verdict_of_choice(gradient).text == ""
-    rounds: Any = SimpleNamespace(start=2.0, last_loss=0.5)
-    moved = verdict_of_fit(choice(gain=0.1, gain_error=0.08, n_validation=200), rounds)
+
+
+def test_the_verdict_of_rounds_is_that_of_the_best_trial_and_there_is_none_where_nothing_moved() -> None:
+    point: Any = None  # which is not looked at
+    rounds = Rounds(2.0, point, [Trial(1e-3, 8, 0.5), Trial(3e-3, 8, 0.4)], best=0)
+    moved = verdict_of_fit(None, rounds)
+    assert moved is not None
     assert moved.ship == "full"
-    assert moved.text.startswith("With one linearization: On held-out training data the loss is 0.9 with")
-    assert "In rounds the loss went from 2 to 0.5 on one held-out part" in moved.text
+    assert "the loss went from 2, the probe's, to 0.5 on one held-out part" in moved.text
+    stayed = Rounds(2.0, point, [Trial(1e-3, 8, 2.5)])
+    assert verdict_of_fit(None, stayed) is None
+    once = choice(gain=0.1, gain_error=0.08, n_validation=200)
+    assert verdict_of_fit(once, stayed) == verdict_of_fit(once) == verdict_of_choice(once)
 
 
 def test_a_choice_knows_the_gain_of_the_gradient_term_sample_by_sample(tmp_path: Any) -> None:

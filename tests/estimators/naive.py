@@ -1,12 +1,14 @@
 """Naive references of what is decided by validation data: dense, in float64, a few lines for each rule that is stated.
 
-They are of one output under a squared loss, and of a θ₂ whose Kronecker factors are a diagonal, so that nothing in them
-is drawn at random.
+Those of penalties are of one output under a squared loss, and of a θ₂ whose Kronecker factors are a diagonal, so that
+nothing in them is drawn at random. That of rounds is of any loss, and draws its minibatches as torch does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,52 +194,110 @@ def choice(data: Dense, splits: Sequence[Split], light: float) -> tuple[dict[tup
     return path, iterations
 
 
+# ---- rounds: plain torch, with any loss -----------------------------------------------------------------------------
+
+TEMPERATURES = np.logspace(-1, 1, 81)
+Head = tuple[Tensor, Tensor]  # (d, c) and (c,)
+Each = Callable[[Tensor, Tensor], Tensor]  # the loss of each sample, (m,)
+
+
 @dataclass(frozen=True)
-class Move:
-    """A step of θ₂ that was taken: λ₁ and λ₂, and how many directions had been grown."""
+class Samples:
+    """Samples (n, ...), targets (n, ...) and weights (n,)."""
 
-    lambda1: float
-    lambda2: float
-    directions: int
+    X: Tensor
+    y: Tensor
+    weight: Tensor
+
+    def rows(self, rows: Tensor) -> Samples:
+        """Return some of them."""
+        return Samples(self.X[rows], self.y[rows], self.weight[rows])
 
 
-def follow(
+@dataclass
+class Rounds:
+    """Held-out losses of the probe and of each rate, which one is taken, its temperature, and where all ends."""
+
+    start: float
+    losses: list[float]
+    best: int
+    temperature: float
+    training: list[list[float]]
+    network: nn.Module
+    head: Head
+
+
+def trained(
+    network: nn.Module, head: Head, samples: Samples, each: Each, rate: float, passes: int, seed: int
+) -> tuple[nn.Module, Head, list[float]]:
+    """Return a copy of the network and its head after some passes of AdamW, and the mean loss of each pass."""
+    network, (w1, b) = copy.deepcopy(network), (value.clone().requires_grad_() for value in head)
+    n = len(samples.y)
+    batch = max(4, min(32, n // 8))
+    steps = passes * -(-n // batch)
+    warm = round(0.1 * steps)
+    weight = samples.weight / samples.weight.mean()
+    optimizer = torch.optim.AdamW([w1, b, *network.parameters()], weight_decay=0.01)
+    generator = torch.Generator().manual_seed(int(np.random.RandomState(seed).randint(2**31 - 1)))
+    k, losses = 0, []
+    for _ in range(passes):
+        total = 0.0
+        for rows in torch.randperm(n, generator=generator).split(batch):
+            cosine = (1 + math.cos(math.pi * (k - warm) / (steps - warm))) / 2
+            optimizer.param_groups[0]["lr"] = rate * ((k + 1) / warm if k < warm else cosine)
+            loss = (weight[rows] * each(network(samples.X[rows]) @ w1 + b, samples.y[rows])).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(rows)
+            k += 1
+        losses.append(total / n)
+    return network, (w1.detach(), b.detach()), losses
+
+
+def tempered(
+    network: nn.Module, head: Head, samples: Samples, each: Each, temperatures: Sequence[float]
+) -> tuple[float, float, Tensor]:
+    """Return the least weighted mean loss over temperatures, the temperature, and each sample's loss there."""
+    with torch.no_grad():
+        logits = network(samples.X) @ head[0] + head[1]
+    share = samples.weight / samples.weight.sum()
+    losses = {float(share @ each(logits / value, samples.y)): value for value in temperatures}
+    return min(losses), losses[min(losses)], each(logits / losses[min(losses)], samples.y)
+
+
+def rounds(
     network: nn.Module,
-    theta2: dict[str, Tensor],
-    samples: tuple[np.ndarray, np.ndarray, np.ndarray],
-    split: Split,
-    penalty: float,
-    moves: Sequence[Move],
-) -> list[np.ndarray]:
-    """Repeat the steps of rounds from their penalties.
-
-    Returns:
-        Of each step the network's loss on the validation part, after the step and after those with the λ₂ of the grid
-        beside it, heavier and lighter: (3,). Before them the loss that the rounds start from, (1,).
-    """
-    X, y, weight = samples
-    train, validation = split
-    judge = Dense(np.zeros(0), np.zeros(0), y[validation], weight[validation])
-
-    def loss(values: dict[str, Tensor], w1: np.ndarray, b: float) -> float:
-        return judge.loss(activations(network, X[validation], values) @ w1 + b)
-
-    def moved(step: np.ndarray) -> dict[str, Tensor]:
-        parts = torch.from_numpy(step).split([value.numel() for value in theta2.values()])
-        return {name: value + part.view_as(value) for (name, value), part in zip(theta2.items(), parts, strict=True)}
-
-    data = Dense.of(network, X[train], y[train], weight[train], theta2)
-    w1, b = ridge(data.f, data, np.full(data.f.shape[1], penalty))
-    losses = [np.array([loss(theta2, w1, b)])]
-    last: list[np.ndarray] = []  # the step before is a direction
-    for move in moves:
-        span = Span(Dense.of(network, X[train], y[train], weight[train], theta2), w1, [w1], last)
-        for _ in range(move.directions):  # under the penalty of the first ω̄, at one unit of λ₂
-            span.grow(penalty, 4, 1, tolerance=-1.0)
-        index = int(np.argmin([abs(np.log(span.penalty(k) / move.lambda2)) for k in range(len(GRID))]))
-        indices = (index, max(index - 1, 0), min(index + 1, len(GRID) - 1))
-        minima = [span.weights(move.lambda1, k) for k in indices]
-        losses.append(np.array([loss(moved(step), w, bias) for w, bias, step in minima]))
-        w1, b, step = minima[0]
-        theta2, last = moved(step), [step]
-    return losses
+    probe: Callable[[Samples], Head],
+    samples: Samples,
+    split: tuple[Tensor, Tensor],
+    each: Each,
+    plan: tuple[int, Sequence[float], int],
+    temperatures: Sequence[float] = TEMPERATURES.tolist(),
+) -> Rounds:
+    """Move the whole network as the documentation says: by passes, rates and a seed, all θ₂."""
+    passes, rates, seed = plan
+    train, validation = (samples.rows(rows) for rows in split)
+    share = validation.weight / validation.weight.sum()
+    head = probe(train)
+    start, temperature, best_each = tempered(network, head, validation, each, temperatures)
+    found = Rounds(start, [], -1, temperature, [], network, head)
+    for k, rate in enumerate(rates):
+        moved, moved_head, training = trained(network, head, train, each, rate, passes, seed)
+        loss, temperature, losses = tempered(moved, moved_head, validation, each, temperatures)
+        found.losses.append(loss)
+        found.training.append(training)
+        gain = best_each - losses
+        error = math.sqrt(float(share**2 @ (gain - share @ gain) ** 2))
+        if loss < 0.999 * start if found.best < 0 else float(share @ gain) > error:
+            found.best, found.temperature, best_each = k, temperature, losses
+            found.network, found.head = moved, moved_head
+    if found.best < 0:
+        return found
+    again = min(rates[found.best], 1e-3), max(1, round(passes / 2)), seed
+    moved, moved_head, _ = trained(found.network, found.head, samples, each, *again)
+    least = found.losses[found.best]
+    if tempered(moved, moved_head, validation, each, temperatures)[0] <= least + 0.05 * (start - least):
+        found.network, found.head = moved, moved_head
+    found.head = (found.head[0] / found.temperature, found.head[1] / found.temperature)
+    return found

@@ -90,7 +90,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "penalty by name": ({"penalty": "large"}, "penalty must be"),
     "one fold": ({"cv": 1}, "cv must be"),
     "cv by name": ({"cv": "loo"}, "cv must be"),
-    "rounds": ({"rounds": 0}, "rounds must be 'auto' or a whole number"),
+    "rounds": ({"rounds": 0}, "rounds must be None, 'auto' or a whole number from 1"),
     "rounds of gradient": ({"rounds": 3, "mode": "gradient"}, "rounds other than 1 are of mode='full'"),
     "rounds of adam": ({"rounds": "auto", "solver": "adam"}, "rounds other than 1 are of mode='full'"),
     "rounds in bfloat16": ({"rounds": "auto", "precision": "bfloat16"}, "take another precision"),

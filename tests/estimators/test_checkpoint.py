@@ -95,7 +95,7 @@ def same(one: Any, two: Any) -> None:
     assert one.probe_.path == two.probe_.path
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 4}, {"solver": "dual"}, {"mode": "gradient"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"solver": "dual"}, {"mode": "gradient"}], ids=str)
 def test_interrupted_anywhere_it_ends_with_the_same_weights(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +104,6 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
     plain = classifier(None, **settings)
     whole = count.of(lambda: plain.fit(X, y))
     assert count.of(lambda: classifier(tmp_path, **settings).fit(X, y), last=2 * whole // 3) == 2 * whole // 3
-    assert "rounds" not in settings or plain.rounds_.steps
     again = classifier(tmp_path, **settings)
     count.of(lambda: again.fit(X, y))
     same(again, plain)
@@ -116,7 +115,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_weights(
 def test_interrupted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = data()
     count = Count(monkeypatch)
-    plain, again = classifier(None, rounds=4), classifier(tmp_path, rounds=4)
+    plain, again = classifier(None), classifier(tmp_path)
     whole = count.of(lambda: plain.fit(X, y))
     most = 2 * whole // 3
     assert count.of(lambda: again.fit(X, y), last=most) == most
@@ -158,7 +157,7 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
     X, y = data(40)
     classifier(tmp_path, mode="activation").fit(X, y)
     fits = {
-        "rounds 1 there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
+        "rounds None there, 2 now": lambda: classifier(tmp_path, rounds=2).fit(X, y),
         "network ": lambda: classifier(tmp_path, backbone=network(1)).fit(X, y),
         "other activations": lambda: classifier(tmp_path).fit(X + 1e-3, y),
         "other targets": lambda: classifier(tmp_path).fit(X, 1 - y),
@@ -288,6 +287,47 @@ def test_training_by_epochs_goes_on(
     assert len(scores) >= 6 if "mode" in settings else not scores
     trials = [f"finetune-trial-{i}" for i in range(len(scores))]
     assert left == sorted(["probe", f"{plain.mode}-epochs", *trials])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])  # in the first trial, in the second, on all samples
+def test_rounds_go_on(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data(200)
+    steps = Steps(monkeypatch)
+    plain, again, once_more = (classifier(folder, rounds=12) for folder in (None, tmp_path, tmp_path))
+    whole = steps.of(lambda: plain.fit(X, y))
+    assert plain.theta2_ is not None
+    last = int(share * whole)
+    assert steps.of(lambda: classifier(tmp_path, rounds=12).fit(X, y), last=last) == last
+    epoch = -(-len(X) // 20)  # a minibatch is an eighth of those that are trained on
+    assert whole - last <= steps.of(lambda: again.fit(X, y)) <= whole - last + epoch
+    assert steps.of(lambda: once_more.fit(X, y)) == 0
+    for fitted in (again, once_more):
+        same(fitted, plain)
+        assert fitted.rounds_ == plain.rounds_
+        assert fitted.history_.loss == plain.history_.loss
+    left = sorted(path.stem for path in tmp_path.glob("*/*.safetensors"))
+    assert left == ["probe", "rounds-continued-epochs", "rounds-search"]
+
+
+def test_a_rate_of_rounds_that_diverges_stays_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data(200)
+    steps = Steps(monkeypatch)
+    fits: list[Fit] = []
+
+    def fit() -> None:
+        lin = linearize(network(), torch.from_numpy(X[:3]), "*")
+        checkpoint = Checkpoint(tmp_path, {})
+        problem = prepare(
+            lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1, random_state=0, checkpoint=checkpoint
+        )
+        fits.append(solve(problem, Plan(rounds=12, rates=(3e-3, 3e38), seed=0)))
+
+    assert steps.of(fit) > 0
+    assert steps.of(fit) == 0
+    first, second = (fit.rounds for fit in fits)
+    assert first is not None
+    assert first.trials[1].loss == float("inf")
+    assert first == second
 
 
 def test_a_trial_that_diverges_stays_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

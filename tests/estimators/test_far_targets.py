@@ -26,7 +26,7 @@ SOLVED: dict[str, dict[str, Any]] = {
     "full-adam": {"mode": "full", "solver": "adam", "epochs": 3},
     "gradient-sgd": {"mode": "gradient", "solver": "sgd", "epochs": 2},
     "finetune": {"mode": "finetune", "epochs": 2},
-    "rounds": {"mode": "full", "rounds": 2},
+    "rounds": {"mode": "full", "rounds": 30},
 }
 
 

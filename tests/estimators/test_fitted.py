@@ -185,7 +185,7 @@ def test_the_model_that_is_made_from_it_is_the_one_that_was_fitted(regressor: Gr
         {"mode": "activation"},
         {"mode": "gradient", "penalty": "auto"},
         {"mode": "finetune", "epochs": 1},
-        {"theta2": "search", "penalty": "auto", "rounds": 2},
+        {"theta2": "search", "penalty": "auto", "rounds": 30},
     ],
     ids=["activation", "gradient", "finetune", "rounds"],
 )

@@ -1,44 +1,48 @@
-"""Rounds: θ̄₂ that moves, through the estimators, against torch's own derivatives at the point where it ends."""
+"""Rounds: θ̄₂ that moves, through the estimators and below them, against torch's own network at the point reached."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.func import functional_call, jvp
+from torch import Tensor, nn
+from torch.func import functional_call
 
+import gradfeat.fit.rounds
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, linearize, load
 from gradfeat.data import Inputs, Mirrored
-from gradfeat.errors import ConvergenceError
+from gradfeat.errors import ConvergenceError, GradfeatWarning
 from gradfeat.fit import Fit, Plan, Problem, prepare, solve
-from gradfeat.fit.choose import choose
-from gradfeat.fit.penalties import lightest
 from gradfeat.fit.point import Point
-from gradfeat.fit.rounds import FIRST, repeat_rounds, search_rounds
+from gradfeat.fit.rounds import search_rounds
 from gradfeat.fit.run import Run
-from gradfeat.fit.splits import hold_out
-from gradfeat.fit.steps import Rounds
-from gradfeat.fit.trust_region import LAMBDA1, LIGHTEST, descend, next_step, subspace_at
-from gradfeat.losses import CrossEntropy
+from gradfeat.fit.splits import Split, hold_out
+from gradfeat.fit.steps import Rounds, Trial
+from gradfeat.fit.training import Training
+from gradfeat.losses import CrossEntropy, Loss, Squared
 from gradfeat.metrics.scores import log_loss
 from gradfeat.progress import Progress, Step
-from gradfeat.solvers.subspace import Penalties
+from gradfeat.solvers.probe import fit_probe
+
+sys.path.insert(0, str(Path(__file__).parent))
+import naive
+
+PENALTY = 0.02  # of the probe
 
 
 def data(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 6)).astype(np.float32)
-    return X, (X[:, 0] * X[:, 1] > 0).astype(int)
+    return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(int)
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -73,54 +77,72 @@ def classifier(backbone: Any = None, **settings: Any) -> GradientFeatureClassifi
 
 def problem_of(X: np.ndarray, y: np.ndarray, backbone: nn.Module | None = None, *, mirror: bool = False) -> Problem:
     """Return a problem in double precision, where what should be equal is."""
+    return given(X, torch.from_numpy(y), CrossEntropy(), backbone, mirror=mirror)
+
+
+def given(
+    X: np.ndarray,
+    y: Tensor,
+    loss: Loss,
+    backbone: nn.Module | None = None,
+    *,
+    weight: Tensor | None = None,
+    mirror: bool = False,
+) -> Problem:
     backbone = (network() if backbone is None else backbone).double()
-    inputs, targets = Inputs(X.astype(np.float64), None), torch.from_numpy(y)
+    inputs = Inputs(X.astype(np.float64), None)
     lin = linearize(backbone, inputs.example(3), "*")
     samples = Mirrored(inputs) if mirror else inputs
-    return prepare(lin, samples, targets, CrossEntropy(), views=2 if mirror else 1, random_state=0)
+    views = 2 if mirror else 1
+    return prepare(lin, samples, y, loss, weight=weight, penalty=PENALTY, views=views, random_state=0)
 
 
-def start_of(problem: Problem) -> Point:
-    """Return where rounds begin: the probe."""
-    return Point(problem.linearization.theta2, problem.probe.omega, problem.probe.omega, problem.probe.bias)
+def run_of(*splits: Split, progress: Progress | None = None) -> Run:
+    return Run(list(splits), torch.Generator().manual_seed(0), progress or Progress(False))
 
 
-def test_rounds_end_below_one_linearization() -> None:
+# ---- through the estimators -----------------------------------------------------------------------------------------
+
+
+def test_rounds_learn_what_a_probe_cannot() -> None:
     X, y = data()
     X_test, y_test = data(600, seed=1)
-    one, more = classifier(rounds=1).fit(X, y), classifier().fit(X, y)
+    probe, more = classifier(mode="activation", rounds=1).fit(X, y), classifier(rounds=30).fit(X, y)
     rounds = more.rounds_
-    losses = [rounds.start, *(step.loss for step in rounds.steps)]
-    assert len(losses) > 2
-    assert all(b < a for a, b in pairwise(losses))
-    assert (one.theta2_, one.rounds_) == (None, None)
-    assert log_loss(y_test, more.predict_proba(X_test)) < log_loss(y_test, one.predict_proba(X_test))
+    assert rounds.last_loss < rounds.start
+    assert (probe.theta2_, probe.rounds_) == (None, None)
+    assert log_loss(y_test, more.predict_proba(X_test)) < 0.8 * log_loss(y_test, probe.predict_proba(X_test))
 
 
-def test_predictions_are_of_the_linearization_where_the_rounds_end() -> None:
+def test_where_theta2_is_named_nothing_moves_unless_it_is_asked_for() -> None:
+    X, y = data(120)
+    plain, once = classifier(rounds=None).fit(X, y), classifier(rounds=1).fit(X, y)
+    assert plain.rounds_ is None
+    np.testing.assert_array_equal(plain.predict_proba(X), once.predict_proba(X))
+
+
+def test_predictions_are_of_torchs_own_network_where_the_rounds_end() -> None:
     X, y = data()
-    model = classifier().fit(X, y)
+    X = X.astype(np.float64)
+    model = classifier(network().double()).fit(X, y)
     assert model.theta2_ is not None
-    start = dict(network().named_parameters())
-    assert any(not torch.equal(model.theta2_[name], start[name]) for name in start)
-    moved = {name: value.double() for name, value in model.theta2_.items()}
-    x = torch.from_numpy(X[:20]).double()
-    plain = network().double()
-    direction = {name: value.double() for name, value in model.w2_.items()}
-    f, step = jvp(lambda theta2: functional_call(plain, theta2, (x,)), (moved,), (direction,))
-    logits = f @ model.w1_.double() + model.b_.double() + step @ model.omega_.double()
-    np.testing.assert_allclose(model.predict_proba(X[:20]), logits.detach().softmax(1).numpy(), atol=1e-5)
+    start = dict(network().double().named_parameters())
+    assert all(not torch.equal(model.theta2_[name], value) for name, value in start.items())
+    assert all(not value.any() for value in model.w2_.values())
+    torch.testing.assert_close(model.w1_, model.omega_, rtol=0, atol=0)
+    f = functional_call(network().double(), model.theta2_, (torch.from_numpy(X),))
+    logits = f @ model.w1_ + model.b_
+    np.testing.assert_allclose(model.predict_proba(X), logits.detach().softmax(1).numpy(), rtol=0, atol=1e-12)
 
 
-def test_merged_network_has_the_parameters_where_the_rounds_end() -> None:
+def test_the_merged_network_is_the_model() -> None:
     X, y = images()
-    model = classifier(convolutions()).fit(X, y)
+    model = classifier(convolutions(), random_state=1).fit(X, y)
     assert model.theta2_ is not None
+    assert (model.merged_head_.error, model.merged_head_.step) == (0.0, 1.0)
     network, x = model.merge(), torch.from_numpy(X[:10])
-    lin = model.linearization_
-    head = model.merged_head_
-    moved = {name: value + head.step * model.w2_[name] for name, value in model.theta2_.items()}
-    expected = lin.network(moved, lin.bottom(x)) @ head.weight + head.bias
+    torch.testing.assert_close(network(x).detach(), model.logits(X[:10]), rtol=1e-4, atol=1e-4)
+    expected = model.linearization_.network(model.theta2_, model.linearization_.bottom(x)) @ model.w1_ + model.b_
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
     assert {name for name, _ in network.backbone.named_parameters()} == dict(convolutions().named_parameters()).keys()
 
@@ -128,25 +150,44 @@ def test_merged_network_has_the_parameters_where_the_rounds_end() -> None:
 def test_saved_and_pickled_models_are_where_the_rounds_end(tmp_path: Path) -> None:
     X, y = data()
     model = classifier().fit(X, y)
+    assert model.theta2_ is not None
     path = model.save(tmp_path / "model.safetensors")
     for other in (load(path, backbone=network()), pickle.loads(pickle.dumps(model))):
         np.testing.assert_allclose(other.predict_proba(X), model.predict_proba(X), atol=1e-6)
+        assert other.rounds_ == model.rounds_
 
 
-def test_no_more_linearizations_than_asked_for_and_the_same_twice() -> None:
+def test_a_number_is_that_of_the_passes_and_a_seed_makes_the_same_twice() -> None:
     X, y = data()
-    one, two = classifier(rounds=2).fit(X, y), classifier(rounds=2).fit(X, y)
-    assert len(one.rounds_.steps) == 1
+    one, two = classifier(rounds=3).fit(X, y), classifier(rounds=3).fit(X, y)
+    rounds = one.rounds_
+    assert [(trial.passes, len(trial.training)) for trial in rounds.trials] == [(3, 3), (3, 3)]
+    assert len(rounds.more) == 2
+    assert rounds.passes == pytest.approx(2 * 3 * 0.8 + 2)
     assert all(torch.equal(one.theta2_[name], two.theta2_[name]) for name in one.theta2_)
-    assert all(torch.equal(one.w2_[name], two.w2_[name]) for name in one.w2_)
+    assert torch.equal(one.w1_, two.w1_)
+    assert one.rounds_ == two.rounds_
+    other = classifier(rounds=3, random_state=1).fit(X, y)
+    assert not torch.equal(one.w1_, other.w1_)
+
+
+@pytest.mark.parametrize("parametrization", ["ntk_fan_in", "ntk_fan_out"])
+def test_another_parametrization_of_w2_is_no_other_move(parametrization: str) -> None:
+    X, y = data()
+    one, two = (classifier(rounds=3, parametrization=name).fit(X, y) for name in ("standard", parametrization))
+    assert one.theta2_ is not None
+    np.testing.assert_array_equal(one.predict_proba(X), two.predict_proba(X))
 
 
 def test_regression_and_weights() -> None:
     X, _ = data()
     target = np.stack([X[:, 0] * X[:, 1], X[:, 2]], 1)
     weight = np.random.default_rng(1).uniform(0, 2, len(X))
-    model = GradientFeatureRegressor(network(), theta2="*", rounds=4, random_state=0).fit(X, target, weight)
-    assert model.score(X, target, weight) > 0.8
+    settings: dict[str, Any] = {"theta2": "*", "random_state": 0}
+    moved = GradientFeatureRegressor(network(), rounds=40, **settings).fit(X, target, weight)
+    probe = GradientFeatureRegressor(network(), mode="activation", **settings).fit(X, target, weight)
+    assert moved.theta2_ is not None
+    assert moved.score(X, target, weight) > max(0.8, probe.score(X, target, weight))
 
 
 def test_mirrored_images_are_predicted_as_their_originals() -> None:
@@ -154,147 +195,6 @@ def test_mirrored_images_are_predicted_as_their_originals() -> None:
     model = classifier(convolutions(), augment="mirror").fit(X, y)
     mirrored = model.predict_proba(np.ascontiguousarray(X[..., ::-1]))
     assert ((mirrored.argmax(1) == y) == (model.predict(X) == y)).mean() > 0.9
-
-
-def test_mirror_images_stay_with_their_samples() -> None:
-    """Labels are chance, and each image is its own mirror image: who has one of a pair in training knows the other."""
-    rng = np.random.default_rng(0)
-    half = rng.normal(size=(60, 1, 4, 2)).astype(np.float32)
-    X, y = np.concatenate([half, half[..., ::-1]], 3), rng.permutation(60) % 2
-    torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 12), nn.Tanh())
-    losses = []
-    for problem in (
-        problem_of(X, y, backbone, mirror=True),
-        problem_of(np.concatenate([X, X]), np.concatenate([y, y]), backbone),  # as if they were samples of their own
-    ):
-        plan = Plan(rounds=5, metric="plain", seed=0)
-        run = Run.of(problem, plan)
-        choice, _ = choose(problem, plan, run)
-        assert choice is not None
-        light = replace(choice, omega_penalty=0.01)  # under the one that suits chance nothing moves
-        losses.append((choice.loss, search_rounds(problem, plan, light, run).last_loss))
-    assert min(losses[0]) > 0.6  # log 2 is chance
-    assert max(losses[1]) < 0.5
-
-
-@pytest.mark.parametrize("parametrization", ["standard", "ntk_fan_in"])
-@pytest.mark.parametrize("metric", ["plain", "whitened"])
-def test_the_step_before_is_a_direction(parametrization: str, metric: str) -> None:
-    X, y = data(60)
-    problem = problem_of(X, y)
-    start = start_of(problem)
-    move = {name: 0.1 * torch.randn_like(value) for name, value in start.theta2.items()}
-    plan = Plan(parametrization=parametrization, metric=metric)
-    for point in (start, start.moved(start.w1, start.b, move)):
-        subspace = subspace_at(problem, plan, point, torch.arange(60), torch.Generator().manual_seed(0), 50)
-        w1, _, w2 = subspace.weights(subspace.minimum(Penalties(0.1, 1e-3)))  # over all directions that there are
-        assert w1 is not None
-        torch.testing.assert_close(w1 * (point.w1 / w1)[0, 0], point.w1)
-        if point.move is None:
-            assert all(not value.any() for value in w2.values())
-        else:
-            ratios = torch.cat([(value / move[name]).flatten() for name, value in w2.items()])
-            assert abs(ratios[0]) > 1e-3
-            torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-3, atol=0)
-        kept = Point.unpack(point.pack(), start.theta2).move
-        assert (kept is None) == (point.move is None)
-        assert all(torch.equal(kept[name], value) for name, value in (point.move or {}).items())
-
-
-def test_a_round_tries_more_directions_and_its_repetition_takes_as_many() -> None:
-    rng = np.random.default_rng(3)
-    X = rng.normal(size=(80, 6))
-    problem = problem_of(X, (X[:, 0] * X[:, 1] + 0.3 * rng.normal(size=80) > 0).astype(int))
-    plan = Plan(rounds=5, metric="plain", seed=0)
-    split = hold_out(problem, 0)
-    choice, _ = choose(problem, plan, Run.of(problem, plan), FIRST)
-    assert choice is not None
-    search = search_rounds(problem, plan, choice, Run([split], torch.Generator().manual_seed(0)))
-    assert len(search.steps) == 4
-    directions = [step.directions for step in search.steps]
-    assert set(directions) <= {1, 2, 3, 9}
-    assert set(directions[1:]) <= {1, 2, 3}
-    assert min(directions) == 1 < max(directions)
-    # on the samples that it was made on, the repetition goes where the search went
-    part = problem.subset(split.train)
-    point, _ = repeat_rounds(part, plan, choice, search, Run([], torch.Generator().manual_seed(0)))
-    for name, value in search.point.theta2.items():
-        torch.testing.assert_close(point.theta2[name], value, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(point.w1, search.point.w1, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_penalty_of_w1_is_searched_both_ways(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
-    X, y = data(60)
-    problem, plan = problem_of(X, y), Plan(metric="plain", seed=0)
-    monkeypatch.setattr(
-        "gradfeat.fit.trust_region.network_loss", lambda problem, point, rows: sign * float(point.w1.norm())
-    )
-    run = Run.of(problem, plan)
-    choice, _ = choose(problem, plan, run)
-    assert choice is not None
-    found = next_step(problem, plan, choice, Rounds(np.inf, start_of(problem)), run)
-    assert found is not None
-    least = min(LIGHTEST * choice.omega_penalty, lightest(problem.probe)) * (1 - 1e-6)
-    lambda1 = [value for value in (choice.omega_penalty * factor for factor in LAMBDA1) if value >= least]
-    assert found[0].lambda1 == (max if sign > 0 else min)(lambda1)
-
-
-class Ending(Progress):
-    """Ends a stage when it reports for the n-th time, or begins."""
-
-    def __init__(self, stage: str, report: int, error: type[BaseException] | BaseException = KeyboardInterrupt) -> None:
-        super().__init__(False)
-        self.stage, self.left, self.error = stage, report, error
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        def report(done: int, total: int | None) -> None:
-            self.left -= name == self.stage
-            if self.left < 0 and name == self.stage:
-                raise self.error
-
-        with super().step(name):
-            yield report
-
-
-def solved_in_rounds(progress: Progress) -> tuple[Problem, Fit]:
-    problem = problem_of(*data())
-    return problem, solve(problem, Plan(rounds="auto", seed=0), progress)
-
-
-def loss_of(problem: Problem, fit: Fit) -> float:
-    """Return the loss of a fitted model on the samples."""
-    X, y = data()
-    with torch.no_grad():
-        return float(problem.loss.value(fit.model(torch.from_numpy(X).double()), torch.from_numpy(y)))
-
-
-@pytest.mark.parametrize("where", ["rounds", "rounds on all samples"])
-@pytest.mark.parametrize("report", [1, 2])
-def test_interruption_keeps_the_steps_that_are_done(where: str, report: int) -> None:
-    problem, fit = solved_in_rounds(Ending(where, report))
-    assert fit.interrupted
-    assert fit.rounds is not None
-    [note] = [note for note in fit.notes if "interrupted" in note]
-    assert f"interrupted in the rounds after {len(fit.rounds.steps)} steps; the weights are those of the search" in note
-    assert fit.epochs == len(fit.rounds.steps)
-    assert fit.epochs == report if where == "rounds" else fit.epochs >= report
-    assert loss_of(problem, fit) < np.log(2)
-
-
-def test_interruption_of_the_choice_is_not_taken_for_its_end() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        solved_in_rounds(Ending("penalties", 3))
-
-
-def test_repetition_that_diverges_leaves_what_the_search_found() -> None:
-    problem, fit = solved_in_rounds(Ending("rounds on all samples", 1, ConvergenceError("the gradient is not finite")))
-    assert any("went astray when repeated on all samples: the gradient is not finite" in note for note in fit.notes)
-    assert fit.rounds is not None
-    assert fit.rounds.steps
-    assert loss_of(problem, fit) < np.log(2)
 
 
 def test_one_image_of_each_class_with_its_mirror_image() -> None:
@@ -306,27 +206,34 @@ def test_one_image_of_each_class_with_its_mirror_image() -> None:
     assert np.isfinite(model.predict_proba(X)).all()
 
 
+def test_where_labels_are_chance_nothing_moves_and_the_model_is_one_linearization() -> None:
+    X, _ = data(150)
+    y = np.random.default_rng(2).permutation(len(X)) % 2
+    with pytest.warns(GradfeatWarning, match="no move of the network was better than the probe on held-out data"):
+        stays = classifier(rounds=10).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradfeatWarning)
+        once = classifier(rounds=1).fit(X, y)
+    assert (stays.theta2_, stays.rounds_) == (None, None)
+    np.testing.assert_array_equal(stays.predict_proba(X), once.predict_proba(X))
+    assert stays.choice_ == once.choice_
+
+
 def test_compare_judges_the_moved_model(tmp_path: Path) -> None:
     X, y = data()
     X_test, y_test = data(100, seed=1)
     modes = ("activation", "full")
-    table = compare(network(), X, y, X_test, y_test, modes=modes, theta2="*", rounds=3, random_state=0)
+    table = compare(network(), X, y, X_test, y_test, modes=modes, theta2="*", rounds=8, random_state=0)
     full = table.estimators["full"]
+    assert full.theta2_ is not None
     row = next(row for row in table.rows if row.mode == "full")
     assert row.metrics["accuracy"] == pytest.approx(full.score(X_test, y_test))
     assert row.metrics["log_loss"] == pytest.approx(log_loss(y_test, full.predict_proba(X_test)), rel=1e-4)
-    assert table.to_dict()["rounds"]["full"]["steps"]
+    record = table.to_dict()["rounds"]["full"]
+    assert record["start"] == full.rounds_.start
+    assert [trial["rate"] for trial in record["trials"]] == [trial.rate for trial in full.rounds_.trials]
+    assert record["more"] == full.rounds_.more
     assert tmp_path / "rounds_full.png" in table.plot_more(tmp_path)
-
-
-def test_where_nothing_has_moved_nothing_is_linearized_again() -> None:
-    problem = problem_of(*data(60))
-    lin, start = problem.linearization, start_of(problem)
-    assert start.linearization(lin) is lin
-    there = start.moved(start.w1, start.b, {name: torch.ones_like(value) for name, value in lin.theta2.items()})
-    moved = there.linearization(lin).theta2
-    for name, value in lin.theta2.items():
-        torch.testing.assert_close(moved[name], value + 1)
 
 
 def test_rounds_concern_full_alone_in_a_comparison() -> None:
@@ -338,14 +245,318 @@ def test_rounds_concern_full_alone_in_a_comparison() -> None:
     assert "w₁" not in alone.how_["penalties"]  # which it has not
 
 
-@pytest.mark.parametrize("start", range(6))
-def test_the_least_loss_is_found_from_anywhere(start: int) -> None:
-    for losses in ([5, 4, 2, 1, 3, 6], [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 2, 1, 7, np.inf, np.inf]):
-        tried: list[int] = []
+def test_where_nothing_has_moved_nothing_is_linearized_again() -> None:
+    problem = problem_of(*data(60))
+    lin, probe = problem.linearization, problem.probe
+    start = Point(lin.theta2, probe.omega, probe.omega, probe.bias)
+    assert start.linearization(lin) is lin
+    network = start.model(lin, "finetune", "standard")
+    network.set_weights(w1=start.w1, b=start.b, w2={name: torch.ones_like(value) for name, value in lin.theta2.items()})
+    there = Point.of_network(network)
+    assert not any(value.requires_grad for value in (*there.theta2.values(), there.w1, there.b))
+    moved = there.linearization(lin).theta2
+    for name, value in lin.theta2.items():
+        torch.testing.assert_close(moved[name], value + 1)
+    kept = Point.unpack(there.pack(), lin.theta2)
+    assert all(torch.equal(kept.theta2[name], value) for name, value in there.theta2.items())
 
-        def loss(k: int, losses: list[float] = losses, tried: list[int] = tried) -> float:
-            tried.append(k)
-            return losses[k]
 
-        assert descend(loss, start, len(losses)) == losses.index(min(losses))
-        assert len(set(tried)) <= abs(start - losses.index(min(losses))) + 3  # one beyond it, one the other way
+# ---- against a naive reference --------------------------------------------------------------------------------------
+
+
+def targets(task: str, seed: int, n: int) -> tuple[np.ndarray, Tensor, Tensor, Loss, naive.Each]:
+    """Return samples of a task that a probe knows a part of, weights, and the loss twice: ours and torch's."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 6))
+    weight = torch.from_numpy(rng.uniform(0.1, 3, n))
+    value = X[:, 0] * X[:, 1] + 0.5 * X[:, 2] + 0.5 * rng.normal(size=n)
+    if task == "regression":
+        return X, torch.from_numpy(value)[:, None], weight, Squared(), lambda out, y: ((out - y) ** 2).sum(1) / 2
+    y = torch.from_numpy((value > 0).astype(int) + (value > 1))
+    return X, y, weight, CrossEntropy(), lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")
+
+
+CASES: list[tuple[str, int, tuple[float, ...]]] = [
+    ("regression", 0, (1e-3, 3e-3)),
+    ("regression", 1, (1e-2, 2e-2, 0.3)),
+    ("classes", 0, (1e-3, 3e-3)),
+    ("classes", 1, (3e-3, 1e-2)),
+    ("classes", 2, (3e-4, 1e-3, 3e-3, 1e-2)),
+    ("classes", 3, (1e-6, 1e-5)),
+]
+
+
+def probe_of(backbone: nn.Module, loss: Loss) -> Callable[[naive.Samples], naive.Head]:
+    """Return the probe of some samples; its own tests say that it is the minimum."""
+
+    def probe(samples: naive.Samples) -> naive.Head:
+        with torch.no_grad():
+            f = backbone(samples.X)
+        outputs = 3 if samples.y.ndim == 1 else 1
+        found = fit_probe(f, samples.y, loss, sample_weight=samples.weight, penalty=PENALTY, outputs=outputs)
+        return found.omega, found.bias
+
+    return probe
+
+
+def both(task: str, seed: int, rates: tuple[float, ...], n: int = 150) -> tuple[Fit | None, Rounds, naive.Rounds]:
+    """Return a fit in rounds, or None, its search, and the naive one."""
+    X, y, weight, loss, each = targets(task, seed, n)
+    problem = given(X, y, loss, weight=weight)
+    split, plan = hold_out(problem, seed), Plan(rounds=5, rates=rates, seed=seed)
+    own = gradfeat.fit.rounds.fit_in_rounds(problem, plan, run_of(split))
+    samples = naive.Samples(torch.from_numpy(X), y, weight)
+    backbone = network().double()
+    temperatures: dict[str, Any] = {"temperatures": [1.0]} if task == "regression" else {}
+    found = naive.rounds(
+        backbone,
+        probe_of(backbone, loss),
+        samples,
+        (split.train, split.validation),
+        each,
+        (5, rates, seed),
+        **temperatures,
+    )
+    return own, search_rounds(problem, plan, run_of(split)), found
+
+
+@pytest.mark.parametrize(("task", "seed", "rates"), CASES)
+def test_rounds_are_the_naive_ones(task: str, seed: int, rates: tuple[float, ...]) -> None:
+    fit, rounds, found = both(task, seed, rates)
+    assert rounds.best == found.best
+    assert rounds.start == pytest.approx(found.start, rel=1e-8)
+    for trial, loss, training, rate in zip(rounds.trials, found.losses, found.training, rates, strict=True):
+        assert trial.rate == rate
+        assert trial.loss == pytest.approx(loss, rel=1e-8)
+        assert trial.training == pytest.approx(training, rel=1e-8)
+    assert (fit is None) == (found.best < 0)
+    if fit is None:
+        return
+    assert rounds.chosen is not None
+    assert rounds.chosen.temperature == pytest.approx(found.temperature)
+    theta2 = fit.model.linearization.theta2
+    for name, value in found.network.named_parameters():
+        torch.testing.assert_close(theta2[name], value.detach(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fit.model.w1.detach(), found.head[0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fit.model.b.detach(), found.head[1], rtol=1e-8, atol=1e-8)
+
+
+def test_the_naive_cases_differ_in_what_is_chosen() -> None:
+    """No rate, the first, a larger one, one that is lower by less than the error: else the test above sees little."""
+    best, spared, temperatures = set(), False, set()
+    for task, seed, rates in CASES:
+        X, y, weight, loss, each = targets(task, seed, 150)
+        split = hold_out(given(X, y, loss, weight=weight), seed)
+        backbone, samples = network().double(), naive.Samples(torch.from_numpy(X), y, weight)
+        parts = (split.train, split.validation)
+        found = naive.rounds(backbone, probe_of(backbone, loss), samples, parts, each, (5, rates, seed))
+        best.add(min(found.best, 1))
+        temperatures.add(found.temperature)
+        spared |= found.best >= 0 and min(found.losses) < found.losses[found.best]
+    assert best == {-1, 0, 1}
+    assert spared
+    assert len(temperatures) > 2
+
+
+# ---- what is held out -----------------------------------------------------------------------------------------------
+
+
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """Return the weights at the end of each training that is to come."""
+    found: list[list[Tensor]] = []
+    train = Training.run
+
+    def run(own: Training, model: Any, *arguments: Any) -> Any:
+        history = train(own, model, *arguments)
+        found.append([parameter.detach().clone() for parameter in model.trained()])
+        return history
+
+    monkeypatch.setattr(Training, "run", run)
+    return found
+
+
+def test_trials_have_not_seen_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    split = hold_out(problem_of(X, y), 0)
+    other = y.copy()
+    other[split.validation] = 1 - other[split.validation]
+    moved = X.copy()
+    moved[split.validation] *= 2
+    found = ends(monkeypatch)
+    rounds = [
+        search_rounds(problem_of(samples, labels), Plan(rounds=4, seed=0), run_of(split))
+        for samples, labels in ((X, y), (X, other), (moved, y))
+    ]
+    assert len(found) == 6
+    for i, weights in enumerate(found):
+        assert all(torch.equal(one, two) for one, two in zip(weights, found[i % 2], strict=True))
+    assert len({tuple(trial.loss for trial in each.trials) for each in rounds}) == 3
+
+
+def test_all_samples_are_learnt_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(*data())
+    seen: list[Tensor] = []
+    train = Training.run
+
+    def run(own: Training, *arguments: Any) -> Any:
+        seen.append(own.indices)
+        return train(own, *arguments)
+
+    monkeypatch.setattr(Training, "run", run)
+    split = hold_out(problem, 0)
+    assert gradfeat.fit.rounds.fit_in_rounds(problem, Plan(rounds=8, seed=0), run_of(split)) is not None
+    assert [len(rows) for rows in seen] == [len(split.train), len(split.train), problem.n]
+
+
+def test_mirror_images_stay_with_their_samples() -> None:
+    """Labels are chance, and each image is its own mirror image: who has one of a pair in training knows the other."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(150, 1, 4, 2)).astype(np.float32)
+    X, y = np.concatenate([half, half[..., ::-1]], 3), rng.permutation(150) % 2
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 12), nn.Tanh())
+    losses = []
+    for problem in (
+        problem_of(X, y, backbone, mirror=True),
+        problem_of(np.concatenate([X, X]), np.concatenate([y, y]), backbone),  # as if they were samples of their own
+    ):
+        found = search_rounds(problem, Plan(rounds=30, rates=(1e-2,), seed=0), run_of(hold_out(problem, 0)))
+        losses.append(found.trials[0].loss)
+    assert losses[0] > 0.6  # log 2 is chance
+    assert losses[1] < 0.5
+
+
+def test_held_out_samples_count_by_their_weights() -> None:
+    """Those that are held out are of two tasks: whose weights are heavy says whether the network moves."""
+    X, y = data(500)
+    split = Split(torch.arange(400), torch.arange(400, 500))
+    y[450:] = 1 - y[450:]
+    chosen = []
+    for heavy in (slice(400, 450), slice(450, 500)):
+        weight = torch.ones(500, dtype=torch.float64)
+        weight[400:] = 0.01
+        weight[heavy] = 1.0
+        problem = given(X, torch.from_numpy(y), CrossEntropy(), weight=weight)
+        chosen.append(search_rounds(problem, Plan(rounds=30, seed=0), run_of(split)).best)
+    assert chosen[0] >= 0
+    assert chosen[1] == -1
+
+
+# ---- what ends early ------------------------------------------------------------------------------------------------
+
+
+class Ending(Progress):
+    """Ends a stage when it reports for the n-th time."""
+
+    def __init__(self, stage: str, report: int, error: type[BaseException] | BaseException = KeyboardInterrupt) -> None:
+        super().__init__(False)
+        self.stage, self.left, self.error = stage, report, error
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        def report(done: int, total: int | None) -> None:
+            self.left -= name == self.stage
+            if self.left == 0 and name == self.stage:
+                raise self.error
+
+        with super().step(name):
+            yield report
+
+
+def solved(progress: Progress, rates: Sequence[float] = (1e-3, 3e-3)) -> tuple[Problem, Fit]:
+    problem = problem_of(*data())
+    return problem, solve(problem, Plan(rounds=8, rates=tuple(rates), seed=0), progress)
+
+
+def loss_of(problem: Problem, fit: Fit) -> float:
+    """Return the loss of a fitted model on the samples."""
+    X, y = data()
+    with torch.no_grad():
+        return float(problem.loss.value(fit.model(torch.from_numpy(X).double()), torch.from_numpy(y)))
+
+
+def probe_loss(problem: Problem) -> float:
+    logits = problem.store.features @ problem.probe.omega + problem.probe.bias
+    return float(problem.loss.value(logits, problem.y))
+
+
+def at_the_point(fit: Fit) -> bool:
+    """Whether a model is at the point that the search found."""
+    assert fit.rounds is not None
+    theta2 = fit.model.linearization.theta2
+    return all(torch.equal(theta2[name], value) for name, value in fit.rounds.point.theta2.items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "report", "trials"), [("trial 1", 5, [5]), ("trial 2", 1, [8, 1]), ("trial 2", 7, [8, 7])]
+)
+def test_interruption_of_the_search_keeps_the_best_so_far(stage: str, report: int, trials: list[int]) -> None:
+    problem, fit = solved(Ending(stage, report))
+    assert fit.interrupted
+    assert fit.rounds is not None
+    assert [len(trial.training) for trial in fit.rounds.trials] == trials
+    assert fit.rounds.reason == f"interrupted in {stage}"
+    [note] = [note for note in fit.notes if "interrupted" in note]
+    assert "interrupted in the rounds; the weights are those of the search, which left a part of the samples" in note
+    assert at_the_point(fit)
+    assert fit.rounds.more == []
+    assert loss_of(problem, fit) < probe_loss(problem)
+    if trials == [8, 1]:  # too early to be better
+        assert fit.rounds.best == 0
+
+
+def test_interruption_before_anything_is_better_than_the_probe_is_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        solved(Ending("trial 1", 1), rates=(1e-9, 1e-3))
+
+
+@pytest.mark.parametrize("report", [1, 3])
+def test_interruption_of_the_passes_over_all_samples_keeps_those_that_are_done(report: int) -> None:
+    problem, fit = solved(Ending("fit", report))
+    assert fit.interrupted
+    assert fit.rounds is not None
+    assert len(fit.rounds.more) == report
+    assert any(f"interrupted after {report} passes over all samples" in note for note in fit.notes)
+    assert not at_the_point(fit)
+    assert loss_of(problem, fit) < probe_loss(problem)
+
+
+def test_passes_over_all_samples_that_diverge_leave_what_the_search_found() -> None:
+    problem, fit = solved(Ending("fit", 2, ConvergenceError("the gradient is not finite")))
+    assert any("the rounds went astray on all samples: the gradient is not finite" in note for note in fit.notes)
+    assert at_the_point(fit)
+    assert not fit.interrupted
+    assert loss_of(problem, fit) < probe_loss(problem)
+
+
+def test_a_loss_that_rises_where_it_was_held_out_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradfeat.fit.rounds, "further", lambda trial: (3.0, 2))
+    problem, fit = solved(Progress(False))
+    assert any("astray on all samples: the loss rose where it was held out before" in note for note in fit.notes)
+    assert at_the_point(fit)
+    assert loss_of(problem, fit) < probe_loss(problem)
+
+
+def test_a_rate_that_diverges_is_not_chosen() -> None:
+    _, plain = solved(Progress(False), rates=[1e-3])
+    for rates, best in (([1e-3, 1e300], 0), ([1e300, 1e-3], 1)):
+        _, fit = solved(Progress(False), rates=rates)
+        assert fit.rounds is not None
+        assert fit.rounds.best == best
+        assert [trial.loss == np.inf for trial in fit.rounds.trials] == [rate > 1 for rate in rates]
+        assert torch.equal(fit.model.w1, plain.model.w1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, fit = solved(Progress(False), rates=[1e300])
+    assert fit.rounds is None
+    assert any("no move of the network was better" in note for note in fit.notes)
+
+
+@pytest.mark.parametrize(("stage", "best"), [("trial 1", 1), ("trial 2", 0)])
+def test_a_rate_that_diverges_late_is_not_chosen_for_what_it_was_before(stage: str, best: int) -> None:
+    _, fit = solved(Ending(stage, 7, ConvergenceError("the loss became inf")))
+    assert fit.rounds is not None
+    assert fit.rounds.best == best
+    assert fit.rounds.trials[1 - best] == Trial((1e-3, 3e-3)[1 - best], 8, np.inf)
+    assert np.isfinite(fit.rounds.last_loss)
+    assert json.loads(json.dumps(fit.rounds.trials[1 - best].to_dict(), allow_nan=False))["loss"] is None

@@ -247,7 +247,7 @@ Y = (X[:, 0] > 0).astype(int)
     "settings",
     [
         {"mode": "full", "metric": "plain"},
-        {"mode": "full", "rounds": 2},
+        {"mode": "full", "rounds": 60},
         {"mode": "finetune", "epochs": 2},
         {"mode": "gradient", "solver": "adam", "epochs": 2},
     ],

@@ -141,7 +141,7 @@ class Comparison:
             "rounds": {
                 mode: {
                     "start": rounds.start,
-                    "trials": [asdict(trial) for trial in rounds.trials],
+                    "trials": [trial.to_dict() for trial in rounds.trials],
                     "more": rounds.more,
                     "reason": rounds.reason,
                 }

@@ -122,7 +122,20 @@ _KINDS["Recipe"] = _dataclass(Recipe)
 _KINDS["list[tuple[Recipe, float]]"] = _list(_tuple(_KINDS["Recipe"], _FLOAT))
 
 _PROBE = _dataclass(Probe, ("omega", "bias"))
-_ROUNDS = _dataclass(Rounds, ("point",))
+
+
+def _checked_rounds(kind: _Kind) -> _Kind:
+    """Refuse rounds also whose best trial is none of them."""
+
+    def check(value: Any, where: str) -> None:
+        kind.check(value, where)
+        if not -1 <= value.get("best", -1) < len(value.get("trials", [])):
+            raise ValueError(f"{where}.best is none of its trials")
+
+    return _Kind(check, kind.write, kind.read)
+
+
+_ROUNDS = _checked_rounds(_dataclass(Rounds, ("point",)))
 _SECONDS = _Kind(
     table(_NUMBER, 100, 1000),
     lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},

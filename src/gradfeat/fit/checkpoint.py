@@ -137,14 +137,14 @@ def like_theta2(tensors: Mapping[str, Tensor], prefix: str, theta2: Mapping[str,
     }
 
 
-def named_w2(w2: Mapping[str, Tensor] | None, prefix: str = "w2/") -> dict[str, Tensor]:
+def named_w2(w2: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return w₂ by the names that it has in a part; nothing where there is none."""
-    return {f"{prefix}{name}": value for name, value in (w2 or {}).items()}
+    return {f"w2/{name}": value for name, value in (w2 or {}).items()}
 
 
-def w2_of(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor], prefix: str = "w2/") -> dict[str, Tensor] | None:
+def w2_of(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return w₂ from the tensors of a part; None where there is none among them."""
-    return like_theta2(tensors, prefix, theta2) if any(name.startswith(prefix) for name in tensors) else None
+    return like_theta2(tensors, "w2/", theta2) if any(name.startswith("w2/") for name in tensors) else None
 
 
 def load_part(checkpoint: Checkpoint | None, name: str, generator: torch.Generator | None = None) -> Part | None:

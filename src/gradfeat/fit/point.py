@@ -27,7 +27,6 @@ class Point:
         w1: (d, c).
         b: (c,).
         w2: By the names of θ₂, in its units; None is zero.
-        move: By what θ̄₂ moved to come here, in the same units; None where it starts.
     """
 
     theta2: Weights
@@ -35,7 +34,6 @@ class Point:
     w1: Tensor
     b: Tensor
     w2: Weights | None = None
-    move: Weights | None = None
 
     def model(self, linearization: Linearization, mode: str, parametrization: str) -> GradientFeatureModel:
         """Return the model of a mode with these weights, of a network that is linearized at θ̄₂ or elsewhere."""
@@ -53,29 +51,24 @@ class Point:
         same = all(self.theta2[name] is value for name, value in linearization.theta2.items())
         return linearization if same else linearization.at(self.theta2)
 
-    def with_weights(self, w1: Tensor, b: Tensor, w2: Weights) -> Point:
-        """Return the linear model with other weights at the same point."""
-        return Point(self.theta2, self.omega, w1, b, w2)
-
-    def moved(self, w1: Tensor, b: Tensor, w2: Weights) -> Point:
-        """Return the point to which θ̄₂ moves by w₂, where ω̄ = w₁."""
-        theta2 = {name: value + w2[name].to(value) for name, value in self.theta2.items()}
-        w1 = w1.to(self.omega)
-        return Point(theta2, w1, w1, b.to(self.omega), move=w2)
+    @staticmethod
+    def of_network(model: GradientFeatureModel) -> Point:
+        """Return the point where the network of a `finetune` model is, with its head as ω̄ = w₁."""
+        w1, b, w2 = model.w1.detach().clone(), model.b.detach().clone(), model.w2
+        start = model.linearization.theta2
+        return Point({name: value + w2[name].detach().to(value) for name, value in start.items()}, w1, w1, b)
 
     def pack(self) -> dict[str, Tensor]:
         """Return its tensors by name."""
         theta2 = {f"theta2/{name}": value for name, value in self.theta2.items()}
-        directions = named_w2(self.w2) | named_w2(self.move, "move/")
-        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **directions}
+        return {"omega": self.omega, "w1": self.w1, "b": self.b, **theta2, **named_w2(self.w2)}
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor], theta2: Mapping[str, Tensor]) -> Point:
         """Return the point of some tensors, each in memory as θ₂'s own."""
         device = next(iter(theta2.values())).device
         omega, w1, b = (tensors[name].to(device) for name in ("omega", "w1", "b"))
-        w2, move = w2_of(tensors, theta2), w2_of(tensors, theta2, "move/")
-        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2, move)
+        return Point(like_theta2(tensors, "theta2/", theta2), omega, w1, b, w2_of(tensors, theta2))
 
 
 def starting_model(

@@ -1,10 +1,11 @@
 """Rounds: θ̄₂ moves in many small steps, and the network is linearized where they end.
 
-A few passes of AdamW through the `network` program, from the probe as its head, at two learning rates, on the samples
+A few passes of AdamW through the `network` program, from the probe as its head, at a few learning rates, on the samples
 that are not held out. Each is judged on the others, after a temperature; a larger rate is taken where its loss is lower
-by more than the error of the difference. The network then goes on from where it is, for half as many passes, on all
-samples: what was held out is learnt too, and nothing that was done is thrown away. Its head, divided by the
-temperature, is ω̄ = w₁ of the linear model at the point reached. Where no rate is better than the probe, θ̄₂ stays.
+by more than the error of the difference. The network then goes on from where it is, for half as many passes and at no
+larger rate than the smallest usual one, on all samples: what was held out is learnt too, and nothing that was done is
+thrown away. Its head, divided by the temperature, is ω̄ = w₁ of the linear model at the point reached. Where no rate is
+better than the probe, θ̄₂ stays.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def fit_in_rounds(problem: Problem, plan: Plan, run: Run) -> Fit | None:
             point = continued(problem, plan, rounds, run)
         except ConvergenceError as error:
             run.notes.append(f"full: the rounds went astray on all samples: {error}; {_SEARCHED}")
-    model = check_finite(_cooled(point, chosen.temperature).model(problem.linearization, "full", "standard"), "full")
+    point = _cooled(point, chosen.temperature)
+    model = check_finite(point.model(problem.linearization, "full", plan.parametrization), "full")
     losses = [*chosen.training, *rounds.more]
     stopped = "interrupted" if rounds.interrupted else "finished"
     solution = Solution("rounds", False, rounds.reason, losses, passes=run.passes + rounds.passes, seconds=run.seconds)
@@ -98,16 +100,15 @@ def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
     probe = _probe_of(problem, split)
     start = starting_model(problem, "finetune", probe=probe)
     best = _Judged.of(problem, start, split)
-    rounds = Rounds(best.loss, _end(problem, start))
+    rounds = Rounds(best.loss, Point.of_network(start))
     for k, rate in enumerate(plan.rates):
-        trial, model, interrupted = _tried(problem, plan, rate, k, run, probe)
+        trial, model, found = _tried(problem, plan, rate, k, run, probe)
         rounds.trials.append(trial)
         rounds.passes += len(trial.training) * len(split.train) / problem.n
-        found = _Judged.of(problem, model, split)
-        if found.clearly_better(best) if rounds.best >= 0 else found.loss < best.loss * (1 - NEGLIGIBLE):
-            rounds.best, rounds.point, best = k, _end(problem, model), found
-        rounds.interrupted = interrupted
-        if interrupted:
+        if found is not None and found.preferred(best, first=rounds.best < 0):
+            rounds.best, rounds.point, best = k, Point.of_network(model), found
+        rounds.interrupted = found is not None and found.interrupted
+        if rounds.interrupted:
             return _ended(rounds)
     keep_part(problem.checkpoint, SEARCH, rounds.pack())
     if problem.checkpoint is not None:
@@ -128,8 +129,7 @@ def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
     w2 = {name: value - theta2[name].to(value) for name, value in rounds.point.theta2.items()}
     model.set_weights(w1=rounds.point.w1, b=rounds.point.b, w2=w2)
     training = Training(problem, plan, torch.arange(problem.n), title="fit", part=CONTINUED)
-    rate = min(chosen.rate, RATES[0])  # a larger one would begin by undoing what was learnt
-    recipe = recipe_of(rate, problem.n, max(1, round(MORE * chosen.passes)))
+    recipe = recipe_of(*further(chosen), problem.n)
     history = training.run(model, recipe.schedule_of(problem.n), run.progress)
     rounds.more = history.loss
     rounds.passes += history.passes
@@ -140,10 +140,18 @@ def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
     loss = _Judged.of(problem, model, run.splits[0]).loss
     if not loss <= chosen.loss + ASTRAY * (rounds.start - chosen.loss):
         raise ConvergenceError("the loss rose where it was held out before")
-    return _end(problem, model)
+    return Point.of_network(model)
 
 
-def recipe_of(rate: float, n: int, passes: int) -> Recipe:
+def further(trial: Trial) -> tuple[float, int]:
+    """Return the rate and the passes with which a trial is gone on from, on all samples.
+
+    A larger rate than the smallest usual one would begin by undoing what was learnt.
+    """
+    return min(trial.rate, RATES[0]), max(1, round(MORE * trial.passes))
+
+
+def recipe_of(rate: float, passes: int, n: int) -> Recipe:
     """Return how n samples are gone over so many times."""
     batch = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, n // _BATCHES))
     schedule = Schedule("adamw", rate, 1, 1, batch, weight_decay=0.01, decay="cosine", warmup=0.1)
@@ -159,7 +167,7 @@ def passes_of(rounds: int | str, n: int) -> int:
     """
     if not isinstance(rounds, str):
         return rounds
-    steps = math.ceil(n / recipe_of(RATES[0], n, 1).schedule.batch_size)
+    steps = math.ceil(n / recipe_of(RATES[0], 1, n).schedule.batch_size)
     return max(PASSES, math.ceil(FEWEST_STEPS / steps))
 
 
@@ -168,19 +176,18 @@ def passes_of(rounds: int | str, n: int) -> int:
 
 def _tried(
     problem: Problem, plan: Plan, rate: float, k: int, run: Run, probe: Probe
-) -> tuple[Trial, GradientFeatureModel, bool]:
-    """Return how a rate did, the network there, and whether it was interrupted."""
+) -> tuple[Trial, GradientFeatureModel, _Judged | None]:
+    """Return how a rate did, the network there, and how it was judged: not at all where training diverged."""
     split = run.splits[0]
     n = len(split.train)
     passes = passes_of(plan.rounds, n)
     model = starting_model(problem, "finetune", probe=probe)
     with suppress(ConvergenceError):
         training = Training(problem, plan, split.train, title=trial_of(k + 1), part=_part(k))
-        history = training.run(model, recipe_of(rate, n, passes).schedule_of(n), run.progress)
-        found = _Judged.of(problem, model, split)
-        trial = Trial(rate, passes, found.loss, found.errors, found.temperature, history.loss)
-        return trial, model, history.stopped == "interrupted"
-    return Trial(rate, passes, math.inf), model, False
+        history = training.run(model, recipe_of(rate, passes, n).schedule_of(n), run.progress)
+        found = _Judged.of(problem, model, split, interrupted=history.stopped == "interrupted")
+        return Trial(rate, passes, found.loss, found.errors, found.temperature, history.loss), model, found
+    return Trial(rate, passes, math.inf), model, None
 
 
 def _probe_of(problem: Problem, split: Split) -> Probe:
@@ -206,6 +213,7 @@ class _Judged:
         temperature: The best one.
         each: Loss of each sample, (k,).
         share: Weight of each, of sum one.
+        interrupted: Whether its training was.
     """
 
     loss: float
@@ -213,16 +221,21 @@ class _Judged:
     temperature: float
     each: Tensor
     share: Tensor
+    interrupted: bool = False
 
     @staticmethod
-    def of(problem: Problem, model: GradientFeatureModel, split: Split) -> _Judged:
+    def of(problem: Problem, model: GradientFeatureModel, split: Split, *, interrupted: bool = False) -> _Judged:
         part = problem.subset(split.validation)
         logits = store_logits(model, part.store)
         found = judged(logits, part.y, problem.loss, part.weight, tempered=True)
         each = problem.loss.per_sample(logits.double() / found.temperature, part.y)
         share = torch.ones_like(each) if part.weight is None else part.weight.to(each)
         loss = found.loss if math.isfinite(found.loss) else math.inf
-        return _Judged(loss, found.errors, found.temperature, each, share / share.sum())
+        return _Judged(loss, found.errors, found.temperature, each, share / share.sum(), interrupted)
+
+    def preferred(self, best: _Judged, *, first: bool) -> bool:
+        """Whether it is taken instead of the best one so far, which is the probe for the first that is taken."""
+        return self.loss < best.loss * (1 - NEGLIGIBLE) if first else self.clearly_better(best)
 
     def clearly_better(self, other: _Judged) -> bool:
         """Whether the loss is lower by more than the standard error of the paired difference."""
@@ -230,14 +243,6 @@ class _Judged:
         mean = self.share @ difference
         error = (self.share.square() @ (difference - mean).square()).sqrt()
         return bool(mean > error)
-
-
-def _end(problem: Problem, model: GradientFeatureModel) -> Point:
-    """Return the point where a network has moved to, with its head as ω̄ = w₁."""
-    w1, b = model.w1.detach().clone(), model.b.detach().clone()
-    start = Point(problem.linearization.theta2, w1, w1, b)
-    moved = start.moved(w1, b, model.w2)
-    return Point(moved.theta2, moved.omega, moved.w1, moved.b)
 
 
 def _cooled(point: Point, temperature: float) -> Point:
@@ -253,8 +258,9 @@ def _ended(rounds: Rounds) -> Rounds:
     elif chosen is None:
         rounds.reason = _NO_MOVE
     else:
-        rounds.reason = f"θ̄₂ moves for {chosen.passes} passes, then {max(1, round(MORE * chosen.passes))} over all"
-        rounds.reason += f" samples, at the rate {chosen.rate:g}; temperature {chosen.temperature:.2f}"
+        rate, passes = further(chosen)
+        rounds.reason = f"θ̄₂ moves for {chosen.passes} passes at the rate {chosen.rate:g}, then {passes} over all "
+        rounds.reason += f"samples at {rate:g}; temperature {chosen.temperature:.2f}"
     return rounds
 
 

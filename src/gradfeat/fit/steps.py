@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +32,10 @@ class Trial:
     errors: float = 0.0
     temperature: float = 1.0
     training: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON, which has no infinity: a loss that is none is None."""
+        return {**asdict(self), "loss": self.loss if math.isfinite(self.loss) else None}
 
     def __str__(self) -> str:
         return f"rate {self.rate:g}: held-out loss {self.loss:.3f}"
