@@ -186,7 +186,7 @@ def prepared(arguments: argparse.Namespace, *, test: bool = True) -> tuple[Probl
     face = GradientFeatureClassifier(
         arguments.backbone,
         weights=arguments.weights,
-        theta2=arguments.theta2 or "auto",
+        theta2=arguments.theta2 or "top",
         image_size=arguments.image_size,
         preprocessing=changes_of(arguments),
         augment=arguments.augment,
@@ -301,7 +301,7 @@ def plot(fits: dict[str, list[Reading]], path: Path, title: str) -> None:
 def title_of(arguments: argparse.Namespace) -> str:
     """Return what a picture is of."""
     labels = "" if arguments.labelled is None else f", {arguments.labelled:,} labels"
-    return f"{arguments.data.name}{labels}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
+    return f"{arguments.data.name}{labels}, θ₂ = {', '.join(arguments.theta2 or ['top'])}"
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
