@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,14 @@ from gradfeat.errors import ConfigurationError, LinearizationError, Theta2Error
 from gradfeat.estimators import preparing
 from gradfeat.estimators.looking import drawn
 from gradfeat.estimators.preparing import Prepared
-from gradfeat.fit import Plan, prepare, select_solver
+from gradfeat.fit import Plan, Problem, prepare, select_solver
 from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
 from gradfeat.fit.look import FEWEST, MOST, Look, look
 from gradfeat.fit.plan import RATES
 from gradfeat.fit.rounds import search_rounds
 from gradfeat.fit.run import Run
 from gradfeat.fit.splits import hold_out
+from gradfeat.fit.steps import Rounds
 from gradfeat.losses import CrossEntropy
 from gradfeat.progress import Progress
 from gradfeat.solvers.probe import Probe
@@ -109,6 +111,7 @@ def test_where_the_task_needs_the_lowest_block_theta2_goes_down_to_it_and_moves(
     one, two = moved.depths_
     assert two.loss < 0.95 * one.loss
     assert [depth.parameters for depth in moved.depths_] == [30, 60]
+    assert moved.seconds_["look at depths"] >= sum(depth.seconds for depth in moved.depths_)
     X, y = far(1000, seed=1)
     assert classifier(effort="low").fit(*far()).score(X, y) < 0.6  # nothing else could see it
     assert moved.score(X, y) > 0.75
@@ -411,19 +414,25 @@ def test_some_of_many_samples_are_looked_at_and_two_of_each_class_among_them() -
 # ---- beside it ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("calls", [1, 60], ids=["judging the probe", "in training"])
 def test_an_interrupted_look_leaves_the_estimator_as_it_was(
-    moved: GradientFeatureClassifier, monkeypatch: pytest.MonkeyPatch
+    moved: GradientFeatureClassifier, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     model = pickle.loads(pickle.dumps(moved))
     X, y = far(150, seed=3)
     before = model.decision_function(X)
 
-    def interrupt(*args: Any, **settings: Any) -> Any:
-        raise KeyboardInterrupt
+    counted, per_sample = itertools.count(1), CrossEntropy.per_sample
+
+    def interrupt(*args: Any) -> Tensor:
+        if next(counted) == calls:
+            raise KeyboardInterrupt
+        return per_sample(*args)
 
     monkeypatch.setattr(CrossEntropy, "per_sample", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, y)
+    assert next(counted) == calls + 1
     monkeypatch.undo()
     assert losses_of(model) == losses_of(moved)
     np.testing.assert_array_equal(model.decision_function(X), before)
@@ -478,3 +487,36 @@ def test_compare_without_full_does_not_look(monkeypatch: pytest.MonkeyPatch) -> 
     X, y = far()
     table = compare(network(), X, y, X[:50], y[:50], modes=("activation", "gradient"), random_state=0)
     assert list(table.theta2) == top_of(2)
+
+
+# ---- other samples --------------------------------------------------------------------------------------------------
+
+
+def test_texts_of_several_lengths_are_looked_at(tiny_bert: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    texts = [" ".join(["a"] * rng.integers(1, 9) + [("bad", "good")[label]]) for label in y]
+    found = prepared(texts, y, backbone=f"hf/{tiny_bert}", preprocessing={"length": 14, "lengths": [7, 14]})
+    assert found.look is not None
+    assert all(np.isfinite(losses_of(found)))
+    assert found.depths[0].modules == ("transformer.encoder.layer.1",)
+
+
+def test_mirror_images_are_learnt_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are versions of a sample; nothing but z₀ is kept of them."""
+    seen = []
+
+    def spy(problem: Problem, *rest: Any) -> Rounds:
+        seen.append((problem.n, problem.views, len(problem.store), problem.store.level))
+        return search_rounds(problem, *rest)
+
+    monkeypatch.setattr("gradfeat.fit.look.search_rounds", spy)
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Flatten()).eval()
+    X = np.random.default_rng(0).normal(size=(110, 1, 6, 6)).astype(np.float32)
+    found = prepared(X, (X[:, 0, 0, 0] > 0).astype(int), backbone=backbone, augment="mirror")
+    assert seen == [(110, 2, 220, "z0")] * len(found.depths)
+    monkeypatch.setattr("gradfeat.samples.store.free_memory", lambda: 100)
+    monkeypatch.setattr("gradfeat.fit.look.available_memory", lambda device: 2**40)
+    prepared(X, (X[:, 0, 0, 0] > 0).astype(int), backbone=backbone)
+    assert seen[-1] == (110, 1, 110, "none")

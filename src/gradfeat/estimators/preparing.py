@@ -6,6 +6,7 @@ An estimator's `prepare` is the door; `compare` and researchers fit any of the f
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from gradfeat.fit import prepare as prepare_problem
 from gradfeat.fit.checkpoint import Checkpoint, digest, resumed
 from gradfeat.fit.depth import Depth, choose_depth
 from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
-from gradfeat.fit.look import MOST, Look, look
+from gradfeat.fit.look import MOST, STAGE, Look, look
 from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.stages import LINEARIZE, NETWORK
 from gradfeat.linearization import Linearization
@@ -292,7 +293,7 @@ def _made(making: _Making) -> _Made:
 
 def _looked(making: _Making) -> _Made:
     """Return the problem of the θ₂ to which a look at some samples leads."""
-    parameters = making.parameters
+    parameters, begun = making.parameters, time.perf_counter()
     some = making.some(MOST)
 
     def found() -> Look:
@@ -309,7 +310,9 @@ def _looked(making: _Making) -> _Made:
     for note in result.notes:
         warn_user(f"effort={parameters.effort!r}: {note}")
     modules: str | Sequence[str] = "auto" if result.modules is None else list(result.modules)
-    return _Made(making.problem(modules), modules, result.tried, result)
+    seconds = {STAGE: time.perf_counter() - begun}
+    problem = making.problem(modules)
+    return _Made(dataclasses.replace(problem, seconds={**seconds, **problem.seconds}), modules, result.tried, result)
 
 
 def _seen(samples: _Samples) -> dict[str, Any]:
