@@ -516,7 +516,3 @@ def test_mirror_images_are_learnt_and_not_judged(monkeypatch: pytest.MonkeyPatch
     X = np.random.default_rng(0).normal(size=(110, 1, 6, 6)).astype(np.float32)
     found = prepared(X, (X[:, 0, 0, 0] > 0).astype(int), backbone=backbone, augment="mirror")
     assert seen == [(110, 2, 220, "z0")] * len(found.depths)
-    monkeypatch.setattr("gradfeat.samples.store.free_memory", lambda: 100)
-    monkeypatch.setattr("gradfeat.fit.look.available_memory", lambda device: 2**40)
-    prepared(X, (X[:, 0, 0, 0] > 0).astype(int), backbone=backbone)
-    assert seen[-1] == (110, 1, 110, "none")

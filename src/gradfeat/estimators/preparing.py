@@ -33,11 +33,9 @@ from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
 from gradfeat.fit.look import MOST, STAGE, Look, look
 from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.stages import LINEARIZE, NETWORK
-from gradfeat.linearization import Linearization
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
 from gradfeat.samples import Batches
-from gradfeat.samples.store import choose_level
 from gradfeat.solvers.probe import Probe
 
 
@@ -204,7 +202,7 @@ class _Making:
     seed: int | None
     checkpoint: Checkpoint | None
     progress: Progress
-    residuals: bool = True  # whether they may be kept
+    moves: bool = False  # θ̄₂ does
 
     def some(self, most: int) -> _Making:
         """Return what the problem of so many samples at most is made from, drawn at random; silent."""
@@ -213,18 +211,16 @@ class _Making:
         samples = _Samples(inputs, self.samples.y[rows], None if weight is None else weight[rows], cv=5)
         views = inputs if self.parameters.augment is None else Mirrored(inputs)
         return dataclasses.replace(
-            self, samples=samples, views=views, residuals=False, checkpoint=None, progress=Progress(False)
+            self, samples=samples, views=views, checkpoint=None, progress=Progress(False), moves=True
         )
 
-    def cache(self, linearization: Linearization) -> str:
-        """Return what is kept of each sample: never residuals where the network alone is run."""
-        cache = self.parameters.cache
-        if self.parameters.mode == "activation" and cache == "auto":
-            return "none"
-        if self.residuals or cache == "none":
-            return cache
-        sizes = {"z0": linearization.bytes_per_sample["z0"], "residuals": 2**63}
-        return choose_level("auto", len(self.views), sizes, random=self.views.random, device=linearization.device)
+    @property
+    def _cache(self) -> str:
+        """What is kept of a sample at most: what trains the network needs no residuals, the probe not even z₀."""
+        parameters = self.parameters
+        if parameters.cache != "auto" or self.views.random:
+            return parameters.cache
+        return "z0" if self.moves else {"activation": "none"}.get(parameters.mode, "auto")
 
     def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
         """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
@@ -246,7 +242,7 @@ class _Making:
             weight=weight,
             penalty=penalty if isinstance(penalty, str) else given_penalties(penalty).lambda1,
             cv=samples.cv,
-            cache=self.cache(linearization),
+            cache=self._cache,
             batch_size=parameters.samples_at_a_time,
             views=1 if parameters.augment is None else 2,
             random_state=self.seed,
@@ -311,6 +307,7 @@ def _looked(making: _Making) -> _Made:
         warn_user(f"effort={parameters.effort!r}: {note}")
     modules: str | Sequence[str] = "auto" if result.modules is None else list(result.modules)
     seconds = {STAGE: time.perf_counter() - begun}
+    making = dataclasses.replace(making, moves=result.modules is not None)
     problem = making.problem(modules)
     return _Made(dataclasses.replace(problem, seconds={**seconds, **problem.seconds}), modules, result.tried, result)
 
