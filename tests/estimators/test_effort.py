@@ -111,6 +111,7 @@ def test_where_the_task_needs_the_lowest_block_theta2_goes_down_to_it_and_moves(
     one, two = moved.depths_
     assert two.loss < 0.95 * one.loss
     assert [depth.parameters for depth in moved.depths_] == [30, 60]
+    assert isinstance(moved.depths_, list)
     assert moved.seconds_["look at depths"] >= sum(depth.seconds for depth in moved.depths_)
     X, y = far(1000, seed=1)
     assert classifier(effort="low").fit(*far()).score(X, y) < 0.6  # nothing else could see it

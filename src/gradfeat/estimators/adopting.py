@@ -81,7 +81,7 @@ def _record(parameters: Parameters, prepared: Prepared, fit: Fit) -> Record:
         history=fit.history,
         how=_how(parameters, prepared, fit),
         seconds={**problem.seconds, "train": fit.seconds},
-        depths=prepared.depths,
+        depths=list(prepared.depths),
         n_iter=len(fit.history.loss) if fit.history is not None else 1,
     )
 

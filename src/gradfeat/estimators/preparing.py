@@ -220,7 +220,9 @@ class _Making:
         parameters = self.parameters
         if parameters.cache != "auto" or self.views.random:
             return parameters.cache
-        return "z0" if self.moves else {"activation": "none"}.get(parameters.mode, "auto")
+        if self.moves or (parameters.mode == "full" and parameters.rounds not in (None, 1)):
+            return "z0"
+        return {"activation": "none", "finetune": "z0"}.get(parameters.mode, "auto")
 
     def problem(self, theta2: str | Sequence[str], probe: Probe | None = None) -> Problem:
         """Return the problem of one θ₂, with a probe that is known or, for None, its own."""
