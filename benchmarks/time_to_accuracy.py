@@ -321,7 +321,7 @@ def plot(fits: dict[str, list[Reading]], path: Path, title: str) -> None:
 def title_of(arguments: argparse.Namespace) -> str:
     """Return what a picture is of."""
     labels = "" if arguments.labelled is None else f", {arguments.labelled:,} labels"
-    return f"{arguments.data.name}{labels}, θ₂ = {', '.join(arguments.theta2 or ['auto'])}"
+    return f"{arguments.data.name}{labels}, θ₂ = {', '.join(arguments.theta2 or ['top'])}"
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:

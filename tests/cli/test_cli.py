@@ -85,6 +85,24 @@ def test_fit_json_is_all_of_standard_output(
     assert estimator.class_names_ == list(CLASSES)
 
 
+def test_fit_says_what_effort_has_decided(run: Any, encoder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=110)
+    X = (rng.normal(size=(110, 8, 8, 1)) * 30 + 90 + 40 * y[:, None, None, None]).clip(0, 255).astype(np.uint8)
+    data, model = tmp_path / "data.npz", tmp_path / "m.safetensors"
+    np.savez(data, X=X, y=y)
+    found = run("fit", data, "-b", f"gradfeat/{encoder}", "-o", model, "--effort", "high", "--json")
+    assert found.code == 0, found.err
+    assert load(model).effort == "high"
+    assert found.json["effort"] == load(model).how_["effort"]
+    assert len(found.json["depths"]) == 2  # all of them
+    low = run("fit", data, "-b", f"gradfeat/{encoder}", "-o", model, "--effort", "low", "--json")
+    assert (low.json["effort"], low.json["depths"], low.json["rounds"]) == (None, [], None)
+    wrong = run("fit", data, "-b", f"gradfeat/{encoder}", "-o", model, "--effort", "hgih")
+    assert wrong.code == 2
+    assert "Did you mean high" in wrong.err
+
+
 def test_mean_and_std_of_one_number_serve_every_channel(
     run: Any, pictures: Path, encoder: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,10 @@ from gradfeat.fit.penalties import Choice
     [
         (("--mode", "finetune", "--rounds", "auto"), ["--rounds"]),
         (("--mode", "gradient", "--rounds", "3"), ["--rounds"]),
+        (("--mode", "gradient", "--effort", "low"), ["--effort"]),
+        (("--theta2", "blocks.0", "--effort", "high"), ["--effort"]),
+        (("--rounds", "1", "--effort", "high"), ["--effort"]),
+        (("--penalty", "0.1", "--effort", "high"), ["--effort"]),
         (("--mode", "activation", "--solver", "subspace"), ["--solver"]),
         (("--mode", "finetune", "--solver", "sgd"), ["--solver"]),
         (("--mode", "activation", "--epochs", "5"), ["--epochs"]),
@@ -67,6 +71,9 @@ def test_fit_refuses_what_would_do_nothing_before_any_work(
     "options",
     [
         ("--mode", "finetune", "--rounds", "1"),  # which says what is so anyway
+        ("--theta2", "blocks.0", "--effort", "low"),  # the same
+        ("--theta2", "blocks.0", "--effort", "high", "--rounds", "auto"),  # more rates
+        ("--effort", "high"),
         ("--mode", "activation", "--solver", "auto", "--penalty", "0.1"),
         ("--mode", "gradient", "--penalty", "0.1,0.01", "--metric", "plain"),
         ("--solver", "adam", "--penalty", "0.1,0", "--epochs", "2"),
@@ -101,6 +108,7 @@ def test_compare_refuses_what_no_mode_uses(run: Any, pictures: Path) -> None:
         return error
 
     assert "--rounds would do nothing" in said("--modes", "activation,gradient", "--rounds", "2")
+    assert "--effort would do nothing" in said("--modes", "activation,gradient", "--effort", "low")
     assert "--epochs would do nothing" in said("--modes", "activation, full", "--epochs", "2")
     assert "would do nothing" not in said("--modes", "activation,finetune", "--epochs", "2")
     assert "would do nothing" not in said("--rounds", "2", "--epochs", "2", "--solver", "subspace", "--theta2", "x")

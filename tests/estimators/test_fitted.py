@@ -161,7 +161,8 @@ def test_it_knows_what_a_table_and_a_callable_were(classifier: GradientFeatureCl
         "parametrization": "standard",
         "precision": "auto",
         "loss": "auto",
-        "rounds": 1,
+        "effort": "auto",
+        "rounds": None,
         "augment": None,
     }
 

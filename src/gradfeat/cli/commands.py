@@ -127,7 +127,7 @@ class FitReport:
             "depths": [str(depth) for depth in self.estimator.depths_],
             "trained_parameters": self.trained_parameters,
             "probe_penalty": float(self.estimator.probe_.penalty),
-            **dict.fromkeys(("solver", "penalties", "rounds")),
+            **dict.fromkeys(("effort", "solver", "penalties", "rounds")),
             **self.estimator.how_,
             "seconds": self.estimator.seconds_,
             "preprocessing": None if self.treatment is None else self.treatment.to_dict(),

@@ -36,8 +36,19 @@ def kind_for(preprocessing: Any, recordings: bool) -> str:
 
 def idle_in_modes(given: Given, modes: Sequence[str]) -> dict[str, str]:
     """Return the options that no mode of a command uses, with the reason for each."""
-    solver = given.values.get("solver", "auto")
-    plan = Plan(tuple(modes), solver, solver in SOLVERS, given.values.get("penalty", ""))
+    values = given.values
+    solver, rounds = values.get("solver", "auto"), values.get("rounds", "")
+    plan = Plan(
+        modes=tuple(modes),
+        solver=solver,
+        scheduled=solver in SOLVERS,
+        penalty=values.get("penalty", ""),
+        rounds=rounds,
+        effort=values.get("effort", "auto"),
+        named=rounds == "1"
+        or values.get("theta2", ["auto"]) != ["auto"]
+        or any(name in values for name in ("penalty", "solver", "metric", "parametrization")),
+    )
     rules = {name: option.idle for name, option in given.options.items() if option.idle is not None}
     return {name: reason for name, rule in rules.items() if (reason := rule(plan)) is not None}
 

@@ -24,12 +24,18 @@ class Plan:
         solver: As it was given, or "auto".
         scheduled: Whether this solver goes by epochs.
         penalty: As it was given, or "".
+        rounds: The same.
+        effort: As it was given, or "auto".
+        named: Whether θ₂ is named, or one linearization is asked for: by a penalty, a solver, a metric ...
     """
 
     modes: tuple[str, ...]
     solver: str
     scheduled: bool
     penalty: str
+    rounds: str = ""
+    effort: str = "auto"
+    named: bool = False
 
     @property
     def linear(self) -> bool:
@@ -52,6 +58,20 @@ def only_in(modes: tuple[str, ...], lack: str) -> Rule:
         lack: What the others do not have.
     """
     return lambda plan: None if set(modes) & set(plan.modes) else f"{plan} has no {lack}"
+
+
+def without_rounds(plan: Plan) -> str | None:
+    """Rounds are of `full`; one round is what the others have."""
+    return None if "full" in plan.modes or plan.rounds == "1" else f"{plan} has no rounds: they are of full"
+
+
+def without_look(plan: Plan) -> str | None:
+    """Effort decides on θ₂ and on moves of `full`, and on the rates of rounds; low effort is what the rest has."""
+    if "full" not in plan.modes:
+        return f"{plan} has no depth and no moves to decide on: they are of full"
+    if plan.effort == "low" or not plan.named or plan.rounds not in ("", "1"):
+        return None
+    return "θ₂ is named or one linearization asked for, which leaves nothing to decide; --rounds auto would"
 
 
 def without_epochs(plan: Plan) -> str | None:

@@ -20,6 +20,8 @@ from gradfeat.cli.rules import (
     only_in,
     without_choice,
     without_epochs,
+    without_look,
+    without_rounds,
     without_second_penalty,
 )
 
@@ -187,11 +189,11 @@ TABLE = (
            idle=only_in(LINEAR, "solver to choose: it is of gradient and full"),
            help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules."),
     Option("effort", FITTING, str, "auto", parameter="effort",
-           idle=only_in(("full",), "depth and moves to decide on: they are of full"),
+           idle=without_look,
            help="low: the topmost block, one linearization. auto: as deep, and moving, as held-out data ask for. high: "
            "more depths and rates."),
     Option("rounds", FITTING, str | None, None, parameter="rounds", convert=rounds,
-           idle=only_in(("full",), "rounds: they are of full"),
+           idle=without_rounds,
            help="1: one linearization. auto: the network moves where held-out data say so; a number: for so many "
            "passes. [by effort; 1 where θ₂ is named]"),
     Option("augment", FITTING, str | None, None, parameter="augment", only_for=IMAGES,

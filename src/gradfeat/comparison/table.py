@@ -56,7 +56,7 @@ class Comparison:
     Attributes:
         rows: A row for each model.
         theta2: Names of θ₂.
-        shared_seconds: Time of what all models share: activations and probe.
+        shared_seconds: Time of what all models share: a look at depths, activations and probe.
         n_train: Number of training samples.
         n_test: Number of test samples.
         notes: What the user should know.

@@ -24,6 +24,7 @@ from gradfeat.errors import AdapterError, ConfigurationError
 from gradfeat.estimators.fit_record import CHECK as RECORD
 from gradfeat.estimators.fit_record import CHECK_PROBE
 from gradfeat.estimators.older_files import as_of_this_version
+from gradfeat.estimators.parameters import EFFORTS
 from gradfeat.files.bounded import (
     IMAGE_FIELDS,
     Check,
@@ -88,6 +89,7 @@ _DESCRIPTION = fields(
                 "batch_size": whole(1, 2**31 - 1),
                 "precision": one_of("auto", *PRECISIONS),
                 "loss": one_of("auto", *LOSSES),
+                "effort": one_of(*EFFORTS),
                 "rounds": either(one_of("auto", None), whole(1, 2**31 - 1)),
                 "augment": one_of(None, "mirror"),
             }

@@ -56,7 +56,7 @@ class FittedAttributes:
 
     @property
     def modules_(self) -> str | Sequence[str]:
-        """θ₂ as it was asked for, or found by a search."""
+        """θ₂ as it was asked for, or found by a look or a search."""
         return self.fitted_.network.modules
 
     @property
@@ -111,7 +111,7 @@ class FittedAttributes:
 
     @property
     def how_(self) -> Mapping[str, str]:
-        """Solver, penalties and rounds in words."""
+        """Effort, solver, penalties and rounds in words."""
         return self.fitted_.record.how
 
     @property

@@ -103,7 +103,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         b_: Intercept, (c,).
         w2_: Weights of the gradients, by the names of θ₂.
         theta2_: Where rounds have moved θ̄₂, by the names of θ₂; None where it did not move.
-        modules_: θ₂ as it was asked for, or found by theta2="search"; the depths that were tried are `depths_`.
+        modules_: θ₂ as it was asked for, or found by a look or theta2="search"; the depths that were tried are
+            `depths_`.
         backbone_: A copy of the network as it was when `fit` began, with its preprocessing; `linearization_` has its
             programs.
         merged_head_: Step and head of the merged network; None where it has none (see `merge`).
@@ -112,7 +113,7 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         choice_: Penalties that were chosen, with the path; None where none were.
         solution_: How the solver of `gradient` and `full` ended: passes, time, whether it converged, and how far the
             objective is above its minimum at most; None where no gradient term was chosen.
-        how_: Solver, penalties and rounds in words, and why solver="auto" took it; a saved model keeps them.
+        how_: Effort, solver, penalties and rounds in words, and why solver="auto" took it; a saved model keeps them.
         selection_: Recipes that fine-tuning tried, and the temperature of the best; None elsewhere.
         history_: Training loss by epoch, or objective by iteration.
         seconds_: Time of each part of the fit.

@@ -38,6 +38,7 @@ class Settings:
         parametrization: The variables that w₂ was trained in.
         precision: Of the network's programs, by name.
         loss: As it was asked for: a name, or "auto".
+        effort: As it was asked for.
         rounds: As they were asked for; None: by effort.
         augment: "mirror" or None.
     """
@@ -46,6 +47,7 @@ class Settings:
     parametrization: str
     precision: str
     loss: str
+    effort: str
     rounds: int | str | None
     augment: str | None
 

@@ -2,7 +2,7 @@
 
 Format 1 had no head of the merged network, 2 no checksum, no mean of targets, and of the fit only words; 3 had a
 record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone; up to 5 rounds
-were few large steps. What a file says is checked as it stands, and then translated.
+were few large steps, and there was no effort. What a file says is checked as it stands, and then translated.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def as_of_this_version(about: dict[str, Any], version: int) -> None:
         about.setdefault("merged_head", None)
         about["settings"] = {"rounds": 1, "augment": None, **about["settings"]}
         about["backbone"] = {"built_from": {"X_shape": None, "random_state": None}, **about["backbone"]}
+    about["settings"] = {"effort": "low", **about["settings"]}
     if version < 3:
         about["fit"] = None
     if about["fit"] is None:

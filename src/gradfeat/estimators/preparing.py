@@ -6,6 +6,7 @@ An estimator's `prepare` is the door; `compare` and researchers fit any of the f
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,19 @@ from torch import Tensor
 
 from gradfeat.backbones import Backbone, resolve
 from gradfeat.data import Inputs, Mirrored
+from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
 from gradfeat.estimators.fitted import BuiltFrom, Columns, Network, Targets
-from gradfeat.estimators.looking import looks
+from gradfeat.estimators.looking import drawn, looks
 from gradfeat.estimators.parameters import Parameters, check_parameters
 from gradfeat.estimators.reading import as_targets, folds_among, shape_of
+from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Plan, Problem
 from gradfeat.fit import prepare as prepare_problem
-from gradfeat.fit.checkpoint import Checkpoint, digest
+from gradfeat.fit.checkpoint import Checkpoint, digest, resumed
 from gradfeat.fit.depth import Depth, choose_depth
 from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
-from gradfeat.fit.look import MOST, Look, look
+from gradfeat.fit.look import MOST, STAGE, Look, look
 from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.stages import LINEARIZE, NETWORK
 from gradfeat.losses import Loss
@@ -79,12 +82,9 @@ class Prepared:
     look: Look | None = None
 
     def decided(self, plan: Plan) -> Plan:
-        """Return a plan with what a look decided: whether θ̄₂ of mode `full` moves."""
-        if self.look is None or plan.mode != "full":
-            return plan
-        if self.look.modules is None:
-            return dataclasses.replace(plan, rounds=1)
-        return dataclasses.replace(plan, rounds="auto" if plan.rounds == 1 else plan.rounds)
+        """Return a plan with what a look decided: whether θ̄₂ of mode `full` moves; rounds that were asked for stay."""
+        moves = self.look is not None and self.look.modules is not None and plan.mode == "full"
+        return dataclasses.replace(plan, rounds="auto") if moves and plan.rounds == 1 else plan
 
 
 def prepare(parameters: Parameters, data: TrainingData, progress: Progress | None = None) -> Prepared:
@@ -109,7 +109,7 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
     snapshot = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
     views = samples.inputs if parameters.augment is None else Mirrored(samples.inputs)
     seed = parameters.draw_seed()
-    if seed is None and (_searches(parameters) or looks(parameters, len(samples.y))):  # one split for all depths
+    if seed is None and (_searches(parameters) or looks(parameters, len(samples.y))):  # all depths have one split
         seed = int(np.random.default_rng().integers(2**31 - 1))
     checkpoint, cv = _checkpoint(parameters, samples, snapshot)
     making = _Making(
@@ -206,8 +206,7 @@ class _Making:
 
     def some(self, most: int) -> _Making:
         """Return what the problem of so many samples at most is made from, drawn at random; silent."""
-        n = len(self.samples.y)
-        rows = np.sort(np.random.RandomState(self.seed).permutation(n)[:most])
+        rows = drawn(self.samples.y, most, self.seed)
         inputs, weight = self.samples.inputs.subset(rows), self.samples.weight
         samples = _Samples(inputs, self.samples.y[rows], None if weight is None else weight[rows], cv=5)
         views = inputs if self.parameters.augment is None else Mirrored(inputs)
@@ -273,7 +272,7 @@ class _Made:
 def _made(making: _Making) -> _Made:
     """Return the problem of the θ₂ that is asked for, or of the best depth."""
     parameters = making.parameters
-    if looks(parameters, len(making.samples.y)) and not making.samples.inputs.random:
+    if looks(parameters, len(making.samples.y), random=making.samples.inputs.random):
         return _looked(making)
     modules = "auto" if _searches(parameters) else parameters.theta2
     if not _searches(parameters) or parameters.mode == "activation":
@@ -293,15 +292,34 @@ def _made(making: _Making) -> _Made:
 
 def _looked(making: _Making) -> _Made:
     """Return the problem of the θ₂ to which a look at some samples leads."""
-    parameters = making.parameters
+    parameters, begun = making.parameters, time.perf_counter()
     some = making.some(MOST)
-    found = look(
-        backbone_candidates(making.backbone, making.example),
-        some.problem,
-        parameters.plan(len(some.samples.y), seed=making.seed),
-        making.progress,
-        all_depths=parameters.effort == "high",
-    )
-    modules: str | Sequence[str] = "auto" if found.modules is None else list(found.modules)
-    making = dataclasses.replace(making, moves=found.modules is not None)
-    return _Made(making.problem(modules), modules, found.tried, found)
+
+    def found() -> Look:
+        return look(
+            backbone_candidates(making.backbone, making.example),
+            some.problem,
+            parameters.plan(len(some.samples.y), seed=making.seed),
+            making.progress,
+            all_depths=parameters.effort == "high",
+        )
+
+    checkpoint = None if making.checkpoint is None else making.checkpoint.of({}, _seen(some.samples))
+    result = resumed(checkpoint, "look", found, Look.pack, Look.unpack)
+    for note in result.notes:
+        warn_user(f"effort={parameters.effort!r}: {note}")
+    modules: str | Sequence[str] = "auto" if result.modules is None else list(result.modules)
+    seconds = {STAGE: time.perf_counter() - begun}
+    making = dataclasses.replace(making, moves=result.modules is not None)
+    problem = making.problem(modules)
+    return _Made(dataclasses.replace(problem, seconds={**seconds, **problem.seconds}), modules, result.tried, result)
+
+
+def _seen(samples: _Samples) -> dict[str, Any]:
+    """Return what a look depends on, beside the parameters, by name: of the samples a digest of each part."""
+    parts = in_parts(len(samples.y), 64)
+    return {
+        "samples": np.array([digest(samples.inputs.batch(part)) for part in parts], dtype="S64").view(np.uint8),
+        "targets": samples.y,
+        "sample weights": samples.weight,
+    }

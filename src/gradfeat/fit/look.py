@@ -3,16 +3,19 @@
 Half of at most `MOST` samples are learnt, by the passes of one trial of `gradfeat.fit.rounds`, the other half judges.
 The network moves in its topmost block, in two, four, eight ... of them, while that lowers the loss; where none is
 better than the probe, the task is near what the network knows, and one linearization of the topmost block is all that
-is fitted. All is counted in passes, so that a look ends with the same on every machine.
+is fitted. All is counted in passes, so that a look ends with the same on every machine that has the memory for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from gradfeat.errors import Theta2Error
+import torch
+
+from gradfeat.errors import LinearizationError, Theta2Error
+from gradfeat.fit.checkpoint import Part
 from gradfeat.fit.depth import WORTH, Depth, doubling
 from gradfeat.fit.penalties import NEGLIGIBLE
 from gradfeat.fit.plan import RATES, Plan
@@ -22,6 +25,7 @@ from gradfeat.fit.run import Run
 from gradfeat.fit.splits import hold_out
 from gradfeat.linearization.theta2 import Candidate
 from gradfeat.progress import Progress
+from gradfeat.samples.store import available_memory
 from gradfeat.solvers.probe import Probe
 
 MOST = 1000
@@ -30,7 +34,13 @@ MOST = 1000
 FEWEST = 100
 """Fewer samples say too little: θ₂ is then the topmost block, and θ̄₂ stays."""
 
+FEWEST_JUDGES = 25
+"""So do fewer held-out ones, which there are where most classes have one sample."""
+
 STAGE = "look at depths"
+
+_COPIES = 8
+"""Of θ₂ in memory while it moves: itself, w₂, its gradient, two moments, where it is, where it ends, one to spare."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +48,38 @@ class Look:
     """What a look at some samples found.
 
     Attributes:
-        probe: Held-out loss of the probe.
+        probe: Held-out loss of the probe; NaN where there was nothing to judge it by.
         tried: The depths that were looked at, with the held-out loss to which θ̄₂ moves.
         modules: θ₂ of the best of them; None where no move was better than the probe.
+        notes: What the user should know: depths that were left out.
         passes: Work, in passes of training over the samples that were looked at.
     """
 
     probe: float
     tried: Sequence[Depth] = ()
     modules: tuple[str, ...] | None = None
+    notes: Sequence[str] = ()
     passes: float = field(default=0.0, compare=False)
 
+    def pack(self) -> Part:
+        """Return all of it, as a part of a checkpoint."""
+        return Part(asdict(self))
+
+    @staticmethod
+    def unpack(part: Part) -> Look:
+        """Return what `pack` was given."""
+        values = dict(part.values)
+        tried = [Depth(**{**depth, "modules": tuple(depth["modules"])}) for depth in values.pop("tried")]
+        modules = values.pop("modules")
+        return Look(tried=tried, modules=None if modules is None else tuple(modules), **values)
+
     def __str__(self) -> str:
-        losses = ", ".join(f"{depth.loss:.3f} down to {depth.modules[-1]}" for depth in self.tried)
         ended = "the topmost block, where it is" if self.modules is None else f"θ̄₂ moves, down to {self.modules[-1]}"
-        return f"held-out loss {self.probe:.3f} of the probe; as θ̄₂ moves {losses}: {ended}"
+        if not self.tried:
+            return "; ".join([*self.notes, ended])
+        losses = ", ".join(f"{depth.loss:.3f} down to {depth.modules[-1]}" for depth in self.tried)
+        found = f"held-out loss {self.probe:.3f} of the probe; as θ̄₂ moves {losses}"
+        return f"{'; '.join([found, *self.notes])}: {ended}"
 
 
 def look(
@@ -65,6 +92,8 @@ def look(
 ) -> Look:
     """Move θ̄₂ in 1, 2, 4, 8 ... blocks of the network, while the loss on held-out samples falls.
 
+    A depth whose programs cannot be built is left out. Those end it that memory has no room for.
+
     Args:
         candidates: The choices of θ₂ from the top down.
         build: Returns the problem of some samples with one choice, and with a probe that is known or None.
@@ -74,34 +103,95 @@ def look(
 
     Raises:
         Theta2Error: There is no candidate.
+        LinearizationError: The programs of none of them can be built.
     """
     if not candidates:
         raise Theta2Error("no layer with a weight reaches the features; name the parameters of θ₂ instead")
-    tried: list[Depth] = []
-    chosen: Depth | None = None
-    start = best = least = float("inf")
-    probe: Probe | None = None
-    passes, quick = 0.0, replace(plan, rounds="auto", rates=RATES[:1])
+    looking = _Looking(build, replace(plan, rounds="auto", rates=RATES[:1]), all_depths)
     depths = list(doubling(candidates))
     with progress.step(STAGE) as report:
         for k, candidate in enumerate(depths):
-            begun = time.perf_counter()
-            problem = build(candidate.modules, probe)
-            probe = problem.probe
-            run = Run([hold_out(problem, plan.seed, 0.5)], plan.generator(), Progress(False))
-            rounds = search_rounds(problem, quick, run)
-            if rounds.interrupted:
-                raise KeyboardInterrupt
-            passes += rounds.passes
-            parameters = sum(value.numel() for value in problem.linearization.theta2.values())
-            loss = rounds.trials[0].loss
-            tried.append(Depth(candidate.modules, parameters, loss, time.perf_counter() - begun))
-            report(k + 1, len(depths))
-            if k == 0:
-                start = best = rounds.start
-            if loss < best * (1 - WORTH):
-                best, chosen = loss, tried[-1]
-            if loss >= least * (1 - NEGLIGIBLE) and not all_depths:
+            if not looking.goes_on(candidate):
                 break
-            least = min(least, loss)
-    return Look(start, tried, None if chosen is None else chosen.modules, passes)
+            report(k + 1, len(depths))
+    return looking.found()
+
+
+@dataclass
+class _Looking:
+    """A look while it goes on.
+
+    Attributes:
+        build: As `look` is given it.
+        plan: Of one trial.
+        all_depths: As `look` is given it.
+        probe: Of the samples; the same at all depths, since f(x) is.
+        start: Its held-out loss.
+        tried: The depths so far.
+        chosen: The best of them that is worth it.
+        notes: What was left out.
+        errors: Why.
+        passes: Work.
+        device: Of the network's programs.
+    """
+
+    build: Callable[[Sequence[str], Probe | None], Problem]
+    plan: Plan
+    all_depths: bool
+    probe: Probe | None = None
+    start: float = float("nan")
+    tried: list[Depth] = field(default_factory=list)
+    chosen: Depth | None = None
+    notes: list[str] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    passes: float = 0.0
+    device: torch.device | None = None
+
+    def goes_on(self, candidate: Candidate) -> bool:
+        """Look at one depth; return whether a deeper one is to be looked at."""
+        least = min((depth.loss for depth in self.tried), default=float("inf"))
+        if self.tried and _COPIES * 4 * candidate.parameters > available_memory(self.device) // 2:
+            self.notes.append(f"no room in memory to look down to {candidate.name}")
+            return False
+        try:
+            depth = self._loss(candidate)
+        except (LinearizationError, Theta2Error) as error:  # of an operation down there; the next may do without
+            self.errors.append(error)
+            self.notes.append(f"not looked down to {candidate.name}: {str(error).splitlines()[0]}")
+            return True
+        except (MemoryError, torch.OutOfMemoryError):
+            if not self.tried:
+                raise
+            self.notes.append(f"no room in memory to look down to {candidate.name}")
+            return False
+        if depth is None:
+            self.notes.append("too few samples to hold some out")
+            return False
+        self.tried.append(depth)
+        if depth.loss < (self.start if self.chosen is None else self.chosen.loss) * (1 - WORTH):
+            self.chosen = depth
+        return self.all_depths or depth.loss < least * (1 - NEGLIGIBLE)
+
+    def found(self) -> Look:
+        """Return what was found."""
+        if self.errors and not self.tried:
+            raise self.errors[0]
+        modules = None if self.chosen is None else self.chosen.modules
+        return Look(self.start, self.tried, modules, self.notes, self.passes)
+
+    def _loss(self, candidate: Candidate) -> Depth | None:
+        """Return how far θ̄₂ moves at a depth; None where too few samples can be held out."""
+        begun = time.perf_counter()
+        problem = self.build(candidate.modules, self.probe)
+        self.probe, self.device = problem.probe, problem.linearization.device
+        split = hold_out(problem, self.plan.seed, 0.5)
+        if len(split.validation) < FEWEST_JUDGES:
+            return None
+        rounds = search_rounds(problem, self.plan, Run([split], self.plan.generator(), Progress(False)))
+        if rounds.interrupted:
+            raise KeyboardInterrupt
+        self.passes += rounds.passes
+        if not self.tried:
+            self.start = rounds.start
+        parameters = sum(value.numel() for value in problem.linearization.theta2.values())
+        return Depth(candidate.modules, parameters, rounds.trials[0].loss, time.perf_counter() - begun)
