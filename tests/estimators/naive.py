@@ -289,7 +289,7 @@ def rounds(
         found.training.append(training)
         gain = best_each - losses
         error = math.sqrt(float(share**2 @ (gain - share @ gain) ** 2))
-        if loss < 0.999 * start if found.best < 0 else float(share @ gain) > error:
+        if float(share @ gain) > error:
             found.best, found.temperature, best_each = k, temperature, losses
             found.network, found.head = moved, moved_head
     if found.best < 0:

@@ -16,7 +16,8 @@ import torch
 
 from gradfeat.errors import LinearizationError, Theta2Error
 from gradfeat.fit.checkpoint import Part
-from gradfeat.fit.depth import WORTH, Depth, doubling
+from gradfeat.fit.choose import choose
+from gradfeat.fit.depth import SHORT, WORTH, Depth, doubling
 from gradfeat.fit.penalties import NEGLIGIBLE
 from gradfeat.fit.plan import RATES, Plan
 from gradfeat.fit.problem import Problem
@@ -48,14 +49,17 @@ class Look:
     """What a look at some samples found.
 
     Attributes:
-        probe: Held-out loss of the probe; NaN where there was nothing to judge it by.
+        probe: Held-out loss of the probe, after a temperature; NaN where there was nothing to judge it by.
+        linear: That of one linearization of the topmost block, or of the probe where it is less.
         tried: The depths that were looked at, with the held-out loss to which θ̄₂ moves.
-        modules: θ₂ of the best of them; None where no move was better than the probe.
+        modules: θ₂ of the best of them; None where no move was clearly better than the probe, and better than one
+            linearization.
         notes: What the user should know: depths that were left out.
         passes: Work, in passes of training over the samples that were looked at.
     """
 
     probe: float
+    linear: float
     tried: Sequence[Depth] = ()
     modules: tuple[str, ...] | None = None
     notes: Sequence[str] = ()
@@ -78,7 +82,10 @@ class Look:
         if not self.tried:
             return "; ".join([*self.notes, ended])
         losses = ", ".join(f"{depth.loss:.3f} down to {depth.modules[-1]}" for depth in self.tried)
-        found = f"held-out loss {self.probe:.3f} of the probe; as θ̄₂ moves {losses}"
+        found = (
+            f"held-out loss {self.probe:.3f} of the probe, {self.linear:.3f} of one linearization of the topmost block"
+        )
+        found = f"{found}; as θ̄₂ moves {losses}"
         return f"{'; '.join([found, *self.notes])}: {ended}"
 
 
@@ -127,6 +134,8 @@ class _Looking:
         all_depths: As `look` is given it.
         probe: Of the samples; the same at all depths, since f(x) is.
         start: Its held-out loss.
+        linear: That of one linearization of the topmost block, or of the probe where it is less.
+        clear: Whether the last depth was clearly better than the probe.
         tried: The depths so far.
         chosen: The best of them that is worth it.
         notes: What was left out.
@@ -140,6 +149,8 @@ class _Looking:
     all_depths: bool
     probe: Probe | None = None
     start: float = float("nan")
+    linear: float = float("nan")
+    clear: bool = False
     tried: list[Depth] = field(default_factory=list)
     chosen: Depth | None = None
     notes: list[str] = field(default_factory=list)
@@ -168,7 +179,7 @@ class _Looking:
             self.notes.append("too few samples to hold some out")
             return False
         self.tried.append(depth)
-        if depth.loss < (self.start if self.chosen is None else self.chosen.loss) * (1 - WORTH):
+        if self.clear and depth.loss < (self.linear if self.chosen is None else self.chosen.loss) * (1 - WORTH):
             self.chosen = depth
         return self.all_depths or depth.loss < least * (1 - NEGLIGIBLE)
 
@@ -177,7 +188,7 @@ class _Looking:
         if self.errors and not self.tried:
             raise self.errors[0]
         modules = None if self.chosen is None else self.chosen.modules
-        return Look(self.start, self.tried, modules, self.notes, self.passes)
+        return Look(self.start, self.linear, self.tried, modules, self.notes, self.passes)
 
     def _loss(self, candidate: Candidate) -> Depth | None:
         """Return how far θ̄₂ moves at a depth; None where too few samples can be held out."""
@@ -187,11 +198,16 @@ class _Looking:
         split = hold_out(problem, self.plan.seed, 0.5)
         if len(split.validation) < FEWEST_JUDGES:
             return None
-        rounds = search_rounds(problem, self.plan, Run([split], self.plan.generator(), Progress(False)))
+        run = Run([split], self.plan.generator(), Progress(False))
+        rounds = search_rounds(problem, self.plan, run)
         if rounds.interrupted:
             raise KeyboardInterrupt
         self.passes += rounds.passes
+        self.clear = rounds.chosen is not None
         if not self.tried:
             self.start = rounds.start
+            choice, _ = choose(problem, replace(self.plan, metric="whitened"), run, SHORT)
+            self.linear = self.start if choice is None else min(choice.loss, self.start)
+            self.passes += 0.0 if choice is None else choice.passes
         parameters = sum(value.numel() for value in problem.linearization.theta2.values())
         return Depth(candidate.modules, parameters, rounds.trials[0].loss, time.perf_counter() - begun)

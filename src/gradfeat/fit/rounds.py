@@ -1,11 +1,11 @@
 """Rounds: θ̄₂ moves in many small steps, and the network is linearized where they end.
 
 A few passes of AdamW through the `network` program, from the probe as its head, at a few learning rates, on the samples
-that are not held out. Each is judged on the others, after a temperature; a larger rate is taken where its loss is lower
-by more than the error of the difference. The network then goes on from where it is, for half as many passes and at no
-larger rate than the smallest usual one, on all samples: what was held out is learnt too, and nothing that was done is
-thrown away. Its head, divided by the temperature, is ω̄ = w₁ of the linear model at the point reached. Where no rate is
-better than the probe, θ̄₂ stays.
+that are not held out. Each is judged on the others, after a temperature, beside the probe and the smaller rates: it is
+taken where its loss is lower by more than the standard error of the difference. The network then goes on from where it
+is, for half as many passes and at no larger rate than the smallest usual one, on all samples: what was held out is
+learnt too, and nothing that was done is thrown away. Its head, divided by the temperature, is ω̄ = w₁ of the linear
+model at the point reached. Where no rate is clearly better than the probe, θ̄₂ stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit.checkpoint import keep_part, load_part
-from gradfeat.fit.penalties import NEGLIGIBLE
 from gradfeat.fit.plan import RATES, Plan
 from gradfeat.fit.point import Point, check_finite, starting_model
 from gradfeat.fit.predict import store_logits
@@ -52,7 +51,7 @@ SEARCH, CONTINUED = "rounds-search", "rounds-continued-epochs"
 """Names of their parts of a checkpoint."""
 
 _LARGEST_BATCH, _SMALLEST_BATCH, _BATCHES = 32, 4, 8
-_NO_MOVE = "no rate was better than the probe"
+_NO_MOVE = "no rate was clearly better than the probe"
 
 
 def fit_in_rounds(problem: Problem, plan: Plan, run: Run) -> Fit | None:
@@ -105,7 +104,7 @@ def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
         trial, model, found = _tried(problem, plan, rate, k, run, probe)
         rounds.trials.append(trial)
         rounds.passes += len(trial.training) * len(split.train) / problem.n
-        if found is not None and found.preferred(best, first=rounds.best < 0):
+        if found is not None and found.clearly_better(best):
             rounds.best, rounds.point, best = k, Point.of_network(model), found
         rounds.interrupted = found is not None and found.interrupted
         if rounds.interrupted:
@@ -232,10 +231,6 @@ class _Judged:
         share = torch.ones_like(each) if part.weight is None else part.weight.to(each)
         loss = found.loss if math.isfinite(found.loss) else math.inf
         return _Judged(loss, found.errors, found.temperature, each, share / share.sum(), interrupted)
-
-    def preferred(self, best: _Judged, *, first: bool) -> bool:
-        """Whether it is taken instead of the best one so far, which is the probe for the first that is taken."""
-        return self.loss < best.loss * (1 - NEGLIGIBLE) if first else self.clearly_better(best)
 
     def clearly_better(self, other: _Judged) -> bool:
         """Whether the loss is lower by more than the standard error of the paired difference."""
