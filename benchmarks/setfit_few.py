@@ -50,14 +50,15 @@ def fitted(texts: Texts, model: str, seed: int) -> Any:
     return body
 
 
+def scores(shares: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy and log loss of class probabilities (n, c)."""
+    right = shares[np.arange(len(shares)), labels].clip(1e-12)
+    return {"accuracy": float((shares.argmax(1) == labels).mean()), "log_loss": float(-np.log(right).mean())}
+
+
 def judged(model: Any, texts: Texts) -> dict[str, float]:
-    """Return accuracy and log loss."""
-    shares = np.asarray(model.predict_proba(texts.texts, as_numpy=True))
-    right = shares[np.arange(len(shares)), texts.labels].clip(1e-12)
-    return {
-        "accuracy": float((shares.argmax(1) == texts.labels).mean()),
-        "log_loss": float(-np.log(right).mean()),
-    }
+    """Return how a model of SetFit does on some texts."""
+    return scores(np.asarray(model.predict_proba(texts.texts, as_numpy=True)), texts.labels)
 
 
 def reading(data: TextData, k: int, seed: int, model: str) -> dict[str, Any]:
