@@ -151,7 +151,9 @@ def main() -> None:
                     kept[str(seed)] = reading(data, backbone, way, k, seed)
                     file.write_text(json.dumps(readings, indent=1) + "\n")
                     seconds, judged = kept[str(seed)]["seconds"], kept[str(seed)]["judges"]
-                    print(f"{k} of each, draw {seed}, {way}: {seconds:.1f} s, other training texts {judged}", flush=True)
+                    print(
+                        f"{k} of each, draw {seed}, {way}: {seconds:.1f} s, other training texts {judged}", flush=True
+                    )
     readings = {way: readings[way] for way in WAYS if way in readings}
     print(table(with_setfit(readings, asked.setfit), part))
 

@@ -217,7 +217,9 @@ def test_sentence_folder_agrees_with_sentence_transformers(sentence_folder):
 def test_length_one_is_of_a_folder_that_says_so(sentence_folder):
     modules = sentence_folder / "modules.json"
     normalized = resolve(f"sentence-transformers/{sentence_folder}")
-    modules.write_text(json.dumps([part for part in json.loads(modules.read_text()) if "Normalize" not in part["type"]]))
+    modules.write_text(
+        json.dumps([part for part in json.loads(modules.read_text()) if "Normalize" not in part["type"]])
+    )
     plain = resolve(f"sentence-transformers/{sentence_folder}")
     x = tokens(plain)
     with torch.no_grad():

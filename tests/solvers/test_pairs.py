@@ -50,7 +50,9 @@ def test_loss_of_pairs_one_by_one(weighted: bool) -> None:
             cosine = f[i] @ f[j] / np.linalg.norm(f[i]) / np.linalg.norm(f[j])
             same = bool(y[i] == y[j])
             errors[same].append(((cosine - same) ** 2, weight[i] * weight[j]))
-    expected = sum(np.average(values, weights=share) / 2 for values, share in (zip(*kind, strict=True) for kind in errors.values()))
+    expected = sum(
+        np.average(values, weights=share) / 2 for values, share in (zip(*kind, strict=True) for kind in errors.values())
+    )
     found = pair_loss(torch.tensor(f), torch.tensor(y), torch.tensor(weight) if weighted else None)
     assert float(found) == pytest.approx(expected)
 

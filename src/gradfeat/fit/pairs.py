@@ -1,4 +1,4 @@
-"""Fine-tuning with few labels: θ₂ moves so that samples of a class come near each other, and a probe is fitted there."""
+"""Fine-tuning with few labels: θ₂ moves so that samples of a class come near each other, with a probe as its head."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _Moving:
         return fit_probe(f, problem.y, problem.loss, sample_weight=weight, penalty=penalty, outputs=outputs)
 
     def held_out_losses(self) -> Tensor:
-        """Return the loss of each sample while it is held out, times its weight, before and after steps, (1 + stops, n).
+        """Return the weighted loss of each sample while it is held out, before and after steps, (1 + stops, n).
 
         There are no columns where there are too few samples to hold out.
         """
