@@ -200,7 +200,7 @@ def test_sentence_folder_states_pooling_and_length(sentence_folder, tiny_bert):
     backbone = resolve(f"sentence-transformers/{sentence_folder}")
     assert backbone.network.pooling.mode == "cls"
     assert backbone.preprocessing.max_length == 12
-    assert any("normalisation to length 1" in note for note in backbone.notes)
+    assert any("brought to length 1" in note for note in backbone.notes)
     assert resolve(f"sentence-transformers/{sentence_folder}?pooling=mean").network.pooling.mode == "mean"
 
 
@@ -210,8 +210,27 @@ def test_sentence_folder_agrees_with_sentence_transformers(sentence_folder):
     expected = library.SentenceTransformer(str(sentence_folder), device="cpu").encode(TEXTS)
     backbone = resolve(f"sentence-transformers/{sentence_folder}")
     with torch.no_grad():
-        f = torch.nn.functional.normalize(backbone.network(tokens(backbone)), dim=1)
+        f = backbone.network(tokens(backbone))
     np.testing.assert_allclose(f.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_length_one_is_of_a_folder_that_says_so(sentence_folder):
+    modules = sentence_folder / "modules.json"
+    normalized = resolve(f"sentence-transformers/{sentence_folder}")
+    modules.write_text(
+        json.dumps([part for part in json.loads(modules.read_text()) if "Normalize" not in part["type"]])
+    )
+    plain = resolve(f"sentence-transformers/{sentence_folder}")
+    x = tokens(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(normalized.network(x), torch.nn.functional.normalize(plain.network(x), dim=1))
+        assert not torch.allclose(plain.network(x).norm(dim=1), torch.ones(len(x)))
+    assert normalized.fingerprint != plain.fingerprint
+
+
+def test_gradient_features_go_through_the_length(sentence_folder):
+    backbone = resolve(f"sentence-transformers/{sentence_folder}")
+    check_linearization(backbone.network, tokens(backbone), ["transformer.encoder.layer.*"])
 
 
 def test_newer_form_of_sentence_folder(sentence_folder):

@@ -9,6 +9,7 @@ from sklearn.model_selection import KFold
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, Squared
 from gradfeat.solvers.probe import fit_probe, fit_probes
+from gradfeat.solvers.probe_path import FEW
 
 
 def problem(n: int, d: int, k: int, *, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +73,7 @@ def test_least_squares_without_penalty() -> None:
 
 
 def test_penalty_is_the_best_of_its_path() -> None:
-    f, y, _ = problem(150, 30, 4)
+    f, y, _ = problem(FEW, 30, 4)
     given = torch.tensor(f), torch.tensor(y), CrossEntropy()
     probe, again = fit_probe(*given, random_state=3), fit_probe(*given, random_state=3)
     assert probe.path == again.path
@@ -84,6 +85,34 @@ def test_penalty_is_the_best_of_its_path() -> None:
     assert penalties == sorted(penalties, reverse=True)
     splitter = fit_probe(*given, cv=KFold(3, shuffle=True, random_state=0))
     assert len(splitter.path) > 3
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_penalty_of_few_samples_has_the_greatest_posterior(multilabel: bool) -> None:
+    for n in (12, 40, 150):
+        f, labels, _ = problem(n, 30, 4)
+        y, loss = (np.eye(4)[labels], MultiLabelLogistic()) if multilabel else (labels, CrossEntropy())
+        probe = fit_probe(torch.tensor(f), torch.tensor(y), loss, random_state=0)
+        # logits are normal a priori, with variance v / (penalty n); the spread's logarithm is normal about that of 4
+        v = f.var(0).sum()
+        posterior = {
+            penalty: -n * held_out * (4 if multilabel else 1) - 2 * np.log10(np.sqrt(v / (penalty * n)) / 4) ** 2
+            for penalty, held_out, _ in probe.path
+        }
+        greatest = max(posterior.values())
+        nats = n * (4 if multilabel else 1)
+        assert -posterior[probe.penalty] <= -greatest + 3e-3 * nats  # two penalties in turn may be negligibly worse
+        assert probe.penalty == max(p for p, value in posterior.items() if value >= posterior[probe.penalty])
+
+
+def test_penalty_of_labels_that_say_nothing_is_near_the_likely_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for unit in (1e-3, 1.0, 1e3):
+        f = unit * torch.randn(4, 50, generator=generator)
+        probe = fit_probe(f, torch.tensor([0, 1, 2, 3]), CrossEntropy())
+        assert "not chosen" in probe.note
+        v = float(f.double().var(0, correction=0).sum())
+        assert probe.penalty == pytest.approx(v / (4 * 16))
 
 
 def test_path_of_squared_loss_is_that_of_ridge() -> None:

@@ -38,18 +38,28 @@ class Pooling(nn.Module):
         return (states * weight).sum(1) / weight.sum(1)
 
 
+class Normalize(nn.Module):
+    """The features brought to length 1, as models of sentence-transformers may end."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (n, d) of features (n, d)."""
+        return features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
 class TextEncoder(nn.Module):
     """A transformer of texts.
 
     Args:
         transformer: A model of transformers, without a head: its output has `last_hidden_state`.
         pooling: "mean", "cls" or "last".
+        normalize: Whether f(x) has length 1.
     """
 
-    def __init__(self, transformer: nn.Module, pooling: str) -> None:
+    def __init__(self, transformer: nn.Module, pooling: str, normalize: bool = False) -> None:
         super().__init__()
         self.transformer = transformer
         self.pooling = Pooling(pooling)
+        self.normalize = Normalize() if normalize else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return f(x), (n, d).
@@ -59,7 +69,8 @@ class TextEncoder(nn.Module):
         """
         ids, mask = tokens[:, 0], tokens[:, 1]
         output = self.transformer(input_ids=ids, attention_mask=mask, return_dict=True)
-        return self.pooling(_states(output, self.transformer), mask)
+        features: Tensor = self.pooling(_states(output, self.transformer), mask)
+        return features if self.normalize is None else self.normalize(features)
 
 
 class ImageEncoder(nn.Module):

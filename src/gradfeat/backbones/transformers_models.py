@@ -70,7 +70,9 @@ def build_transformers(name: Name, *, random: bool) -> tuple[nn.Module, dict[str
     elif kind == "input_values":
         network, fields = _sound_encoder(transformer, source, pooling or "mean", missing, notes), None
     else:
-        network, fields = _text_encoder(transformer, source, pooling, missing, notes)
+        _without_pooler(transformer, missing, source)
+        network = _text_encoder(transformer, pooling or "mean", stated.pop("normalize", False), notes)
+        fields = {"tokenizer": source, "limit": _limit(transformer, source)}
         if fields["limit"] is not None:
             stated["max_length"] = min(stated.get("max_length", LONGEST), fields["limit"])
         fields.update(stated)
@@ -139,14 +141,10 @@ def _check_complete(missing: set[str], source: str) -> None:
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def _text_encoder(
-    transformer: Any, source: str, pooling: Any, missing: set[str], notes: list[str]
-) -> tuple[nn.Module, dict[str, Any]]:
-    _without_pooler(transformer, missing, source)
-    if pooling is None:
-        pooling = "mean"
-    notes.append(f"f(x) is the {_POOLED[pooling]} of the transformer's last states.")
-    return TextEncoder(transformer, pooling), {"tokenizer": source, "limit": _limit(transformer, source)}
+def _text_encoder(transformer: Any, pooling: str, normalize: bool, notes: list[str]) -> nn.Module:
+    length = ", brought to length 1" if normalize else ""
+    notes.append(f"f(x) is the {_POOLED[pooling]} of the transformer's last states{length}.")
+    return TextEncoder(transformer, pooling, normalize)
 
 
 _POOLED = {"mean": "mean under the attention mask", "cls": "first token's part", "last": "last token's part"}
@@ -166,7 +164,10 @@ def _limit(transformer: Any, source: str) -> int | None:
 
 
 def _sentence_modules(source: str, notes: list[str]) -> tuple[str, dict[str, Any]]:
-    """Return the transformer's folder or id, and what a sentence-transformers model says about pooling and length."""
+    """Return the transformer's folder or id, and what a sentence-transformers model says about all else.
+
+    That is pooling, whether the features are brought to length 1, most tokens and lower case.
+    """
     modules = _read_json(source, "modules.json")
     if modules is None:
         notes.append("There is no modules.json; pooling is the mean, as in sentence-transformers.")
@@ -186,7 +187,7 @@ def _sentence_modules(source: str, notes: list[str]) -> tuple[str, dict[str, Any
         raise ConfigurationError(f"{source} keeps its transformer in {folder}/: download it, and give the folder.")
     stated: dict[str, Any] = {"pooling": _stated_pooling(source, paths.get("Pooling"))}
     if "Normalize" in paths:
-        notes.append("The normalisation to length 1 at the end of the model is left out: f(x) is what it normalises.")
+        stated["normalize"] = True
     if folder:
         source = str(Path(source) / folder)
     about = _read_json(source, "sentence_bert_config.json") or {}

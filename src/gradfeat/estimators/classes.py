@@ -51,7 +51,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             a squared loss in closed form, others by Newton's method to the exact optimum); or "adam" or "sgd", with the
             paper's schedule. "auto" is "adam" for samples that may change (a torch Dataset that augments); else
             "dual" for a squared loss with few samples × outputs (`gradfeat.fit`), and "subspace" for all else.
-            `solution_` says which it was.
+            `solution_` says which it was. "pairs", with mode="finetune" and few labels, brings samples of a class near
+            each other, as SetFit does, and fits a probe there (`gradfeat.fit.pairs`).
         penalty: L2 penalties λ₁ of w₁ and λ₂ of w₂, ``mean loss + λ₁/2 ‖w₁‖² + λ₂/2 ‖w₂‖²``: a pair, or one number for
             both; λ₁ is the probe's too. "auto" chooses the probe's by cross-validation, and then, for "subspace", those
             of w₁, w₂ and ω̄ on held-out training data (`gradfeat.fit.choose`), for "dual" with a squared loss by

@@ -168,11 +168,17 @@ class _Checks:
             self.wrong.append(f"{name} must be one of {', '.join(known)}, not {value!r}.{meant}")
 
 
+_SOLVERS = {"closed form": "dual", "newton": "dual", "setfit": "pairs", "contrastive": "pairs"}
+"""What others call the solvers."""
+
+
 def _check_names(parameters: Parameters, checks: _Checks) -> None:
     """Check those that are one of some names."""
     checks.one_of("effort", EFFORTS, {"medium": "auto", "default": "auto", "max": "high", "min": "low"})
     checks.one_of("mode", MODES, OTHER_NAMES)
-    checks.one_of("solver", ("auto", "subspace", "dual", *OPTIMIZERS), {"closed form": "dual", "newton": "dual"})
+    checks.one_of("solver", ("auto", "subspace", "dual", "pairs", *OPTIMIZERS), _SOLVERS)
+    if parameters.solver == "pairs" and parameters.mode != "finetune":
+        checks.wrong.append("solver='pairs' moves θ₂, as mode='finetune' does: it is of that mode")
     checks.one_of("parametrization", ("ntk", *PARAMETRIZATIONS))
     checks.one_of("metric", ("auto", "plain", "whitened"))
     checks.one_of("precision", ("auto", *PRECISIONS), _PRECISIONS)

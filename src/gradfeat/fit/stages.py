@@ -12,6 +12,7 @@ from gradfeat.fit.rounds import MORE, passes_of
 from gradfeat.fit.splits import count_of
 from gradfeat.progress import Stage
 from gradfeat.solvers.finetune import honest_search, trial_of
+from gradfeat.solvers.pairs import STEPS
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 NETWORK, LINEARIZE, HEAD = "network", "linearize", "head of the merged network"
@@ -33,6 +34,8 @@ def stages_of_plan(plan: Plan, n: int) -> list[Stage]:
     """Return the stages of a plan, after those that all share."""
     if plan.mode == "activation":
         return [Stage(HEAD)]
+    if plan.solver == "pairs":
+        return [Stage("fit", _EPOCH * STEPS), Stage(HEAD, _HEAD)]
     if plan.mode == "finetune":
         search = plan.finetuning or honest_search()
         length = _EPOCH * search.recipes[0].schedule_of(n).n_epochs(n)

@@ -9,6 +9,7 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.fit.contract import Solver
 from gradfeat.fit.dual import DualSolver
 from gradfeat.fit.finetune import FineTuning
+from gradfeat.fit.pairs import PairsSolver
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.problem import Problem
@@ -46,6 +47,7 @@ SOLVERS: dict[str, Solver] = {
     for solver in (
         SubspaceSolver(),
         DualSolver(),
+        PairsSolver(),
         ScheduleSolver("adam"),
         ScheduleSolver("sgd"),
         ProbeSolver(),
@@ -60,7 +62,7 @@ def select_solver(problem: Problem, plan: Plan) -> tuple[str, str]:
 
     The whole decision, in this order:
 
-    1. Mode "activation" is the probe's, and mode "finetune" fine-tuning's.
+    1. Mode "activation" is the probe's, and mode "finetune" fine-tuning's, by "pairs" where the plan names it.
     2. A solver that the plan names is taken.
     3. Samples that may change from pass to pass: "adam", since all other solvers go over the same samples again.
     4. A squared loss with at most `FEW` samples × outputs and at most `MANY_OUTPUTS` samples × outputs², with one
@@ -70,6 +72,8 @@ def select_solver(problem: Problem, plan: Plan) -> tuple[str, str]:
     Raises:
         ConfigurationError: Samples that change, and something asked for that only the subspace solver has.
     """
+    if plan.mode == "finetune" and plan.solver == "pairs":
+        return plan.solver, "it is named"
     if plan.mode in ("activation", "finetune"):
         return ("probe" if plan.mode == "activation" else "finetune"), f"mode {plan.mode!r} has no other"
     if plan.solver != "auto":

@@ -44,7 +44,7 @@ def folds(
     n, k = len(y), int(cv)
     pairs, reason = _stratified(y, k, random_state) if loss.task == "multiclass" else _shuffled(n, k, random_state)
     if not pairs:
-        return [], f"{reason}: the penalty is the features' mean variance, not chosen"
+        return [], f"{reason}: the penalty is what is likely of any features, not chosen"
     if n >= ONE_FOLD_FROM:
         return pairs[:1], f"one held-out part of {len(pairs[0][1]):,} samples instead of {len(pairs)} folds"
     return pairs, f"{len(pairs)} folds instead of {cv}: {reason}" if len(pairs) < k else ""

@@ -22,7 +22,7 @@ from gradfeat.losses import Loss, Squared
 from gradfeat.progress import Step
 from gradfeat.solvers.folds import Folds, Indices, folds
 from gradfeat.solvers.probe_basis import Basis, BasisSolution, Stop, Targets
-from gradfeat.solvers.probe_path import GRID, choose_penalty
+from gradfeat.solvers.probe_path import GRID, choose_penalty, likely_penalty
 
 __all__ = ["GRID", "ITERATIONS", "Folds", "Probe", "fit_probe", "fit_probes", "folds"]
 
@@ -78,7 +78,8 @@ def fit_probe(
         loss: Cross-entropy, multi-label logistic, or squared.
         sample_weight: (n,), none below zero; a sample of weight zero is as good as absent.
         penalty: L2 penalty of ω, or "auto": the one of a path with the least held-out loss over `cv` folds of this
-            data, and the heaviest among those that differ from it by less than a thousandth.
+            data, and the heaviest among those that differ from it by less than a thousandth; of fewer than
+            `probe_path.FEW` samples with a prior (see `gradfeat.solvers.probe_path`).
         cv: Folds, fewer where a class is rare; or a scikit-learn splitter, or pairs of indices (training, validation).
         random_state: Seed of the folds.
         tolerance: Largest entry of the gradient, relative to that at ω = 0.
@@ -107,7 +108,7 @@ def fit_probe(
     start: Tensor | None = None
     note = ""
     if isinstance(penalty, str):
-        penalty = basis.mean_variance or 1.0
+        penalty = likely_penalty(basis, samples.f)
         parts, note = folds(samples.targets.y, loss, cv, random_state, samples.present)
         if parts:
             chosen = choose_penalty(basis, samples.f, samples.targets, parts, report)
