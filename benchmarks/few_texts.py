@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.setfit_few import scores
 from benchmarks.text_draws import TextData, Texts, draw, read
+from gradfeat.files.writing import write_text
 
 LAYERS = "transformer.encoder.layer."
 THREE = [f"{LAYERS}{layer}" for layer in (3, 4, 5)]
@@ -149,7 +150,7 @@ def main() -> None:
                 kept = readings.setdefault(way, {}).setdefault(str(k), {})
                 if str(seed) not in kept:
                     kept[str(seed)] = reading(data, backbone, way, k, seed)
-                    file.write_text(json.dumps(readings, indent=1) + "\n")
+                    write_text(file, json.dumps(readings, indent=1) + "\n")
                     seconds, judged = kept[str(seed)]["seconds"], kept[str(seed)]["judges"]
                     print(
                         f"{k} of each, draw {seed}, {way}: {seconds:.1f} s, other training texts {judged}", flush=True

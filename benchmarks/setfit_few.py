@@ -4,7 +4,7 @@
 
 FOLDER has `<DATA>_train.csv` and `<DATA>_test.csv`; MODEL is a folder of sentence-transformers; OUT a JSON file, which
 keeps what it has. SetFit is a library that gradfeat does not need, and asks for older versions of its own: run this in
-an environment with setfit alone (setfit 1.2.0, sentence-transformers 5.1.2, transformers 4.57.6 were used).
+an environment of its own (setfit 1.2.0, sentence-transformers 5.1.2, transformers 4.57.6 were used).
 
 The contrastive loss is the squared error of the cosine of pairs, 20 pairs of each kind a text, one epoch, batches of 16
 pairs, a rate of 2e-5 with warm-up, all layers; then scikit-learn's LogisticRegression on the moved embeddings.
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.text_draws import TextData, Texts, draw, read
+from gradfeat.files.writing import write_text
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ITERATIONS = 20
@@ -86,7 +87,7 @@ def main() -> None:
             if str(seed) in readings.setdefault(str(k), {}):
                 continue
             readings[str(k)][str(seed)] = reading(data, k, seed, given.model)
-            given.out.write_text(json.dumps(readings, indent=1) + "\n")
+            write_text(given.out, json.dumps(readings, indent=1) + "\n")
             one = readings[str(k)][str(seed)]
             print(f"{k} of each, draw {seed}: {one['seconds']:.0f} s, on other training texts {one['judges']}")
 

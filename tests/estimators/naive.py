@@ -289,7 +289,8 @@ def rounds(
         found.training.append(training)
         gain = best_each - losses
         error = math.sqrt(float(share**2 @ (gain - share @ gain) ** 2))
-        if float(share @ gain) > error:
+        best_loss = found.start if found.best < 0 else found.losses[found.best]
+        if float(share @ gain) > error and loss < 0.999 * best_loss:
             found.best, found.temperature, best_each = k, temperature, losses
             found.network, found.head = moved, moved_head
     if found.best < 0:

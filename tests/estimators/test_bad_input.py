@@ -237,16 +237,21 @@ def test_a_fit_that_fails_leaves_the_one_before(table: tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("solver", ["subspace", "dual"])
 def test_features_too_large_for_their_precision(table: tuple[np.ndarray, np.ndarray], solver: str) -> None:
     class Large(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, scale: float) -> None:
             super().__init__()
             self.layer = nn.Linear(4, 8)
+            self.scale = scale
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x) * 1e28
+            return self.layer(x) * self.scale
 
-    torch.manual_seed(0)
+    def model(scale: float) -> GradientFeatureClassifier:
+        torch.manual_seed(0)
+        return GradientFeatureClassifier(Large(scale), theta2="layer", solver=solver, random_state=0)
+
+    assert np.isfinite(model(1e28).fit(*table).predict_proba(table[0])).all()
     with pytest.raises(ConvergenceError, match=r"finite|too large"):
-        GradientFeatureClassifier(Large(), theta2="layer", solver=solver, random_state=0).fit(*table)
+        model(1e39).fit(*table)
 
 
 def test_weights_are_shares_however_large(table: tuple[np.ndarray, np.ndarray]) -> None:

@@ -320,7 +320,7 @@ def test_a_rate_of_rounds_that_diverges_stays_tried(tmp_path: Path, monkeypatch:
         problem = prepare(
             lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1, random_state=0, checkpoint=checkpoint
         )
-        fits.append(solve(problem, Plan(rounds=12, rates=(3e-3, 3e38), seed=0)))
+        fits.append(solve(problem, Plan(rounds=12, rates=(1e-2, 3e38), seed=0)))
 
     assert steps.of(fit) > 0
     assert steps.of(fit) == 0

@@ -294,6 +294,7 @@ def looked(
     monkeypatch: pytest.MonkeyPatch,
     *,
     probe: float = 1.0,
+    linear: float = 2.0,
     all_depths: bool = False,
     y: Tensor | None = None,
 ) -> Look:
@@ -310,9 +311,15 @@ def looked(
 
     def search(problem: Any, plan: Plan, run: Any) -> Any:
         assert (plan.rounds, plan.rates) == ("auto", RATES[:1])
-        return SimpleNamespace(start=probe, trials=[SimpleNamespace(loss=problem.loss)], passes=8, interrupted=False)
+        trial = SimpleNamespace(loss=problem.loss)
+        chosen = trial if problem.loss < probe else None
+        return SimpleNamespace(start=probe, trials=[trial], chosen=chosen, passes=8, interrupted=False)
+
+    def choose(*_: Any) -> Any:
+        return SimpleNamespace(loss=linear, passes=4), None
 
     monkeypatch.setattr("gradfeat.fit.look.search_rounds", search)
+    monkeypatch.setattr("gradfeat.fit.look.choose", choose)
     X = torch.from_numpy(samples(3))
     candidates = backbone_candidates(resolve(network(6)), X)
     return look(candidates, build, Plan(seed=0), Progress(False), all_depths=all_depths)

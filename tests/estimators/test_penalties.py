@@ -98,7 +98,7 @@ def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice() -> None:
     assert begun.solution.objective[0] < from_zero.solution.objective[0]
     assert begun.solution.passes < from_zero.solution.passes
     # both end within the tolerance of the same minimum
-    assert begun.solution.objective[-1] == pytest.approx(from_zero.solution.objective[-1], rel=0.02)
+    assert begun.solution.objective[-1] == pytest.approx(from_zero.solution.objective[-1], rel=0.03)
 
 
 def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_samples(

@@ -280,6 +280,7 @@ CASES: list[tuple[str, int, tuple[float, ...]]] = [
     ("regression", 0, (1e-3, 3e-3)),
     ("regression", 1, (1e-2, 2e-2, 0.3)),
     ("classes", 0, (1e-3, 3e-3)),
+    ("regression", 2, (1e-2, 0.3)),
     ("classes", 1, (3e-3, 1e-2)),
     ("classes", 2, (3e-4, 1e-3, 3e-3, 1e-2)),
     ("classes", 3, (1e-6, 1e-5)),
@@ -437,7 +438,7 @@ def test_held_out_samples_count_by_their_weights() -> None:
         weight[400:] = 0.01
         weight[heavy] = 1.0
         problem = given(X, torch.from_numpy(y), CrossEntropy(), weight=weight)
-        chosen.append(search_rounds(problem, Plan(rounds=30, seed=0), run_of(split)).best)
+        chosen.append(search_rounds(problem, Plan(rounds=60, seed=0), run_of(split)).best)
     assert chosen[0] >= 0
     assert chosen[1] == -1
 

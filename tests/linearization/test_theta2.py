@@ -133,9 +133,9 @@ def test_names_and_globs(theta2: Any, expected: list[str]) -> None:
         ("block9.*", r"matches no module and no parameter.*Modules at the top are stem, layer1"),
         ("unused", "no parameter of 'unused' reaches the features"),
         (["layer2.1", "nothing"], "'nothing' matches no module"),
-        ([], "must be 'auto', a name, a glob, or a list"),
-        ("", "must be 'auto', a name, a glob, or a list"),
-        ([3], "must be 'auto', a name, a glob, or a list"),
+        ([], "must be 'top', 'auto', a name, a glob, or a list"),
+        ("", "must be 'top', 'auto', a name, a glob, or a list"),
+        ([3], "must be 'top', 'auto', a name, a glob, or a list"),
     ],
 )
 def test_names_that_cannot_be_meant(theta2: Any, message: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit.checkpoint import keep_part, load_part
+from gradfeat.fit.penalties import NEGLIGIBLE
 from gradfeat.fit.plan import RATES, Plan
 from gradfeat.fit.point import Point, check_finite, starting_model
 from gradfeat.fit.predict import store_logits
@@ -233,11 +234,11 @@ class _Judged:
         return _Judged(loss, found.errors, found.temperature, each, share / share.sum(), interrupted)
 
     def clearly_better(self, other: _Judged) -> bool:
-        """Whether the loss is lower by more than the standard error of the paired difference."""
+        """Whether the loss is lower by more than the error of the paired difference, and not by next to nothing."""
         difference = other.each - self.each
         mean = self.share @ difference
         error = (self.share.square() @ (difference - mean).square()).sqrt()
-        return bool(mean > error)
+        return bool(mean > error) and self.loss < other.loss * (1 - NEGLIGIBLE)
 
 
 def _cooled(point: Point, temperature: float) -> Point:
