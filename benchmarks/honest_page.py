@@ -36,7 +36,26 @@ All ways of a table share the layers θ₂, the kept z₀ and the probe, which a
 Everything is chosen on training data, and judged on the test part.
 ± is the standard error of a mean over seeds (of splits and the order of samples): it does not have the error of the
 test samples in it, which all ways share.
+Where a way has fewer seeds than another its mean is of those alone.
+Times are of the processor, one thread, beside other processes of the machine, which raise them by up to a third: ratios
+of a table are good to about that.
 """
+
+
+DATA = {
+    "clothing713": (
+        "Photos of ten kinds of clothing",
+        "1,800 photos of 128 × 128 pixels and their mirror images, judged on 713 others (how the folder is made: "
+        "[benchmarks.md](benchmarks.md)).",
+    ),
+    "trec": ("Six types of question, TREC", "1,000 texts of the training file, judged on the 500 of the test file."),
+    "mri": (
+        "Brain scans, three kinds of tumour or none: far from ImageNet",
+        "Of the `Training` folder of SartajBhuvaji/Brain-Tumor-Classification-DataSet (GitHub), at 128 × 128 pixels: "
+        "1,000 drawn by class, judged on the other 1,870.",
+    ),
+}
+"""Title of a data set, and what it is."""
 
 
 def summary(readings: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -73,7 +92,9 @@ def section(content: dict[str, Any]) -> str:
     labelled = "" if content["labelled"] is None else f", {content['labelled']:,} labels"
     theta2 = ", ".join(content["theta2"] or ["top"])
     about = f"`{content['backbone']}`, θ₂ = {theta2}{labelled}; {content['machine']}, {content['date']}."
-    return f"## {content['data']}\n\n{about}\n\n{table(content['readings'])}\n\n{summary(content['readings'])}\n"
+    title, what = DATA.get(content["data"], (content["data"], ""))
+    readings = content["readings"]
+    return f"## {title}\n\n{what}\n{about}\n\n{table(readings)}\n\n{summary(readings)}\n"
 
 
 def page(paths: list[Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import depths, honest, low_shot, metrics, time_to_accuracy
+from benchmarks import depths, honest, honest_page, low_shot, metrics, time_to_accuracy
 from benchmarks.lora import LowRank, fit_lora
 
 from gradfeat.fit import Plan, Problem
@@ -165,3 +166,27 @@ def test_the_rival_is_judged_with_and_without_its_search_and_seeds_are_fitted_on
     assert [list(by_seed) for by_seed in both.values()] == [["0", "1"]] * 2
     mean = (both["probe"]["0"]["log_loss"] + both["probe"]["1"]["log_loss"]) / 2
     assert f"{mean:.3f} ± " in honest.table(both).splitlines()[2]
+
+
+def test_the_page_of_the_rival_has_means_errors_and_ratios(tmp_path: Path) -> None:
+    def one(main: float, seconds: float, search: float = 0.0) -> dict[str, float]:
+        return {
+            "main": main,
+            "log_loss": 0.5,
+            "after": 0.4,
+            "calibration_error": 0.1,
+            "seconds": seconds,
+            "search": search,
+        }
+
+    readings = {
+        "probe": {"0": one(0.8, 1.0), "1": one(0.8, 1.0)},
+        "rounds": {"0": one(0.85, 20.0), "1": one(0.95, 20.0)},
+        "finetune": {"0": one(0.85, 400.0, 360.0), "1": one(0.85, 400.0, 360.0)},
+    }
+    about = {"data": "some", "labelled": None, "backbone": "net", "theta2": ["top"], "machine": "one", "date": "today"}
+    (tmp_path / "some.json").write_text(json.dumps({**about, "readings": readings}), encoding="utf-8")
+    text = honest_page.page([tmp_path / "some.json"])
+    assert "| rounds | 2 | 90.00 ± 5.00 | 0.500 ± 0.000 |" in text
+    assert "| rounds | 200 % | 0.50 | 0.05 |" in text  # ten points of five; 20 s of 40, and of 400
+    assert "`net`, θ₂ = top; one, today." in text
