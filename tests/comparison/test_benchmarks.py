@@ -182,7 +182,10 @@ def test_the_page_of_the_rival_has_means_errors_and_ratios(tmp_path: Path) -> No
     readings = {
         "probe": {"0": one(0.8, 1.0), "1": one(0.8, 1.0)},
         "rounds": {"0": one(0.85, 20.0), "1": one(0.95, 20.0)},
-        "finetune": {"0": one(0.85, 400.0, 360.0), "1": one(0.85, 400.0, 360.0)},
+        "finetune": {
+            "0": one(0.85, 400.0, 360.0),
+            "1": {**one(0.85, 400.0, 320.0), "chosen": "adamw 1, 50 epochs, best"},
+        },
     }
     about = {"data": "some", "labelled": None, "backbone": "net", "theta2": ["top"], "machine": "one", "date": "today"}
     (tmp_path / "some.json").write_text(json.dumps({**about, "readings": readings}), encoding="utf-8")
