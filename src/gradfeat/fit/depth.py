@@ -102,6 +102,9 @@ def choose_depth(
         if choice.loss >= least * (1 - NEGLIGIBLE):
             break
         least, before = choice.loss, [best, problem]
+    if best is not problem:
+        problem.store.release()
+        best.store.keep_again()
     return best, chosen, tried
 
 

@@ -88,6 +88,7 @@ class SampleStore:
         if isinstance(linearization, LengthGroups):
             parts = in_parts(len(inputs), batch_size)
             self._group = torch.cat([linearization.group_of(inputs.batch(part)) for part in parts])
+        self._first: list[Tensor] = []  # the batches in which they were first read
         own = self._read(cache, bytes_of(memory), batch_size, progress)
         self.features = own if features is None else features
 
@@ -108,6 +109,7 @@ class SampleStore:
                 self._residuals = KeptResiduals(n, self.room.residuals, self._group)
                 size = min(batch_size, self.room.batch)
             own.append(f)
+            self._first.append(rows)
             self._z0.put(rows, z0)
             self._kept_here().put(rows, residuals)
             done += len(rows)
@@ -172,6 +174,17 @@ class SampleStore:
     def release(self) -> None:
         """Give the memory of residuals back; they are computed again, and kept, where they are asked for."""
         self._residuals.release()
+
+    def keep_again(self) -> None:
+        """Keep residuals again after `release`, of the batches that they were first computed in: with the same digits.
+
+        Of all samples of the inputs, at the point where they were first kept.
+        """
+        kept = self._kept_here()
+        for rows in self._first:
+            if kept.full:
+                break
+            kept.put(rows, self.linearization.primal(self._joined(self._z0, rows, self._bottom))[1])
 
     def batches(self, indices: Tensor, size: int) -> Iterator[Tensor]:
         """Split some samples into batches: places in `indices`; those go together of which the same is kept.
