@@ -87,8 +87,9 @@ class WithoutEnd(SubspaceSolver):
         return replace(choice, iterations=40), None if self.from_zero else w2
 
 
-def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice() -> None:
-    problem, plan = problem_of(*data(noise=0.3)), Plan(metric="plain", seed=0)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(seed: int) -> None:
+    problem, plan = problem_of(*data(noise=0.3)), Plan(metric="plain", seed=seed)
     begun, from_zero = (WithoutEnd(from_zero=value).fit(problem, plan) for value in (False, True))
     assert begun.choice == from_zero.choice
     assert begun.choice is not None
@@ -98,7 +99,7 @@ def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice() -> None:
     assert begun.solution.objective[0] < from_zero.solution.objective[0]
     assert begun.solution.passes < from_zero.solution.passes
     # both end within the tolerance of the same minimum
-    assert begun.solution.objective[-1] == pytest.approx(from_zero.solution.objective[-1], rel=0.03)
+    assert begun.solution.objective[-1] == pytest.approx(from_zero.solution.objective[-1], rel=0.02)
 
 
 def test_the_chosen_penalty_means_the_same_in_all_splits_and_in_the_fit_to_all_samples(
