@@ -84,7 +84,7 @@ def train_lora(problem: Problem, indices: Tensor, recipe: Recipe, rank: int, see
 
 def fit_lora(problem: Problem, search: Search, *, rank: int = RANK, seed: int = 0) -> Fit:
     """Fit as fine-tuning is: a recipe of the same search by held-out training data, then all samples."""
-    begun = time.perf_counter()
+    begun, search = time.perf_counter(), replace(search, batch_norms=False)  # W + B A is of the folded weights
     split = hold_out(problem, seed)
     validation = problem.subset(split.validation)
     selection, recipe = None, search.recipes[0]

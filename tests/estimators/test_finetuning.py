@@ -123,3 +123,42 @@ def test_saved_and_loaded(tmp_path) -> None:
     again = load(tuned.save(tmp_path / "m.safetensors"), backbone=copy.deepcopy(backbone))
     assert again.selection_ == tuned.selection_
     np.testing.assert_array_equal(again.predict_proba(X), tuned.predict_proba(X))
+
+
+def test_batch_norms_in_training_mode_are_ordinary_training(tmp_path) -> None:
+    X, y = data(50)
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh()).double()
+    lin = linearize(backbone.eval(), torch.from_numpy(X[:3]), ["0", "3"])
+    template = Schedule("adamw", 0.02, 10_000, 1, 16, weight_decay=0.05)
+    recipe = Recipe(template, "zero", epochs=5, batch_norms="training")
+    prepared = prepare(lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1)
+    plan = Plan(mode="finetune", finetuning=Search((recipe,)), seed=3)
+    model = solve(prepared, plan).model
+
+    own, classifier = copy.deepcopy(backbone).train(), nn.Linear(8, 2).double()
+    with torch.no_grad():
+        classifier.weight.zero_()
+        classifier.bias.zero_()
+    trained = [p for name, p in own.named_parameters() if name != "0.bias"]  # a batch norm takes that off again
+    optimizer = torch.optim.AdamW([*trained, *classifier.parameters()], lr=0.02, weight_decay=0.05)
+    generator, x, labels = plan.generator(), torch.from_numpy(X), torch.from_numpy(y)
+    for _ in range(5):
+        for batch in torch.randperm(50, generator=generator).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(classifier(own(x[batch])), labels[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), classifier(own.eval()(x)), rtol=1e-9, atol=1e-9)
+
+
+def test_batch_norms_in_training_mode_are_tried_where_there_are_some() -> None:
+    X, y = data(80)
+    torch.manual_seed(0)
+    with_norms = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh()).double()
+    for backbone, expected in ((with_norms, 1), (network(), 0)):
+        tuned = GradientFeatureClassifier(
+            backbone.eval(), mode="finetune", theta2="*", random_state=0, precision="float64"
+        )
+        scores = tuned.fit(X, y).selection_.scores
+        assert [recipe.batch_norms for recipe, _ in scores].count("training") == expected

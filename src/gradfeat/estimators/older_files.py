@@ -2,7 +2,8 @@
 
 Format 1 had no head of the merged network, 2 no checksum, no mean of targets, and of the fit only words; 3 had a
 record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone; up to 5 rounds
-were few large steps, and there was no effort. What a file says is checked as it stands, and then translated.
+were few large steps, and there was no effort; up to 6 fine-tuning had no batch norms in training mode. What a file says
+is checked as it stands, and then translated.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def as_of_this_version(about: dict[str, Any], version: int) -> None:
         scores = [[_recipe(schedule), score] for schedule, score in selection["scores"]]
         about["fit"]["selection_"] = {"best": _recipe(selection["best"]), "scores": scores}
     choice, rounds = about["fit"]["choice_"], about["fit"]["rounds_"]
-    nullable(_ROUNDS)(rounds, "fit.rounds_")
-    about["fit"]["rounds_"] = None if rounds is None else _rounds(rounds)
+    if version < 6:
+        nullable(_ROUNDS)(rounds, "fit.rounds_")
+        about["fit"]["rounds_"] = None if rounds is None else _rounds(rounds)
     if version < 4:
         nullable(_CHOICE)(choice, "fit.choice_")
         about["fit"]["choice_"] = None if choice is None else _choice(choice)

@@ -30,7 +30,7 @@ from gradfeat.files.tensor_file import tensor_file
 from gradfeat.files.writing import write_whole
 
 FORMAT = "gradfeat.fit"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 ABOUT = "configuration.json"
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """Fine-tuning, the rival: back-propagation through the same layers, as a good practitioner does it.
 
-The layers are those of the `network` program, on the same z₀ as the linear models; batch norms below and in θ₂ are in
-evaluation mode, folded into their layers.
+The layers are those of the `network` program, on the same z₀ as the linear models. Batch norms are in evaluation mode,
+folded into their layers; those of θ₂'s layers are in training mode too where a recipe says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 
 from gradfeat.errors import ConvergenceError
+from gradfeat.fit.batch_norms import BatchNormModel
 from gradfeat.fit.checkpoint import Part, resumed
 from gradfeat.fit.contract import Solver
 from gradfeat.fit.plan import Plan
@@ -24,9 +25,12 @@ from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.splits import Split, hold_out
 from gradfeat.fit.training import Training, interruption
+from gradfeat.linearization.batch_norms import has_batch_norms
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.finetune import Recipe, Search, Selection, Trial, honest_search, judged, select, trial_of
+from gradfeat.solvers.first_order import History
+from gradfeat.solvers.schedule import Schedule
 
 
 class FineTuning(Solver):
@@ -51,6 +55,7 @@ class FineTuning(Solver):
         progress = progress or Progress(False)
         begun = time.perf_counter()
         search = plan.finetuning or honest_search()
+        search = replace(search, batch_norms=search.batch_norms and has_batch_norms(problem.linearization))
         recipe, selection, notes = search.recipes[0], None, []
         split = hold_out(problem, plan.seed)
         if len(search.recipes) > 1 and len(split.validation):
@@ -59,9 +64,8 @@ class FineTuning(Solver):
             recipe = selection.best
         elif len(search.recipes) > 1:
             notes.append("too few samples to choose fine-tuning's learning rate on held-out data")
-        model = _untrained(problem, plan, recipe)
         training = Training(problem, plan, torch.arange(problem.n), title="fit", part="finetune-epochs")
-        history = training.run(model, recipe.schedule_of(problem.n), progress)
+        model, history = _trained(training, recipe, recipe.schedule_of(problem.n), progress)
         if selection is not None:
             cool(model, selection.temperature)
         notes += interruption(problem, plan, history)
@@ -85,17 +89,30 @@ def _untrained(problem: Problem, plan: Plan, recipe: Recipe) -> GradientFeatureM
     return model
 
 
+def _trained(
+    training: Training, recipe: Recipe, schedule: Schedule, progress: Progress
+) -> tuple[GradientFeatureModel, History]:
+    """Return the network trained by a recipe, in evaluation mode, and how its training went."""
+    model = _untrained(training.problem, training.plan, recipe)
+    if recipe.batch_norms == "evaluation":
+        return model, training.run(model, schedule, progress)
+    moving = BatchNormModel(model)
+    history = training.run(moving, schedule, progress)
+    return moving.folded(), history
+
+
 def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progress: Progress) -> Selection:
     """Return the recipe whose trial is the best on validation data."""
     validation = problem.subset(split.validation)
 
     def trial(recipe: Recipe, part: str, number: int) -> Trial:
         with suppress(ConvergenceError):  # so that a checkpoint knows of it too
-            model, schedule = _untrained(problem, plan, recipe), recipe.schedule_of(len(split.train))
+            schedule = recipe.schedule_of(len(split.train))
             if search.trial_length != 1:
                 schedule = schedule.shortened(max(1, round(search.trial_length * schedule.iterations)))
             training = Training(problem, plan, split.train, title=trial_of(number), part=part)
-            if training.run(model, schedule, progress).stopped == "interrupted":  # half a search chooses nothing
+            model, history = _trained(training, recipe, schedule, progress)
+            if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
             logits = store_logits(model, validation.store)
             return judged(logits, validation.y, problem.loss, validation.weight, tempered=search.tempered)

@@ -25,6 +25,9 @@ EPOCHS, BATCH = 25, 32
 HEADS = ("probe", "zero")
 """Where the head starts: as the probe, or at zero, where the network's features move before the head is sure."""
 
+BATCH_NORMS = ("evaluation", "training")
+"""Modes of the batch norms of θ₂'s layers: as they were pre-trained, or of each minibatch, with new running values."""
+
 TEMPERATURES = torch.logspace(-1, 1, 81, dtype=torch.float64)
 """Temperatures that are tried, a twentieth of a decade apart and one among them."""
 
@@ -37,6 +40,7 @@ class Recipe:
         schedule: Optimizer, rate, decay and batch size; its length counts where `epochs` is None.
         head: "probe" or "zero".
         epochs: Passes over the samples; None: as many iterations as the schedule has.
+        batch_norms: Mode of those of θ₂'s layers, "evaluation" or "training".
 
     Example:
         >>> recipe = Recipe(Schedule("adamw", 1e-3, 1, 1, 32, decay="cosine"), head="zero", epochs=25)
@@ -47,10 +51,12 @@ class Recipe:
     schedule: Schedule
     head: str = "probe"
     epochs: int | None = None
+    batch_norms: str = "evaluation"
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ConfigurationError(f"head must be one of {', '.join(HEADS)}, not {self.head!r}")
+        for name, known in (("head", HEADS), ("batch_norms", BATCH_NORMS)):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
     def schedule_of(self, n: int) -> Schedule:
         """Return the schedule for n samples."""
@@ -64,6 +70,7 @@ class Recipe:
         if self.epochs is not None:
             parts += [f"{self.epochs} epochs", *([f"weight decay {decay:g}"] if decay > 0.01 else [])]
             parts.append(f"head from {'the probe' if self.head == 'probe' else 'zero'}")
+            parts += [f"batch norms in {self.batch_norms} mode"] if self.batch_norms != "evaluation" else []
         return ", ".join(parts)
 
 
@@ -78,6 +85,7 @@ class Search:
             the largest of them. Smaller ones than theirs hardly move the network: on a few dozen held-out samples the
             choice falls on them by chance.
         refined: Whether the best is then tried with half and twice the epochs, and with ten times the weight decay.
+        batch_norms: Whether it is then tried with batch norms in training mode too, where θ₂ has some.
         tempered: Whether losses are judged, and the final model's outputs divided, by a temperature.
     """
 
@@ -85,12 +93,17 @@ class Search:
     trial_length: float = 1.0
     wider: int = 0
     refined: bool = False
+    batch_norms: bool = False
     tempered: bool = False
 
     @property
     def most(self) -> int:
         """Trials at most."""
-        return len(self.recipes) + self.wider + (3 if self.refined else 0) if len(self.recipes) > 1 else 0
+        return (
+            len(self.recipes) + self.wider + (3 if self.refined else 0) + self.batch_norms
+            if len(self.recipes) > 1
+            else 0
+        )
 
 
 def honest_search(
@@ -112,7 +125,7 @@ def honest_search(
     recipes = tuple(
         Recipe(replace(base, learning_rate=rate), head, epochs) for head in HEADS for rate in (3e-4, 1e-3, 3e-3)
     )
-    return Search(recipes, wider=2, refined=not fixed, tempered=True)
+    return Search(recipes, wider=2, refined=not fixed, batch_norms=not fixed, tempered=True)
 
 
 @dataclass(frozen=True)
@@ -170,13 +183,17 @@ def beyond(best: Recipe, tried: Sequence[Recipe]) -> Recipe | None:
     return replace(best, schedule=replace(best.schedule, learning_rate=float(f"{3 * rate:.0e}")))
 
 
-def refinements(best: Recipe) -> list[Recipe]:
-    """Return a recipe with half and twice the epochs, and with ten times the weight decay."""
+def refinements(best: Recipe, search: Search) -> list[Recipe]:
+    """Return what a search tries of a recipe beside it: its length, its weight decay, its batch norms."""
+    norms = [replace(best, batch_norms="training")] if search.batch_norms else []
+    if not search.refined:
+        return norms
     epochs = best.epochs or 1
     heavier = replace(best.schedule, weight_decay=10 * best.schedule.weight_decay)
     return [
         *(replace(best, epochs=other) for other in (max(1, epochs // 2), 2 * epochs)),
         replace(best, schedule=heavier),
+        *norms,
     ]
 
 
@@ -208,9 +225,8 @@ def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
             break
         tried.append((further, _tried(run, further)))
         best, trial = _best(tried)
-    if search.refined:
-        tried += [(recipe, _tried(run, recipe)) for recipe in refinements(best)]
-        best, trial = _best(tried)
+    tried += [(recipe, _tried(run, recipe)) for recipe in refinements(best, search)]
+    best, trial = _best(tried)
     return Selection(best, [(recipe, -each.loss) for recipe, each in tried], trial.temperature)
 
 
