@@ -5,13 +5,15 @@ from copy import deepcopy
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradfeat.errors import ConfigurationError, ConvergenceError, DataError
 from gradfeat.losses import CrossEntropy, Loss, MultiLabelLogistic, Squared
-from gradfeat.solvers.finetune import Recipe, Search, Trial, honest_search, judged, select
+from gradfeat.solvers.finetune import Recipe, Search, Trial, honest_search, judged, paired, select
 from gradfeat.solvers.first_order import History, Resuming, State, train
 from gradfeat.solvers.schedule import PAPER, PAPER_FINETUNE_SGD, PUBLISHED_CODE, Schedule, paper_schedule, voc_schedule
 
@@ -183,13 +185,14 @@ def test_a_search_tries_rates_and_heads_then_lengths_and_decay() -> None:
 
     chosen = select(honest_search(), run)
     rates = [recipe.schedule.learning_rate for recipe in tried]
-    assert rates == [3e-4, 1e-3, 3e-3, 3e-4, 1e-3, 3e-3, 1e-3, 1e-3, 1e-3]
-    assert [recipe.head for recipe in tried] == ["probe"] * 3 + ["zero"] * 6
-    assert [recipe.epochs for recipe in tried] == [25] * 6 + [12, 50, 25]
-    assert [recipe.schedule.weight_decay for recipe in tried] == [0.01] * 8 + [0.1]
+    assert rates == [1e-3, 3e-3, 3e-4, 1e-3, 3e-3, 3e-4, 1e-3, 1e-3, 1e-3, 1e-3]
+    assert [recipe.head for recipe in tried] == ["zero"] * 3 + ["probe"] * 3 + ["zero"] * 4
+    assert [recipe.epochs for recipe in tried] == [25] * 6 + [12, 50, 25, 25]
+    assert [recipe.schedule.weight_decay for recipe in tried] == [0.01] * 8 + [0.1, 0.01]
+    assert [recipe.batch_norms for recipe in tried] == ["evaluation"] * 9 + ["training"]
     assert (chosen.best, chosen.temperature) == (tried[7], 2.0)
     assert [value for _, value in chosen.scores].count(-math.inf) == 4
-    assert str(chosen) == "adamw 0.001, 50 epochs, head from zero, temperature 2.00, the best of 9"
+    assert str(chosen) == "adamw 0.001, 50 epochs, head from zero, temperature 2.00, the best of 10"
     with pytest.raises(ConvergenceError, match="every one"):
         select(honest_search(), lambda recipe: Trial(math.inf * 0))
     with pytest.raises(ConfigurationError, match="at least one"):
@@ -202,7 +205,7 @@ def test_rates_go_up_while_the_largest_is_the_best() -> None:
         chosen = select(search, lambda recipe: Trial(abs(math.log(recipe.schedule.learning_rate / best))))
         return [recipe.schedule.learning_rate for recipe, _ in chosen.scores]
 
-    first = [3e-4, 1e-3, 3e-3]
+    first = [1e-3, 3e-3, 3e-4]
     assert rates(1e-3) == first
     assert rates(9e-3) == [*first, 9e-3, 3e-2]
     assert rates(1.0) == [*first, 9e-3, 3e-2]  # two more at most
@@ -234,6 +237,38 @@ def test_the_fewest_errors_win_and_among_equals_the_least_loss() -> None:
     logits, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 0, 1])
     assert judged(logits, y, CrossEntropy(), None, tempered=True).errors == pytest.approx(2 / 3)
     assert judged(logits, y, CrossEntropy(), torch.tensor([1.0, 0.0, 3.0]), tempered=False).errors == 0.75
+
+
+def test_a_more_usual_recipe_is_taken_where_it_is_not_clearly_worse() -> None:
+    y = torch.arange(200) % 2
+    usual, best = y.clone(), y.clone()
+    usual[:10], best[6:14] = 1 - usual[:10], 1 - best[6:14]  # ten errors and eight, four of them in the same samples
+    search = Search(honest_search().recipes[:2])
+
+    def chosen(*classes: Tensor) -> Recipe:
+        trials = iter(
+            [judged(functional.one_hot(one).double(), y, CrossEntropy(), None, tempered=True) for one in classes]
+        )
+        return select(search, lambda recipe: next(trials)).best
+
+    difference = (usual != y).double() - (best != y).double()
+    assert 0 < difference.mean() < difference.std() / 200**0.5
+    assert chosen(usual, best) == search.recipes[0]
+    assert chosen(best, usual) == search.recipes[0]
+    clearly = y.clone()
+    clearly[:1] = 1 - clearly[:1]
+    assert chosen(usual, clearly) == search.recipes[1]
+
+
+def test_the_error_of_a_paired_difference_is_that_of_a_mean() -> None:
+    difference = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, error = paired(difference, torch.full((50,), 1 / 50, dtype=torch.float64))
+    assert mean == pytest.approx(difference.mean().item())
+    assert error == pytest.approx(scipy.stats.sem(difference.numpy(), ddof=0))
+    twice = torch.cat([difference, difference[:10]])  # a weight of two is as a sample that is there twice
+    share = torch.ones(50, dtype=torch.float64)
+    share[:10] = 2
+    assert paired(difference, share / share.sum())[0] == pytest.approx(twice.mean().item())
 
 
 def test_a_regression_has_no_temperature() -> None:

@@ -37,8 +37,8 @@ class FineTuning(Solver):
     """Ordinary back-propagation; optimizer, rate, length and the head's start chosen on held-out training data.
 
     Each recipe of the plan's search is tried on four fifths of the samples. The one with the fewest errors on the
-    fifth, or the least loss where targets are no classes, is trained on all of them. Its outputs are divided by the
-    temperature that was best for the trial.
+    fifth, or the least loss where targets are no classes, or a more usual one that is not clearly worse, is trained on
+    all of them. Its outputs are divided by the temperature that was best for the trial.
     """
 
     name = "finetune"
@@ -133,8 +133,11 @@ def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progre
 
 
 def _pack(trial: Trial) -> Part:
-    return Part({}, {"loss": torch.tensor([trial.loss, trial.temperature, trial.errors], dtype=torch.float64)})
+    numbers = torch.tensor([trial.loss, trial.temperature, trial.errors], dtype=torch.float64)
+    tensors = {"loss": numbers, "each": trial.each, "share": trial.share}
+    return Part({}, {name: value for name, value in tensors.items() if value is not None})
 
 
 def _unpack(part: Part) -> Trial:
-    return Trial(*part.tensors["loss"].tolist())
+    loss, temperature, errors = part.tensors["loss"].tolist()
+    return Trial(loss, temperature, errors, part.tensors.get("each"), part.tensors.get("share"))

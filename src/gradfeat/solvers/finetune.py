@@ -3,7 +3,9 @@
 A recipe is what a practitioner would write down: optimizer, rate, decay, length, and where the head starts. The best of
 several is that with the fewest errors on validation data, as a practitioner would choose, and among equals that with
 the least loss after a temperature that is fitted there too: a scalar that costs nothing and takes no accuracy, and
-without which a network that is sure of too much loses to one that is not.
+without which a network that is sure of too much loses to one that is not. Some hundred samples do not tell a dozen
+recipes apart, so a more usual recipe that is not clearly worse than the best is taken for it: the one-standard-error
+rule (Breiman, Friedman, Olshen & Stone, 1984, Sec. 3.4.3).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from gradfeat.solvers.schedule import Schedule
 EPOCHS, BATCH = 25, 32
 """Passes over the samples, and samples in a minibatch, where nothing else is said."""
 
-HEADS = ("probe", "zero")
-"""Where the head starts: as the probe, or at zero, where the network's features move before the head is sure."""
+HEADS = ("zero", "probe")
+"""Where the head starts: at zero, where the network's features move before the head is sure, or as the probe."""
 
 BATCH_NORMS = ("evaluation", "training")
 """Modes of the batch norms of θ₂'s layers: as they were pre-trained, or of each minibatch, with new running values."""
@@ -79,7 +81,7 @@ class Search:
     """What is tried.
 
     Attributes:
-        recipes: Each is tried; one alone is taken as it is.
+        recipes: Each is tried, the most usual one first; one alone is taken as it is.
         trial_length: Length of a trial, as a share of the final run's.
         wider: How many rates above those of the recipes are tried at most, one after another, while the best one is
             the largest of them. Smaller ones than theirs hardly move the network: on a few dozen held-out samples the
@@ -123,7 +125,7 @@ def honest_search(
         "adamw", 1e-3, 1, 1, batch_size, weight_decay=0.01, decay="cosine", warmup=0.05, clip_norm=clip_norm
     )
     recipes = tuple(
-        Recipe(replace(base, learning_rate=rate), head, epochs) for head in HEADS for rate in (3e-4, 1e-3, 3e-3)
+        Recipe(replace(base, learning_rate=rate), head, epochs) for head in HEADS for rate in (1e-3, 3e-3, 3e-4)
     )
     return Search(recipes, wider=2, refined=not fixed, batch_norms=not fixed, tempered=True)
 
@@ -136,11 +138,41 @@ class Trial:
         loss: On validation data, after the temperature; infinite where training diverged.
         temperature: Its outputs are best divided by it.
         errors: Share of wrong classes; 0 where targets are no classes, so that the loss alone decides.
+        each: What decides, of each validation sample, (n,): 1 where its class is wrong and 0 elsewhere, or its loss
+            where targets are no classes. None where it is not known.
+        share: Weight of each, (n,), of sum one.
     """
 
     loss: float
     temperature: float = 1.0
     errors: float = 0.0
+    each: Tensor | None = field(default=None, compare=False, repr=False)
+    share: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def clearly_worse(self, other: Trial) -> bool:
+        """Whether the mean of `each` is higher by more than the standard error of the paired difference.
+
+        Where one of both is not known, whether the errors are, or with as many errors the loss.
+        """
+        if self.each is None or other.each is None or self.share is None:
+            return (self.errors, self.loss) > (other.errors, other.loss)
+        mean, error = paired(self.each - other.each, self.share)
+        return mean > error
+
+
+def paired(difference: Tensor, share: Tensor) -> tuple[float, float]:
+    """Return the mean of a difference of two models on the same samples, and its standard error.
+
+    Args:
+        difference: Of each sample, (n,).
+        share: Weight of each, (n,), of sum one.
+
+    Example:
+        >>> paired(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.full((4,), 0.25))
+        (0.5, 0.25)
+    """
+    mean = share @ difference
+    return float(mean), float((share.square() @ (difference - mean).square()).sqrt())
 
 
 @dataclass(frozen=True)
@@ -150,7 +182,7 @@ class Selection:
     Attributes:
         best: The winner.
         scores: Each recipe's score on validation data, less its loss there; -inf where training diverged. The winner
-            has the fewest errors, which may not be the least loss.
+            has the fewest errors, or is a more usual one with hardly more, which may not be the least loss.
         temperature: The winner's outputs are divided by it.
         seconds: Time of the search.
     """
@@ -198,10 +230,12 @@ def refinements(best: Recipe, search: Search) -> list[Recipe]:
 
 
 def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
-    """Train by each recipe and return the one with the fewest errors, among equals that with the least loss.
+    """Train by each recipe and return the first that is not clearly worse than the best.
+
+    The best has the fewest errors, and among equals the least loss; clearly worse is by more than one standard error.
 
     Args:
-        search: At least one recipe; among equals the first wins.
+        search: At least one recipe.
         run: Trains by a recipe and judges it on held-out data; of a run that diverges the loss is infinite.
 
     Raises:
@@ -231,7 +265,10 @@ def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
 
 
 def _best(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
-    return min(tried, key=lambda pair: (pair[1].loss == math.inf, pair[1].errors, pair[1].loss))
+    """Return the first that is not clearly worse than the best, by the one-standard-error rule."""
+    finished = [pair for pair in tried if pair[1].loss < math.inf] or tried[:1]
+    _, best = min(finished, key=lambda pair: (pair[1].errors, pair[1].loss))
+    return next(pair for pair in finished if not pair[1].clearly_worse(best))
 
 
 def _tried(run: Callable[[Recipe], Trial], recipe: Recipe) -> Trial:
@@ -252,13 +289,15 @@ def judged(logits: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, *, temp
         weight: A weight for each sample, or None.
         tempered: Whether a temperature is fitted; else it is one.
     """
-    logits = logits.double()
-    errors = 0.0
-    if loss.task == "multiclass":
-        wrong = (logits.argmax(1) != y).double()
-        errors = float(wrong.mean() if weight is None else (wrong * weight.to(wrong)).sum() / weight.sum())
-    if not tempered or loss.task == "regression":
-        return Trial(float(loss.value(logits, y, weight)), errors=errors)
-    losses = torch.stack([loss.value(logits / value, y, weight) for value in TEMPERATURES.tolist()])
-    best = int(losses.argmin())
-    return Trial(float(losses[best]), float(TEMPERATURES[best]), errors)
+    logits, temperature = logits.double(), 1.0
+    value = float(loss.value(logits, y, weight))
+    if tempered and loss.task != "regression":
+        losses = torch.stack([loss.value(logits / one, y, weight) for one in TEMPERATURES.tolist()])
+        best = int(losses.argmin())
+        value, temperature = float(losses[best]), float(TEMPERATURES[best])
+    share = torch.ones(len(logits), dtype=logits.dtype, device=logits.device) if weight is None else weight.to(logits)
+    share = share / share.sum()
+    if loss.task != "multiclass":
+        return Trial(value, temperature, 0.0, loss.per_sample(logits / temperature, y), share)
+    wrong = (logits.argmax(1) != y).to(logits)
+    return Trial(value, temperature, float(share @ wrong), wrong, share)
