@@ -55,7 +55,10 @@ TITLES = {
     "calibration_error": "calibration error",
     "seconds": "processor s",
     "search": "of it search",
+    "passes": "passes",
 }
+WHOLE = ("seconds", "search", "passes")
+"""Of these no decimals are told."""
 
 
 def plan_of(way: str, seed: int) -> Plan:
@@ -139,7 +142,10 @@ def table(readings: dict[str, dict[str, dict[str, Any]]]) -> str:
         cells = [way, str(len(by_seed))]
         for name in TITLES:
             values = np.array([one[name] for one in by_seed.values()], dtype=float)
-            factor, digits = (100, 2) if name == "main" else (1, 0 if name in ("seconds", "search") else 3)
+            if np.isnan(values).any():
+                cells.append("–")
+                continue
+            factor, digits = (100, 2) if name == "main" else (1, 0 if name in WHOLE else 3)
             error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
             cells.append(
                 f"{factor * values.mean():.{digits}f}" + ("" if error is None else f" ± {factor * error:.{digits}f}")

@@ -4,7 +4,7 @@
 
 `benchmarks.honest` writes a JSON file for each data set; kept are those in `benchmarks/results/honest`. Nothing is
 computed here but means, standard errors and ratios: of the time to that of one fine-tuning run of 25 epochs, and
-of the gain over the probe to fine-tuning's.
+of the gain over the probe to fine-tuning's. Those of `benchmarks.memory` in `benchmarks/results/memory` are added.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradfeat.files.writing import write_text
 from gradfeat.solvers.finetune import EPOCHS
 
 RESULTS = Path(__file__).parent / "results" / "honest"
+MEMORY = Path(__file__).parent / "results" / "memory"
 PAGE = Path(__file__).parents[1] / "docs" / "honest.md"
 
 INTRODUCTION = """# Against an honest fine-tuning
@@ -41,6 +43,7 @@ test samples in it, which all ways share.
 Where a way has fewer seeds than another its mean is of those alone.
 Times are of the processor, one thread, beside other processes of the machine, which raise them by up to a third: ratios
 of a table are good to about that.
+A pass is one over all samples, forward and backward; a trial of fine-tuning or rounds is of four fifths of them.
 """
 
 
@@ -51,6 +54,11 @@ DATA = {
         "[benchmarks.md](benchmarks.md)).",
     ),
     "trec": ("Six types of question, TREC", "1,000 texts of the training file, judged on the 500 of the test file."),
+    "c100": (
+        "A hundred kinds of things, CIFAR-100, by a network of CIFAR-10's ten",
+        "5,000 of the training images, drawn by class, of cyizhuo/CIFAR-100-dataset (GitHub), and their mirror images, "
+        "judged on the 10,000 of the test part.",
+    ),
     "mri": (
         "Brain scans, three kinds of tumour or none: far from ImageNet",
         "Of the `Training` folder of SartajBhuvaji/Brain-Tumor-Classification-DataSet (GitHub), at 128 × 128 pixels: "
@@ -106,10 +114,31 @@ def section(content: dict[str, Any]) -> str:
     return f"## {title}\n\n{what}\n{about}\n\n{table(readings)}\n\n{summary(readings)}\n"
 
 
-def page(paths: list[Path]) -> str:
-    """Return the page of some results."""
-    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(paths)]
-    return "\n".join([INTRODUCTION, *parts])
+def memory_of(contents: list[dict[str, Any]]) -> str:
+    """Return the part on peak memory, beside that of fine-tuning."""
+    rows = []
+    for content in contents:
+        readings = content["readings"]
+        for way, reading in readings.items():
+            ratio = reading["peak, MiB"] / readings["finetune"]["peak, MiB"]
+            labelled = f"{content['data']}, {content['labelled']:,} labels" if content["labelled"] else content["data"]
+            rows.append([labelled, way, f"{reading['peak, MiB']:.0f}", f"{ratio:.2f}", f"{reading['fit, s']:.0f}"])
+    titles = ["data", "way", "peak of the process, MiB", "/ that of finetune", "processor s of the fit"]
+    made = f"{contents[0]['machine']}, {max(content['date'] for content in contents)}"
+    words = (
+        "Each way in a process of its own, with the libraries and the network; fine-tuning has one recipe of two epochs"
+    )
+    return f"## Peak memory\n\n{words} (`python -m benchmarks.memory`; {made}).\n\n{markdown(titles, rows)}\n"
+
+
+def page(paths: list[Path], memory: Sequence[Path] = ()) -> str:
+    """Return the page of some results, and of peak memory where there are any."""
+
+    def contents(of: Sequence[Path]) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(of)]
+
+    parts = [section(content) for content in contents(paths)]
+    return "\n".join([INTRODUCTION, *parts, *([memory_of(contents(memory))] if memory else [])])
 
 
 def main() -> None:
@@ -118,7 +147,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    write_text(arguments.page, page(arguments.results or list(RESULTS.glob("*.json"))))
+    write_text(arguments.page, page(arguments.results or list(RESULTS.glob("*.json")), list(MEMORY.glob("*.json"))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Peak memory and processor time of a whole fit beside fine-tuning of the same layers, each in a process of its own.
 
-    python -m benchmarks.memory DATA -b BACKBONE --theta2 blocks.6 --augment mirror --ways finetune full rounds
+    python -m benchmarks.memory DATA -b BACKBONE --theta2 blocks.6 --augment mirror --ways finetune full rounds \
+        [--out FOLDER]
 
 Fine-tuning has one recipe, of two epochs: its length does not change what it holds. Peak memory is that of the process
-(`ru_maxrss`), with the libraries and the network.
+(`ru_maxrss`), with the libraries and the network. Writes a table and a JSON file where a folder is given.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from benchmarks.time_to_accuracy import changes_of, data_parser, markdown
+from benchmarks.time_to_accuracy import changes_of, data_parser, markdown, write
 from gradfeat import GradientFeatureClassifier
 from gradfeat.data import load_dataset
 from gradfeat.fit import solve
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--cache", default="auto")
     parser.add_argument("--memory", default="auto")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--way", help="in this process")
     arguments = parser.parse_args()
     if arguments.way is not None:
@@ -96,6 +99,8 @@ def main() -> None:
     titles = list(found[0])
     rows = [[v if isinstance(v, str) else f"{v:.1f}" for v in one.values()] for one in found]
     print(markdown(titles, rows))
+    if arguments.out is not None:
+        write("memory", arguments, markdown(titles, rows), {"readings": {one["way"]: one for one in found}})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ def test_the_page_of_the_rival_has_means_errors_and_ratios(tmp_path: Path) -> No
             "calibration_error": 0.1,
             "seconds": seconds,
             "search": search,
+            "passes": 3.0 if main < 0.9 else math.nan,
         }
 
     readings = {
@@ -189,7 +191,14 @@ def test_the_page_of_the_rival_has_means_errors_and_ratios(tmp_path: Path) -> No
     }
     about = {"data": "some", "labelled": None, "backbone": "net", "theta2": ["top"], "machine": "one", "date": "today"}
     (tmp_path / "some.json").write_text(json.dumps({**about, "readings": readings}), encoding="utf-8")
-    text = honest_page.page([tmp_path / "some.json"])
+    peaks = {
+        way: {"way": way, "peak, MiB": peak, "fit, s": 2.0} for way, peak in (("finetune", 1000.0), ("rounds", 1100.0))
+    }
+    (tmp_path / "memory.json").write_text(json.dumps({**about, "readings": peaks}), encoding="utf-8")
+    text = honest_page.page([tmp_path / "some.json"], [tmp_path / "memory.json"])
+    assert "| some | rounds | 1100 | 1.10 | 2 |" in text
+    assert "| 400 ± 0 | 340 ± 20 | 3 ± 0 |" in text
+    assert "| 20 ± 0 | 0 ± 0 | – |" in text  # one of both has no count of passes
     assert "| rounds | 2 | 90.00 ± 5.00 | 0.500 ± 0.000 |" in text
     assert "| rounds | 200 % | 0.50 | 0.05 |" in text  # ten points of five; 20 s of 40, and of 400
     assert "`net`, θ₂ = top; one, today." in text
