@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import gradfeat.fit.rounds
 from gradfeat import load
 from gradfeat.errors import GradfeatWarning
 from gradfeat.fit import Fit, Plan, Problem, solve
 from gradfeat.fit.checkpoint import Checkpoint
-from gradfeat.fit.splits import splits_of
+from gradfeat.fit.rival import try_beside
+from gradfeat.fit.rounds import search_rounds
+from gradfeat.fit.splits import Split
 from gradfeat.fit.stages import stages_of_fit
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
@@ -83,18 +84,24 @@ def test_where_neither_moves_there_is_one_linearization() -> None:
 
 
 def test_fine_tuning_has_not_seen_what_judges_it() -> None:
+    """Labels of a half are held out, and turned round: what the other half teaches does not change, its loss does."""
     X, y = data()
-    split = splits_of(problem_of(X, y), Plan(seed=0))[0]
+    split = Split(torch.arange(200), torch.arange(200, 400))
     other = y.copy()
     other[split.validation] = 1 - other[split.validation]
-    one, two = (
-        gradfeat.fit.rounds.fit_in_rounds(
-            problem_of(X, labels), Plan(rounds=4, rates=(1e-9,), rival=True, finetuning=Search((IDLE, GOOD))), run
-        )
-        for labels, run in ((y, run_of(split)), (other, run_of(split)))
-    )
-    assert one is not None
-    assert two is None or two.rounds.trials[1].training == one.rounds.trials[1].training
+    rounds = []
+    for labels in (y, other):
+        plan = Plan(rounds=4, rates=(1e-9,), rival=True, finetuning=Search((IDLE, GOOD)), seed=0)
+        problem, run = problem_of(X, labels), run_of(split)
+        found = search_rounds(problem, plan, run)
+        assert found.judged is not None
+        try_beside(problem, plan, found, run, found.judged)
+        rounds.append(found)
+    one, two = (found.trials[1] for found in rounds)
+    assert one.training == two.training
+    assert one.recipe == two.recipe
+    assert one.loss < rounds[0].start
+    assert two.loss > rounds[1].trials[0].loss
 
 
 def test_high_effort_alone_has_a_rival() -> None:
@@ -148,7 +155,7 @@ def test_interruption_of_the_rival_on_all_samples_keeps_its_trial() -> None:
 
 @pytest.mark.parametrize(("stage", "report"), [("trial 2", 3), ("fit", 2), ("fit", 6)])
 def test_a_checkpoint_goes_on_with_the_rival(tmp_path: Path, stage: str, report: int) -> None:
-    """With the same result as without an interruption; and mode "finetune" in the same folder has a training of its own."""
+    """With the same result as without an interruption; mode "finetune" in the same folder has its own training."""
     rates, recipes = (1e-9,), (IDLE, GOOD)
     _, whole = beside(rates, *recipes)
 
