@@ -187,8 +187,8 @@ TABLE = (
     Option("batch_size", FITTING, int | None, None, parameter="batch_size",
            help="Samples in a minibatch. [64; finetune: 32]"),
     Option("solver", FITTING, str, "auto", parameter="solver", idle=without_solver,
-           help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules; of finetune alone: pairs "
-           "(few labels)."),
+           help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules; pairs (few labels) for "
+           "finetune alone."),
     Option("effort", FITTING, str, "auto", parameter="effort",
            idle=without_look,
            help="low: the topmost block, one linearization. auto: as deep, and moving, as held-out data ask for. high: "
@@ -198,8 +198,8 @@ TABLE = (
            help="1: one linearization. auto: the network moves where held-out data say so; a number: for so many "
            "passes. [by effort; 1 where θ₂ is named]"),
     Option("augment", FITTING, str, "auto", parameter="augment", convert=augment, only_for=IMAGES,
-           help="mirror: add the mirror image of each training image; none: do not; auto: where held-out images ask for "
-           "it, by effort."),
+           help="mirror: add the mirror image of each training image. none: do not. auto: where held-out images ask "
+           "for it, as --effort says."),
     Option("parametrization", FITTING, str, "standard", "standard, ntk_fan_in or ntk_fan_out.",
            parameter="parametrization", idle=only_in(LINEAR, "w₂ that it could be of: it is of gradient and full")),
     Option("metric", FITTING, str, "auto", parameter="metric",

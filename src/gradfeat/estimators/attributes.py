@@ -61,7 +61,7 @@ class FittedAttributes:
 
     @property
     def augment_(self) -> str | None:
-        """ "mirror" where mirror images were learnt, as asked for or as a look found; else None."""
+        """What was added to images: "mirror", as asked for or as a look found, or None."""
         return self.fitted_.settings.augment
 
     @property
