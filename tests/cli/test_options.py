@@ -35,6 +35,9 @@ from gradfeat.fit.penalties import Choice
         (("--penalty", "0.1", "--effort", "high"), ["--effort"]),
         (("--mode", "activation", "--solver", "subspace"), ["--solver"]),
         (("--mode", "finetune", "--solver", "sgd"), ["--solver"]),
+        (("--solver", "pairs"), ["--solver"]),
+        (("--mode", "activation", "--solver", "pairs"), ["--solver"]),
+        (("--mode", "finetune", "--solver", "pairs", "--epochs", "5"), ["--epochs"]),
         (("--mode", "activation", "--epochs", "5"), ["--epochs"]),
         (("--epochs", "5"), ["--epochs"]),
         (("--solver", "subspace", "--epochs", "5"), ["--epochs"]),
@@ -78,6 +81,8 @@ def test_fit_refuses_what_would_do_nothing_before_any_work(
         ("--mode", "gradient", "--penalty", "0.1,0.01", "--metric", "plain"),
         ("--solver", "adam", "--penalty", "0.1,0", "--epochs", "2"),
         ("--mode", "finetune", "--epochs", "2", "--theta2", "blocks.0"),
+        ("--mode", "finetune", "--solver", "pairs", "--theta2", "blocks.0"),
+        ("--augment", "none"),
         (
             "--mode",
             "activation",
@@ -111,6 +116,7 @@ def test_compare_refuses_what_no_mode_uses(run: Any, pictures: Path) -> None:
     assert "--effort would do nothing" in said("--modes", "activation,gradient", "--effort", "low")
     assert "--epochs would do nothing" in said("--modes", "activation, full", "--epochs", "2")
     assert "would do nothing" not in said("--modes", "activation,finetune", "--epochs", "2")
+    assert "--solver would do nothing" in said("--modes", "activation,finetune", "--solver", "pairs")
     assert "would do nothing" not in said("--rounds", "2", "--epochs", "2", "--solver", "subspace", "--theta2", "x")
 
 

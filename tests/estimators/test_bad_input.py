@@ -95,7 +95,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "rounds of adam": ({"rounds": "auto", "solver": "adam"}, "rounds other than 1 are of mode='full'"),
     "rounds in bfloat16": ({"rounds": "auto", "precision": "bfloat16"}, "take another precision"),
     "rounds with a penalty": ({"rounds": 2, "penalty": 1.0}, "penalty must be 'auto' with rounds"),
-    "augment": ({"augment": "rotate"}, "augment must be None or 'mirror'"),
+    "augment": ({"augment": "rotate"}, "augment must be 'auto', 'mirror' or None"),
     "batch_size": ({"batch_size": 0}, "batch_size must be"),
     "batch_size as a truth value": ({"batch_size": True}, "batch_size must be"),
     "epochs": ({"epochs": 2.5}, "epochs must be"),

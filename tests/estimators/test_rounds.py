@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +16,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import gradfeat.fit.rounds
-from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, compare, linearize, load
-from gradfeat.data import Inputs, Mirrored
-from gradfeat.errors import ConvergenceError, GradfeatWarning
-from gradfeat.fit import Fit, Plan, Problem, prepare, solve
+from gradfeat import GradientFeatureRegressor, compare, load
+from gradfeat.errors import GradfeatWarning
+from gradfeat.fit import Fit, Plan
 from gradfeat.fit.point import Point
 from gradfeat.fit.rounds import search_rounds
-from gradfeat.fit.run import Run
 from gradfeat.fit.splits import Split, hold_out
-from gradfeat.fit.steps import Rounds, Trial
+from gradfeat.fit.steps import Rounds
 from gradfeat.fit.training import Training
 from gradfeat.losses import CrossEntropy, Loss, Squared
 from gradfeat.metrics.scores import log_loss
-from gradfeat.progress import Progress, Step
 from gradfeat.solvers.probe import fit_probe
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
-
-PENALTY = 0.02  # of the probe
-
-
-def data(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, 6)).astype(np.float32)
-    return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(int)
-
-
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 12), nn.Tanh())
-
-
-def images(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures with a bright or a dark half on top: the same seen in a mirror."""
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, 2, 8, 8)).astype(np.float32)
-    y = np.arange(n) % 2
-    X[:, :, :4] += np.where(y, 0.7, -0.7)[:, None, None, None].astype(np.float32)
-    return X, y
-
-
-def convolutions() -> nn.Module:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        *(nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.Tanh()),
-        *(nn.Conv2d(6, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6, affine=False), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    )
-    network(torch.randn(40, 2, 8, 8) * 2 + 1)  # so that the batch norms are no identities
-    return network.eval()
-
-
-def classifier(backbone: Any = None, **settings: Any) -> GradientFeatureClassifier:
-    defaults: dict[str, Any] = {"theta2": "*", "random_state": 0, "rounds": "auto"}
-    return GradientFeatureClassifier(network() if backbone is None else backbone, **{**defaults, **settings})
-
-
-def problem_of(X: np.ndarray, y: np.ndarray, backbone: nn.Module | None = None, *, mirror: bool = False) -> Problem:
-    """Return a problem in double precision, where what should be equal is."""
-    return given(X, torch.from_numpy(y), CrossEntropy(), backbone, mirror=mirror)
-
-
-def given(
-    X: np.ndarray,
-    y: Tensor,
-    loss: Loss,
-    backbone: nn.Module | None = None,
-    *,
-    weight: Tensor | None = None,
-    mirror: bool = False,
-) -> Problem:
-    backbone = (network() if backbone is None else backbone).double()
-    inputs = Inputs(X.astype(np.float64), None)
-    lin = linearize(backbone, inputs.example(3), "*")
-    samples = Mirrored(inputs) if mirror else inputs
-    views = 2 if mirror else 1
-    return prepare(lin, samples, y, loss, weight=weight, penalty=PENALTY, views=views, random_state=0)
-
-
-def run_of(*splits: Split, progress: Progress | None = None) -> Run:
-    return Run(list(splits), torch.Generator().manual_seed(0), progress or Progress(False))
-
+from rounds_cases import PENALTY, classifier, convolutions, data, given, images, network, problem_of, run_of
 
 # ---- through the estimators -----------------------------------------------------------------------------------------
 
@@ -441,123 +372,3 @@ def test_held_out_samples_count_by_their_weights() -> None:
         chosen.append(search_rounds(problem, Plan(rounds=60, seed=0), run_of(split)).best)
     assert chosen[0] >= 0
     assert chosen[1] == -1
-
-
-# ---- what ends early ------------------------------------------------------------------------------------------------
-
-
-class Ending(Progress):
-    """Ends a stage when it reports for the n-th time."""
-
-    def __init__(self, stage: str, report: int, error: type[BaseException] | BaseException = KeyboardInterrupt) -> None:
-        super().__init__(False)
-        self.stage, self.left, self.error = stage, report, error
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        def report(done: int, total: int | None) -> None:
-            self.left -= name == self.stage
-            if self.left == 0 and name == self.stage:
-                raise self.error
-
-        with super().step(name):
-            yield report
-
-
-def solved(progress: Progress, rates: Sequence[float] = (1e-3, 3e-3)) -> tuple[Problem, Fit]:
-    problem = problem_of(*data())
-    return problem, solve(problem, Plan(rounds=8, rates=tuple(rates), seed=0), progress)
-
-
-def loss_of(problem: Problem, fit: Fit) -> float:
-    """Return the loss of a fitted model on the samples."""
-    X, y = data()
-    with torch.no_grad():
-        return float(problem.loss.value(fit.model(torch.from_numpy(X).double()), torch.from_numpy(y)))
-
-
-def probe_loss(problem: Problem) -> float:
-    logits = problem.store.features @ problem.probe.omega + problem.probe.bias
-    return float(problem.loss.value(logits, problem.y))
-
-
-def at_the_point(fit: Fit) -> bool:
-    """Whether a model is at the point that the search found."""
-    assert fit.rounds is not None
-    theta2 = fit.model.linearization.theta2
-    return all(torch.equal(theta2[name], value) for name, value in fit.rounds.point.theta2.items())
-
-
-@pytest.mark.parametrize(
-    ("stage", "report", "trials"), [("trial 1", 5, [5]), ("trial 2", 1, [8, 1]), ("trial 2", 7, [8, 7])]
-)
-def test_interruption_of_the_search_keeps_the_best_so_far(stage: str, report: int, trials: list[int]) -> None:
-    problem, fit = solved(Ending(stage, report))
-    assert fit.interrupted
-    assert fit.rounds is not None
-    assert [len(trial.training) for trial in fit.rounds.trials] == trials
-    assert fit.rounds.reason == f"interrupted in {stage}"
-    [note] = [note for note in fit.notes if "interrupted" in note]
-    assert "interrupted in the rounds; the weights are those of the search, which left a part of the samples" in note
-    assert at_the_point(fit)
-    assert fit.rounds.more == []
-    assert loss_of(problem, fit) < probe_loss(problem)
-    if trials == [8, 1]:  # too early to be better
-        assert fit.rounds.best == 0
-
-
-def test_interruption_before_anything_is_better_than_the_probe_is_one() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        solved(Ending("trial 1", 1), rates=(1e-9, 1e-3))
-
-
-@pytest.mark.parametrize("report", [1, 3])
-def test_interruption_of_the_passes_over_all_samples_keeps_those_that_are_done(report: int) -> None:
-    problem, fit = solved(Ending("fit", report))
-    assert fit.interrupted
-    assert fit.rounds is not None
-    assert len(fit.rounds.more) == report
-    assert any(f"interrupted after {report} passes over all samples" in note for note in fit.notes)
-    assert not at_the_point(fit)
-    assert loss_of(problem, fit) < probe_loss(problem)
-
-
-def test_passes_over_all_samples_that_diverge_leave_what_the_search_found() -> None:
-    problem, fit = solved(Ending("fit", 2, ConvergenceError("the gradient is not finite")))
-    assert any("the rounds went astray on all samples: the gradient is not finite" in note for note in fit.notes)
-    assert at_the_point(fit)
-    assert not fit.interrupted
-    assert loss_of(problem, fit) < probe_loss(problem)
-
-
-def test_a_loss_that_rises_where_it_was_held_out_leaves_what_the_search_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradfeat.fit.rounds, "further", lambda trial: (3.0, 2))
-    problem, fit = solved(Progress(False))
-    assert any("astray on all samples: the loss rose where it was held out before" in note for note in fit.notes)
-    assert at_the_point(fit)
-    assert loss_of(problem, fit) < probe_loss(problem)
-
-
-def test_a_rate_that_diverges_is_not_chosen() -> None:
-    _, plain = solved(Progress(False), rates=[1e-3])
-    for rates, best in (([1e-3, 1e300], 0), ([1e300, 1e-3], 1)):
-        _, fit = solved(Progress(False), rates=rates)
-        assert fit.rounds is not None
-        assert fit.rounds.best == best
-        assert [trial.loss == np.inf for trial in fit.rounds.trials] == [rate > 1 for rate in rates]
-        assert torch.equal(fit.model.w1, plain.model.w1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _, fit = solved(Progress(False), rates=[1e300])
-    assert fit.rounds is None
-    assert any("no move of the network was better" in note for note in fit.notes)
-
-
-@pytest.mark.parametrize(("stage", "best"), [("trial 1", 1), ("trial 2", 0)])
-def test_a_rate_that_diverges_late_is_not_chosen_for_what_it_was_before(stage: str, best: int) -> None:
-    _, fit = solved(Ending(stage, 7, ConvergenceError("the loss became inf")))
-    assert fit.rounds is not None
-    assert fit.rounds.best == best
-    assert fit.rounds.trials[1 - best] == Trial((1e-3, 3e-3)[1 - best], 8, np.inf)
-    assert np.isfinite(fit.rounds.last_loss)
-    assert json.loads(json.dumps(fit.rounds.trials[1 - best].to_dict(), allow_nan=False))["loss"] is None

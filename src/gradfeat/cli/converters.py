@@ -39,6 +39,11 @@ def rounds(flag: str, text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
+def augment(flag: str, text: str) -> str | None:
+    """Return what is added to images: nothing for "none"; another word stays, and the estimator knows it or not."""
+    return None if text == "none" else text
+
+
 def names_of(flag: str, theta2: Sequence[str] | None) -> list[str]:
     """Return the names of θ₂, which may be given in several options or separated by commas; none of them is "auto".
 

@@ -77,7 +77,7 @@ def after_fit(
         return command("predict", model, data, *given.written(_carried(given, "predict", reading)))
     probe = mode == "activation" or (choice is not None and not choice.gradients)
     sure = choice is not None and choice.gain_error is not None and verdict_of_choice(choice).ship == mode
-    if sure or probe:
+    if sure or probe or given.values.get("solver") == "pairs":  # which nothing is compared with
         options = given.written(_carried(given, "evaluate", reading))
         return command("evaluate", model, data, *options, "--picture", model.with_suffix(".png"))
     modes = ["activation", mode]

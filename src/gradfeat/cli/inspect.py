@@ -99,6 +99,7 @@ def _show_model(path: Path, json: bool) -> None:
         ["features", "the network's output" if backbone["features"] is None else backbone["features"]],
         ["θ₂", layers_of(about["theta2_names"])],
         ["parametrization", about["settings"]["parametrization"]],
+        *([["augment", about["settings"]["augment"]]] if about["settings"]["augment"] else []),
         ["probe penalty", f"{about['probe']['penalty']:.3g}"],
         *([name, str(value)] for name, value in about["fitted"].get("how_", {}).items()),
         ["preprocessing", _treatment(about["preprocessing"])],

@@ -65,6 +65,13 @@ def without_rounds(plan: Plan) -> str | None:
     return None if "full" in plan.modes or plan.rounds == "1" else f"{plan} has no rounds: they are of full"
 
 
+def without_solver(plan: Plan) -> str | None:
+    """Solvers are of the modes with w₂; pairs are of fine-tuning, and nothing stands beside them."""
+    if plan.solver == "pairs":
+        return None if plan.modes == ("finetune",) else f"{plan} has no pairs: they are of --mode finetune"
+    return None if plan.linear else f"{plan} has no solver to choose: it is of gradient and full"
+
+
 def without_look(plan: Plan) -> str | None:
     """Effort decides on θ₂ and on moves of `full`, and on the rates of rounds; low effort is what the rest has."""
     if "full" not in plan.modes:
@@ -75,7 +82,9 @@ def without_look(plan: Plan) -> str | None:
 
 
 def without_epochs(plan: Plan) -> str | None:
-    """Epochs are of fine-tuning and of the solvers with a schedule."""
+    """Epochs are of fine-tuning and of the solvers with a schedule; pairs have a number of steps of their own."""
+    if plan.solver == "pairs":
+        return "--solver pairs has a number of steps of its own"
     if "finetune" in plan.modes or (plan.linear and plan.scheduled):
         return None
     return f"{plan} is solved without epochs: they are of finetune, and of --solver adam or sgd"

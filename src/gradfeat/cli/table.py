@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradfeat.cli.converters import numbers, penalties, rounds, theta2
+from gradfeat.cli.converters import augment, numbers, penalties, rounds, theta2
 from gradfeat.cli.option import REQUIRED, Option
 from gradfeat.cli.rules import (
     CLASSES,
@@ -23,6 +23,7 @@ from gradfeat.cli.rules import (
     without_look,
     without_rounds,
     without_second_penalty,
+    without_solver,
 )
 
 FITTING = ("fit", "compare")
@@ -185,19 +186,20 @@ TABLE = (
            "iterations if that is less; finetune: chosen around 25]"),
     Option("batch_size", FITTING, int | None, None, parameter="batch_size",
            help="Samples in a minibatch. [64; finetune: 32]"),
-    Option("solver", FITTING, str, "auto", parameter="solver",
-           idle=only_in(LINEAR, "solver to choose: it is of gradient and full"),
-           help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules."),
+    Option("solver", FITTING, str, "auto", parameter="solver", idle=without_solver,
+           help="auto, subspace, dual (few samples), or adam or sgd with the paper's schedules; pairs (few labels) for "
+           "finetune alone."),
     Option("effort", FITTING, str, "auto", parameter="effort",
            idle=without_look,
            help="low: the topmost block, one linearization. auto: as deep, and moving, as held-out data ask for. high: "
-           "more depths and rates."),
+           "more depths and rates, and fine-tuning beside them."),
     Option("rounds", FITTING, str | None, None, parameter="rounds", convert=rounds,
            idle=without_rounds,
            help="1: one linearization. auto: the network moves where held-out data say so; a number: for so many "
            "passes. [by effort; 1 where θ₂ is named]"),
-    Option("augment", FITTING, str | None, None, parameter="augment", only_for=IMAGES,
-           help="mirror: add the mirror image of each training image."),
+    Option("augment", FITTING, str, "auto", parameter="augment", convert=augment, only_for=IMAGES,
+           help="mirror: add the mirror image of each training image. none: do not. auto: where held-out images ask "
+           "for it, as --effort says."),
     Option("parametrization", FITTING, str, "standard", "standard, ntk_fan_in or ntk_fan_out.",
            parameter="parametrization", idle=only_in(LINEAR, "w₂ that it could be of: it is of gradient and full")),
     Option("metric", FITTING, str, "auto", parameter="metric",

@@ -107,8 +107,8 @@ def rounds_chart(path: str | Path, rounds: Rounds) -> Path:
     for k, trial in enumerate(rounds.trials):
         best = k == rounds.best
         colour, training = (COLOURS["full"] if best else "0.6"), trial.training
-        axes.plot(range(1, len(training) + 1), training, "o-", color=colour, label=f"rate {trial.rate:g}")
-        axes.plot(len(training), trial.loss, "D", color=colour, label=f"rate {trial.rate:g}, held-out loss")
+        axes.plot(range(1, len(training) + 1), training, "o-", color=colour, label=trial.name)
+        axes.plot(len(training), trial.loss, "D", color=colour, label=f"{trial.name}, held-out loss")
         if best and rounds.more:
             passes = range(len(training) + 1, len(training) + len(rounds.more) + 1)
             axes.plot(passes, rounds.more, "s-", color=colour, label="on all samples")

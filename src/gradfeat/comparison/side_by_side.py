@@ -92,6 +92,8 @@ def compare(
     test = _read_test(base, data, X_test, y_test, crops)
     with progress.whole("compare", _stages(base, modes, data, test)):
         prepared = base.prepare(data, progress)
+        if prepared.stopped is not None:  # what was found so far is of some samples, and there is nothing beside it
+            raise KeyboardInterrupt
         models = _Models(base, prepared, test, progress)
         models.fit(estimators)
         return models.comparison()
@@ -176,6 +178,8 @@ class _Models:
         inputs = inputs_of(self.test.X, backbone)
         self._store = self._test_store(inputs)
         self.notes += [*backbone.notes, *(f"θ₂ {depth}" for depth in self.prepared.depths)]
+        if self.prepared.look is not None and self.prepared.look.mirrors:
+            self.notes.append("all models learn mirror images too, which a look found to lower the held-out loss")
         if inputs.preprocessing is not None:
             self.notes.append(f"images: {inputs.preprocessing.describe()}")
         if crops > 1:

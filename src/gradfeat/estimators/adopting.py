@@ -39,7 +39,7 @@ def fitted_of(parameters: Parameters, prepared: Prepared, fit: Fit, progress: Pr
     head = _head(prepared, fit, parameters.draw_seed(), progress)
     seconds = {**record.seconds, "merged head": time.perf_counter() - begun}
     return Fitted(
-        settings=Settings(**{field.name: getattr(parameters, field.name) for field in dataclasses.fields(Settings)}),
+        settings=_settings(parameters, prepared),
         network=prepared.network,
         targets=prepared.targets,
         columns=prepared.columns,
@@ -47,6 +47,11 @@ def fitted_of(parameters: Parameters, prepared: Prepared, fit: Fit, progress: Pr
         record=dataclasses.replace(record, seconds=seconds),
         merged_head=head,
     )
+
+
+def _settings(parameters: Parameters, prepared: Prepared) -> Settings:
+    given = {field.name: getattr(parameters, field.name) for field in dataclasses.fields(Settings)}
+    return Settings(**{**given, "augment": "mirror" if prepared.mirrored else None})
 
 
 def _weights(prepared: Prepared, fit: Fit) -> Weights:

@@ -60,6 +60,11 @@ class FittedAttributes:
         return self.fitted_.network.modules
 
     @property
+    def augment_(self) -> str | None:
+        """What was added to images: "mirror", as asked for or as a look found, or None."""
+        return self.fitted_.settings.augment
+
+    @property
     def backbone_(self) -> Backbone:
         """The network as it was when `fit` began, with its preprocessing."""
         return self.fitted_.network.backbone

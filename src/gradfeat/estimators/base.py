@@ -26,10 +26,13 @@ from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of, pre
 from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of, read_samples, read_truth
 from gradfeat.estimators.rebuilt import rebuilt_model, with_own_network, without_programs
 from gradfeat.estimators.warn import warn_user
-from gradfeat.fit import Fit, select_solver, solve
+from gradfeat.fit import Fit, Plan, select_solver, solve
 from gradfeat.fit.merge import MergedNetwork, merge, report_on
 from gradfeat.fit.predict import predict_logits
+from gradfeat.fit.rounds import fit_so_far
+from gradfeat.fit.run import Run
 from gradfeat.fit.stages import stages_of_fit
+from gradfeat.fit.steps import Rounds
 from gradfeat.linearization import Linearization
 from gradfeat.losses import target_mean
 from gradfeat.metrics.evaluation import mean_of_views
@@ -99,6 +102,8 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         """
         problem = prepared.problem
         plan = prepared.decided(self.plan(problem.n, seed=self.draw_seed()))
+        if prepared.stopped is not None:
+            return self._said(prepared, _fit_of_look(prepared, prepared.stopped, plan))
         linear = self.mode in ("gradient", "full")
         by_schedule = self.epochs is not None or self.clip_norm is not None
         if by_schedule and linear and select_solver(problem, plan)[0] not in OPTIMIZERS:
@@ -109,8 +114,11 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         lambda2 = plan.penalties.lambda2 if plan.penalties is not None and isinstance(self.penalty, Sequence) else 0
         if lambda2 > 0 and linear and self.solver in OPTIMIZERS:
             warn_user(f"solver={self.solver!r} has no penalty of w₂: the second one is not used")
-        fit = solve(problem, plan, progress)
-        for note in ([f"probe: {problem.probe.note}"] if problem.probe.note else []) + fit.notes:
+        return self._said(prepared, solve(problem, plan, progress))
+
+    def _said(self, prepared: Prepared, fit: Fit) -> Fit:
+        probe = prepared.problem.probe
+        for note in ([f"probe: {probe.note}"] if probe.note else []) + fit.notes:
             warn_user(note)
         return fit
 
@@ -265,3 +273,10 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         super().__setstate__(state)
         if hasattr(self, "fitted_"):
             self.fitted_ = with_own_network(self.fitted_, getattr(self, "backbone", None))
+
+
+def _fit_of_look(prepared: Prepared, rounds: Rounds, plan: Plan) -> Fit:
+    """Return the best of a look that was interrupted."""
+    problem = prepared.problem
+    run = Run([], plan.generator())
+    return fit_so_far(problem, plan, rounds, run, f"of the {problem.n} samples looked at, ")

@@ -135,7 +135,7 @@ def _checked_rounds(kind: _Kind) -> _Kind:
     return _Kind(check, kind.write, kind.read)
 
 
-_ROUNDS = _checked_rounds(_dataclass(Rounds, ("point",)))
+_ROUNDS = _checked_rounds(_dataclass(Rounds, ("point", "judged")))
 _SECONDS = _Kind(
     table(_NUMBER, 100, 1000),
     lambda seconds: {name: number_to_json(value) for name, value in seconds.items()},

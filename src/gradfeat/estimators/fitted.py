@@ -40,7 +40,7 @@ class Settings:
         loss: As it was asked for: a name, or "auto".
         effort: As it was asked for.
         rounds: As they were asked for; None: by effort.
-        augment: "mirror" or None.
+        augment: "mirror" where mirror images were learnt, as asked for or as a look found; else None.
     """
 
     mode: str

@@ -10,7 +10,7 @@ from gradfeat.estimators.parameters import Parameters
 from gradfeat.fit.look import FEWEST, STAGE
 from gradfeat.progress import Stage
 
-_COST = 4.0
+_COST = 5.0
 
 
 def looks(parameters: Parameters, n: int, *, random: bool = False) -> bool:

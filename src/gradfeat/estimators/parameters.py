@@ -51,7 +51,7 @@ class Parameters(BaseEstimator):
         parametrization: str = "standard",
         metric: str = "auto",
         loss: str = "auto",
-        augment: str | None = None,
+        augment: str | None = "auto",
         epochs: int | None = None,
         batch_size: int | None = None,
         clip_norm: float | None = None,
@@ -108,6 +108,7 @@ class Parameters(BaseEstimator):
             penalties=None if isinstance(self.penalty, str) else given_penalties(self.penalty),
             rounds=1 if self.rounds is None or mode != "full" else self.rounds,
             rates=WIDE_RATES if self.effort == "high" else RATES,
+            rival=self.effort == "high",
             parametrization=self.parametrization,
             metric=self.metric,
             schedule=paper_schedule(
@@ -210,10 +211,10 @@ def _check_choices(parameters: Parameters, checks: _Checks) -> None:
 
 def _check_augment(parameters: Parameters, checks: _Checks) -> None:
     augment: Any = parameters.augment
-    if augment not in (None, "mirror"):
+    if augment is not None and not (isinstance(augment, str) and augment in ("auto", "mirror")):
         flips = dict.fromkeys(("flip", "flips", "horizontal flip", "hflip"), "mirror")
-        meant = did_you_mean(str(augment), ["mirror"], flips)
-        checks.wrong.append(f"augment must be None or 'mirror', not {augment!r}.{meant}".removesuffix("."))
+        meant = did_you_mean(str(augment), ["auto", "mirror"], {**flips, "none": "None"})
+        checks.wrong.append(f"augment must be 'auto', 'mirror' or None, not {augment!r}.{meant}".removesuffix("."))
 
 
 def _check_rounds(parameters: Parameters, checks: _Checks) -> None:

@@ -30,9 +30,10 @@ from gradfeat.fit import prepare as prepare_problem
 from gradfeat.fit.checkpoint import Checkpoint, digest, resumed
 from gradfeat.fit.depth import Depth, choose_depth
 from gradfeat.fit.linearize import backbone_candidates, linearize_backbone
-from gradfeat.fit.look import MOST, STAGE, Look, look
+from gradfeat.fit.look import MOST, STAGE, Look, LookInterrupted, look
 from gradfeat.fit.penalties import given_penalties
 from gradfeat.fit.stages import LINEARIZE, NETWORK
+from gradfeat.fit.steps import Rounds
 from gradfeat.losses import Loss
 from gradfeat.progress import Progress
 from gradfeat.samples import Batches
@@ -72,6 +73,7 @@ class Prepared:
         columns: Of the table that X was.
         depths: Depths of θ₂ that a search or a look tried.
         look: What a look at some samples decided; None where there was none.
+        stopped: How θ̄₂ moved in a look that was interrupted; the problem is then that of the samples looked at.
     """
 
     problem: Problem
@@ -80,6 +82,12 @@ class Prepared:
     columns: Columns
     depths: Sequence[Depth] = ()
     look: Look | None = None
+    stopped: Rounds | None = None
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether mirror images are learnt."""
+        return self.problem.views == 2
 
     def decided(self, plan: Plan) -> Plan:
         """Return a plan with what a look decided: whether θ̄₂ of mode `full` moves; rounds that were asked for stay."""
@@ -107,7 +115,7 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
     samples = _counted(inputs, data, parameters.cv)
     example = samples.inputs.example(3)
     snapshot = backbone if isinstance(parameters.backbone, str | Path) else backbone.kept()
-    views = samples.inputs if parameters.augment is None else Mirrored(samples.inputs)
+    mirrored = parameters.augment == "mirror"
     seed = parameters.draw_seed()
     if seed is None and (_searches(parameters) or looks(parameters, len(samples.y))):  # all depths have one split
         seed = int(np.random.default_rng().integers(2**31 - 1))
@@ -117,7 +125,7 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
         backbone=backbone,
         example=example,
         samples=dataclasses.replace(samples, cv=cv),
-        views=views,
+        views=_views(samples.inputs, mirrored),
         loss=data.targets.loss,
         seed=seed,
         checkpoint=checkpoint,
@@ -125,7 +133,11 @@ def prepare(parameters: Parameters, data: TrainingData, progress: Progress | Non
     )
     made = _made(making)
     network = Network(snapshot, made.modules, example, built_from, parameters.weights)
-    return Prepared(made.problem, network, data.targets, data.columns, made.depths, made.look)
+    return Prepared(made.problem, network, data.targets, data.columns, made.depths, made.look, made.stopped)
+
+
+def _views(inputs: Inputs, mirrored: bool) -> Batches:
+    return Mirrored(inputs) if mirrored else inputs
 
 
 def inputs_of(X: Any, backbone: Backbone) -> Inputs:
@@ -204,14 +216,33 @@ class _Making:
     progress: Progress
     moves: bool = False  # θ̄₂ does
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether mirror images are among the views."""
+        return len(self.views) > len(self.samples.y)
+
+    @property
+    def asks_for_mirrors(self) -> bool:
+        """Whether a look is to judge mirror images: of images, where nothing is said of them."""
+        image = self.example.ndim == 4 and self.example.shape[-1] > 1 and self.example.is_floating_point()
+        return self.parameters.augment == "auto" and image
+
+    def with_mirrors(self) -> _Making:
+        """Return what the problem with mirror images is made from."""
+        return dataclasses.replace(self, views=_views(self.samples.inputs, True))
+
     def some(self, most: int) -> _Making:
         """Return what the problem of so many samples at most is made from, drawn at random; silent."""
         rows = drawn(self.samples.y, most, self.seed)
         inputs, weight = self.samples.inputs.subset(rows), self.samples.weight
         samples = _Samples(inputs, self.samples.y[rows], None if weight is None else weight[rows], cv=5)
-        views = inputs if self.parameters.augment is None else Mirrored(inputs)
         return dataclasses.replace(
-            self, samples=samples, views=views, checkpoint=None, progress=Progress(False), moves=True
+            self,
+            samples=samples,
+            views=_views(inputs, self.mirrored),
+            checkpoint=None if self.checkpoint is None else self.checkpoint.of({}, _seen(samples)),
+            progress=Progress(False),
+            moves=True,
         )
 
     @property
@@ -247,7 +278,7 @@ class _Making:
             cache=self._cache,
             memory=parameters.memory,
             batch_size=parameters.samples_at_a_time,
-            views=1 if parameters.augment is None else 2,
+            views=2 if self.mirrored else 1,
             random_state=self.seed,
             progress=self.progress,
             checkpoint=self.checkpoint,
@@ -267,6 +298,7 @@ class _Made:
     modules: str | Sequence[str]
     depths: Sequence[Depth] = ()
     look: Look | None = None
+    stopped: Rounds | None = None
 
 
 def _made(making: _Making) -> _Made:
@@ -295,6 +327,11 @@ def _looked(making: _Making) -> _Made:
     parameters, begun = making.parameters, time.perf_counter()
     some = making.some(MOST)
 
+    mirrored = None
+    if some.asks_for_mirrors:
+        own = None if some.checkpoint is None else some.checkpoint.within("mirrored", {})
+        mirrored = dataclasses.replace(some.with_mirrors(), checkpoint=own).problem
+
     def found() -> Look:
         return look(
             backbone_candidates(making.backbone, making.example),
@@ -302,15 +339,18 @@ def _looked(making: _Making) -> _Made:
             parameters.plan(len(some.samples.y), seed=making.seed),
             making.progress,
             all_depths=parameters.effort == "high",
+            mirrored=mirrored,
         )
 
-    checkpoint = None if making.checkpoint is None else making.checkpoint.of({}, _seen(some.samples))
-    result = resumed(checkpoint, "look", found, Look.pack, Look.unpack)
+    try:
+        result = resumed(some.checkpoint, "look", found, Look.pack, Look.unpack)
+    except LookInterrupted as ended:
+        return _Made(ended.problem, list(ended.modules), ended.look.tried, ended.look, ended.rounds)
     for note in result.notes:
         warn_user(f"effort={parameters.effort!r}: {note}")
     modules: str | Sequence[str] = "auto" if result.modules is None else list(result.modules)
     seconds = {STAGE: time.perf_counter() - begun}
-    making = dataclasses.replace(making, moves=result.modules is not None)
+    making = dataclasses.replace(making.with_mirrors() if result.mirrors else making, moves=result.modules is not None)
     problem = making.problem(modules)
     return _Made(dataclasses.replace(problem, seconds={**seconds, **problem.seconds}), modules, result.tried, result)
 

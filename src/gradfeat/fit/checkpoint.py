@@ -74,6 +74,18 @@ class Checkpoint:
         own._open(own.folder, about, digests=True)
         return own
 
+    def within(self, name: str, data: Mapping[str, Tensor | np.ndarray | None]) -> Checkpoint:
+        """Return a folder of its own in this one, for a fit within the fit.
+
+        Args:
+            name: Of the folder.
+            data: What it depends on beside what this one does.
+        """
+        own = copy.copy(self)
+        own.folder = self.folder / name
+        own._open(own.folder, {key: digest(value) for key, value in data.items()}, digests=True)
+        return own
+
     def _open(self, folder: Path, about: dict[str, str], *, digests: bool = False) -> None:
         path = folder / ABOUT
         try:

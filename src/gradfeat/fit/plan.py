@@ -27,6 +27,7 @@ class Plan:
         rounds: 1: one linearization, at the pre-trained θ̄₂. More: passes over the samples in which θ̄₂ moves in each
             trial, "auto" for `gradfeat.fit.rounds.PASSES` (see there). Of mode "full" alone.
         rates: Of rounds: AdamW's learning rates that are tried, ascending.
+        rival: Of rounds: whether fine-tuning is tried beside them (`gradfeat.fit.rival`).
         parametrization: The variables that w₂ is penalized and trained in.
         metric: What w₂ is penalized in: "plain", "whitened" (see `gradfeat.solvers.subspace.Subspace`), or "auto":
             plain where penalties are given, whitened where they are chosen; the better of both on validation data where
@@ -34,7 +35,8 @@ class Plan:
         splits: Validation parts, one after another; None: up to five for few samples, no sample in two of them, or
             three at random where a class has fewer than five; else one (see `gradfeat.fit.splits`).
         schedule: Of Adam and SGD; None: the paper's.
-        finetuning: What fine-tuning chooses from; None: `gradfeat.solvers.finetune.honest_search`.
+        finetuning: What fine-tuning chooses from, also as the rival of rounds; None:
+            `gradfeat.solvers.finetune.honest_search`.
         seed: Of splits, views, signs of the preconditioner, order of samples; None draws one.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     penalties: Penalties | None = None
     rounds: int | str = 1
     rates: tuple[float, ...] = RATES
+    rival: bool = False
     parametrization: str = "standard"
     metric: str = "auto"
     splits: int | None = None

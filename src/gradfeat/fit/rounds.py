@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit.checkpoint import keep_part, load_part
-from gradfeat.fit.penalties import NEGLIGIBLE
+from gradfeat.fit.judge import Judged, probe_of
 from gradfeat.fit.plan import RATES, Plan
 from gradfeat.fit.point import Point, check_finite, starting_model
-from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
+from gradfeat.fit.rival import on_all_samples, try_beside
 from gradfeat.fit.run import Run
 from gradfeat.fit.splits import Split
 from gradfeat.fit.steps import Rounds, Trial
 from gradfeat.fit.training import Training
 from gradfeat.model import GradientFeatureModel
-from gradfeat.solvers.finetune import Recipe, judged, trial_of
+from gradfeat.solvers.finetune import Recipe, trial_of
 from gradfeat.solvers.first_order import History
-from gradfeat.solvers.probe import Probe, fit_probe
+from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.schedule import Schedule
 from gradfeat.solvers.subspace import Solution
 
@@ -60,24 +58,54 @@ def fit_in_rounds(problem: Problem, plan: Plan, run: Run) -> Fit | None:
 
     Args:
         problem: The data, the network and the loss.
-        plan: How many passes a trial has, or "auto"; the seed.
+        plan: How many passes a trial has, or "auto"; whether fine-tuning is tried beside them; the seed.
         run: The first of its splits is the one to choose by. Told what was done in vain.
     """
-    rounds = search_rounds(problem, plan, run)
-    chosen = rounds.chosen
-    if chosen is None:
-        if rounds.interrupted:
-            raise KeyboardInterrupt
+    rounds, recipe = search_rounds(problem, plan, run), None
+    if plan.rival and not rounds.interrupted:
+        best = rounds.judged or judged_at(problem, rounds.point, run.splits[0])
+        recipe = try_beside(problem, plan, rounds, run, best)
+    if rounds.interrupted:
+        return fit_so_far(problem, plan, rounds, run)
+    if rounds.chosen is None:
         run.passes += rounds.passes
         return None
-    point = rounds.point
-    if rounds.interrupted:
-        run.notes.append(f"full: interrupted in the rounds; {_SEARCHED}{_resumable(problem)}")
-    else:
-        try:
+    try:
+        if rounds.chosen.recipe and recipe is not None:
+            point = _fine_tuned(problem, plan, recipe, rounds, run)
+        else:
             point = continued(problem, plan, rounds, run)
-        except ConvergenceError as error:
-            run.notes.append(f"full: the rounds went astray on all samples: {error}; {_SEARCHED}")
+    except ConvergenceError as error:
+        run.notes.append(f"full: the rounds went astray on all samples: {error}; {_SEARCHED}")
+        point = rounds.point
+    except KeyboardInterrupt:  # between two trainings
+        rounds.interrupted, rounds.reason, point = True, "interrupted before all samples were learnt", rounds.point
+        run.notes.append(f"full: {rounds.reason}; {_SEARCHED}{_resumable(problem)}")
+    return _fit_at(point, problem, plan, rounds, run)
+
+
+def fit_so_far(problem: Problem, plan: Plan, rounds: Rounds, run: Run, more: str = "") -> Fit:
+    """Return the best of rounds that were interrupted before they went over all samples: a trial, or the probe.
+
+    Args:
+        problem: What they are of.
+        plan: Theirs.
+        rounds: How they did; their reason says where they were interrupted.
+        run: Told of it.
+        more: What else the user should know of it.
+    """
+    said = f"full: {rounds.reason}; {more}{{}}{_resumable(problem)}"
+    if rounds.chosen is not None:
+        run.notes.append(said.format(_SEARCHED))
+        return _fit_at(rounds.point, problem, plan, rounds, run)
+    run.notes.append(said.format("no move of the network was better than the probe so far: the model is the probe"))
+    history = History([], run.passes + rounds.passes, run.seconds, "interrupted")
+    return Fit(starting_model(problem, "full", plan.parametrization), run.seconds, history, run.notes)
+
+
+def _fit_at(point: Point, problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Fit:
+    """Return the model of a point where rounds ended, and how they did."""
+    chosen = rounds.trials[rounds.best]
     point = _cooled(point, chosen.temperature)
     model = check_finite(point.model(problem.linearization, "full", plan.parametrization), "full")
     losses = [*chosen.training, *rounds.more]
@@ -97,16 +125,21 @@ def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
     if kept is not None:
         return _ended(Rounds.unpack(kept, problem.linearization.theta2))
     split = run.splits[0]
-    probe = _probe_of(problem, split)
+    probe = probe_of(problem, split)
     start = starting_model(problem, "finetune", probe=probe)
-    best = _Judged.of(problem, start, split)
-    rounds = Rounds(best.loss, Point.of_network(start))
+    best = Judged.of(problem, start, split)
+    rounds = Rounds(best.loss, Point.of_network(start), judged=best)
     for k, rate in enumerate(plan.rates):
-        trial, model, found = _tried(problem, plan, rate, k, run, probe)
+        try:
+            trial, model, found = _tried(problem, plan, rate, k, run, probe)
+        except KeyboardInterrupt:  # while it was judged
+            rounds.interrupted = True
+            return _ended(rounds, k + 1)
         rounds.trials.append(trial)
         rounds.passes += len(trial.training) * len(split.train) / problem.n
         if found is not None and found.clearly_better(best):
             rounds.best, rounds.point, best = k, Point.of_network(model), found
+            rounds.judged = best
         rounds.interrupted = found is not None and found.interrupted
         if rounds.interrupted:
             return _ended(rounds)
@@ -124,10 +157,7 @@ def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
         ConvergenceError: The network's loss where it was held out before is clearly higher than then.
     """
     chosen = rounds.trials[rounds.best]
-    model = starting_model(problem, "finetune")
-    theta2 = problem.linearization.theta2
-    w2 = {name: value - theta2[name].to(value) for name, value in rounds.point.theta2.items()}
-    model.set_weights(w1=rounds.point.w1, b=rounds.point.b, w2=w2)
+    model = _network_at(problem, rounds.point)
     training = Training(problem, plan, torch.arange(problem.n), title="fit", part=CONTINUED)
     recipe = recipe_of(*further(chosen), problem.n)
     history = training.run(model, recipe.schedule_of(problem.n), run.progress)
@@ -136,9 +166,34 @@ def continued(problem: Problem, plan: Plan, rounds: Rounds, run: Run) -> Point:
     if history.stopped == "interrupted":
         rounds.interrupted = True
         run.notes.append(f"full: interrupted after {len(history.loss)} passes over all samples{_resumable(problem)}")
-    # what was held out has been learnt now; a clearly higher loss there says that it went astray
-    loss = _Judged.of(problem, model, run.splits[0]).loss
-    if not loss <= chosen.loss + ASTRAY * (rounds.start - chosen.loss):
+    return _not_astray(problem, model, rounds, run)
+
+
+def _fine_tuned(problem: Problem, plan: Plan, recipe: Recipe, rounds: Rounds, run: Run) -> Point:
+    """Fine-tune on all samples; where that is interrupted, stay where the trial by this recipe ended.
+
+    Raises:
+        ConvergenceError: It diverged, or its loss where it was held out before is clearly higher than the trial's.
+    """
+    fit = on_all_samples(problem, plan, recipe, run)
+    rounds.passes += 0.0 if fit.history is None else fit.history.passes
+    if fit.interrupted:  # half of a schedule is no better than the whole of it on fewer samples
+        rounds.interrupted = True
+        run.notes.append(f"full: interrupted in fine-tuning on all samples; {_SEARCHED}{_resumable(problem)}")
+        return rounds.point
+    rounds.more = [] if fit.history is None else fit.history.loss
+    return _not_astray(problem, fit.model, rounds, run)
+
+
+def _not_astray(problem: Problem, model: GradientFeatureModel, rounds: Rounds, run: Run) -> Point:
+    """Return where a network is that has learnt what was held out: a clearly higher loss there says it went astray.
+
+    Raises:
+        ConvergenceError: It did.
+    """
+    least = rounds.trials[rounds.best].loss
+    loss = Judged.of(problem, model, run.splits[0]).loss
+    if not loss <= least + ASTRAY * (rounds.start - least):
         raise ConvergenceError("the loss rose where it was held out before")
     return Point.of_network(model)
 
@@ -171,12 +226,17 @@ def passes_of(rounds: int | str, n: int) -> int:
     return max(PASSES, math.ceil(FEWEST_STEPS / steps))
 
 
+def judged_at(problem: Problem, point: Point, split: Split) -> Judged:
+    """Judge the network of a problem with θ₂ and the head of a point."""
+    return Judged.of(problem, _network_at(problem, point), split)
+
+
 # ---- one trial ------------------------------------------------------------------------------------------------------
 
 
 def _tried(
     problem: Problem, plan: Plan, rate: float, k: int, run: Run, probe: Probe
-) -> tuple[Trial, GradientFeatureModel, _Judged | None]:
+) -> tuple[Trial, GradientFeatureModel, Judged | None]:
     """Return how a rate did, the network there, and how it was judged: not at all where training diverged."""
     split = run.splits[0]
     n = len(split.train)
@@ -185,60 +245,19 @@ def _tried(
     with suppress(ConvergenceError):
         training = Training(problem, plan, split.train, title=trial_of(k + 1), part=_part(k))
         history = training.run(model, recipe_of(rate, passes, n).schedule_of(n), run.progress)
-        found = _Judged.of(problem, model, split, interrupted=history.stopped == "interrupted")
+        found = Judged.of(problem, model, split, interrupted=history.stopped == "interrupted")
         return Trial(rate, passes, found.loss, found.errors, found.temperature, history.loss), model, found
     return Trial(rate, passes, math.inf), model, None
 
 
-def _probe_of(problem: Problem, split: Split) -> Probe:
-    """Return the probe of the samples that are not held out."""
-    rows = problem.all_views(split.train)
-    return fit_probe(
-        problem.store.features[rows],
-        problem.y[rows],
-        problem.loss,
-        sample_weight=problem.weight_of(rows),
-        penalty=problem.probe.penalty,
-        outputs=problem.outputs,
-    )
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A network on validation data, after the best temperature there.
-
-    Attributes:
-        loss: Weighted mean; infinite where outputs are not finite.
-        errors: Share of wrong classes.
-        temperature: The best one.
-        each: Loss of each sample, (k,).
-        share: Weight of each, of sum one.
-        interrupted: Whether its training was.
-    """
-
-    loss: float
-    errors: float
-    temperature: float
-    each: Tensor
-    share: Tensor
-    interrupted: bool = False
-
-    @staticmethod
-    def of(problem: Problem, model: GradientFeatureModel, split: Split, *, interrupted: bool = False) -> _Judged:
-        part = problem.subset(split.validation)
-        logits = store_logits(model, part.store)
-        found = judged(logits, part.y, problem.loss, part.weight, tempered=True)
-        each = problem.loss.per_sample(logits.double() / found.temperature, part.y)
-        share = torch.ones_like(each) if part.weight is None else part.weight.to(each)
-        loss = found.loss if math.isfinite(found.loss) else math.inf
-        return _Judged(loss, found.errors, found.temperature, each, share / share.sum(), interrupted)
-
-    def clearly_better(self, other: _Judged) -> bool:
-        """Whether the loss is lower by more than the error of the paired difference, and not by next to nothing."""
-        difference = other.each - self.each
-        mean = self.share @ difference
-        error = (self.share.square() @ (difference - mean).square()).sqrt()
-        return bool(mean > error) and self.loss < other.loss * (1 - NEGLIGIBLE)
+def _network_at(problem: Problem, point: Point) -> GradientFeatureModel:
+    """Return the network of a problem, of mode `finetune`, with θ₂ and the head of a point."""
+    model = starting_model(problem, "finetune")
+    w2 = {
+        name: point.theta2[name] - value.to(point.theta2[name]) for name, value in problem.linearization.theta2.items()
+    }
+    model.set_weights(w1=point.w1, b=point.b, w2=w2)
+    return model
 
 
 def _cooled(point: Point, temperature: float) -> Point:
@@ -246,11 +265,11 @@ def _cooled(point: Point, temperature: float) -> Point:
     return Point(point.theta2, omega, omega, point.b / temperature)
 
 
-def _ended(rounds: Rounds) -> Rounds:
-    """Say why they ended."""
+def _ended(rounds: Rounds, trial: int | None = None) -> Rounds:
+    """Say why they ended; where they were interrupted, in which trial, by default the last that is known."""
     chosen = rounds.chosen
     if rounds.interrupted:
-        rounds.reason = f"interrupted in trial {len(rounds.trials)}"
+        rounds.reason = f"interrupted in {trial_of(trial or len(rounds.trials))}"
     elif chosen is None:
         rounds.reason = _NO_MOVE
     else:

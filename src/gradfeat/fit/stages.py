@@ -6,6 +6,8 @@ and linearizing it do not depend on the number of samples, so they say nothing a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gradfeat.fit.choose import metrics_of
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.rounds import MORE, passes_of
@@ -48,4 +50,6 @@ def stages_of_plan(plan: Plan, n: int) -> list[Stage]:
         return [*choice, Stage("fit", _FIT), Stage(HEAD, _HEAD)]
     passes = _EPOCH * passes_of(plan.rounds, n)
     trials = [Stage(trial_of(k + 1), 0.8 * passes) for k in range(len(plan.rates))]
+    if plan.rival:
+        trials += stages_of_plan(replace(plan, mode="finetune", solver="auto"), n)[:-1]
     return [*trials, Stage("fit", MORE * passes), Stage(HEAD, _HEAD)]

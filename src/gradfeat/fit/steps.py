@@ -10,20 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from gradfeat.fit.checkpoint import Part
+from gradfeat.fit.judge import Judged
 from gradfeat.fit.point import Point
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One learning rate that was tried on the samples that were not held out.
+    """One learning rate, or fine-tuning by the best recipe, that was tried on the samples that were not held out.
 
     Attributes:
-        rate: Of AdamW.
+        rate: Of the optimizer.
         passes: Over these samples.
         loss: On validation data, after the temperature; infinite where training diverged.
         errors: Share of wrong classes there; 0 where targets are no classes.
         temperature: The best one there.
         training: Mean training loss of each pass.
+        recipe: Of fine-tuning, in words; of rounds there is none.
     """
 
     rate: float
@@ -32,13 +34,19 @@ class Trial:
     errors: float = 0.0
     temperature: float = 1.0
     training: list[float] = field(default_factory=list)
+    recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """What was tried, in words."""
+        return f"fine-tuning ({self.recipe})" if self.recipe else f"rate {self.rate:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for JSON, which has no infinity: a loss that is none is None."""
         return {**asdict(self), "loss": self.loss if math.isfinite(self.loss) else None}
 
     def __str__(self) -> str:
-        return f"rate {self.rate:g}: held-out loss {self.loss:.3f}"
+        return f"{self.name}: held-out loss {self.loss:.3f}"
 
 
 @dataclass
@@ -49,12 +57,13 @@ class Rounds:
         start: Validation loss of the probe that the trials start from, after a temperature.
         point: Where the best trial ended, with its head as ω̄ = w₁; of a model that was loaded from a file the model's
             own. It is not compared.
-        trials: The rates that were tried.
+        trials: The rates that were tried; fine-tuning last, where it was.
         best: Which of them is the best; -1 where none is better than the probe.
         more: Mean training loss of each further pass, over all samples.
         reason: Why they ended.
         passes: Work, in passes of training over all samples.
         interrupted: Whether Ctrl-C ended it.
+        judged: The best of them, or the probe, on validation data; None where that is not known. It is not compared.
     """
 
     start: float
@@ -65,6 +74,7 @@ class Rounds:
     reason: str = ""
     passes: float = 0.0
     interrupted: bool = False
+    judged: Judged | None = field(default=None, compare=False)
 
     @property
     def chosen(self) -> Trial | None:
