@@ -268,22 +268,25 @@ def tempered(
 
 def rounds(
     network: nn.Module,
-    probe: Callable[[Samples], Head],
+    probe: Callable[[Samples, float], Head],
     samples: Samples,
     split: tuple[Tensor, Tensor],
     each: Each,
     plan: tuple[int, Sequence[float], int],
     temperatures: Sequence[float] = TEMPERATURES.tolist(),
 ) -> Rounds:
-    """Move the whole network as the documentation says: by passes, rates and a seed, all θ₂."""
+    """Move the whole network as the documentation says: by passes, rates and a seed, all θ₂.
+
+    `probe` is given so many times the best one's penalty.
+    """
     passes, rates, seed = plan
     train, validation = (samples.rows(rows) for rows in split)
     share = validation.weight / validation.weight.sum()
-    head = probe(train)
+    head, heavier = probe(train, 1), probe(train, 30)
     start, temperature, best_each = tempered(network, head, validation, each, temperatures)
     found = Rounds(start, [], -1, temperature, [], network, head)
     for k, rate in enumerate(rates):
-        moved, moved_head, training = trained(network, head, train, each, rate, passes, seed)
+        moved, moved_head, training = trained(network, heavier, train, each, rate, passes, seed)
         loss, temperature, losses = tempered(moved, moved_head, validation, each, temperatures)
         found.losses.append(loss)
         found.training.append(training)

@@ -47,7 +47,7 @@ def logits_of(model: GradientFeatureModel) -> Tensor:
         return model(torch.from_numpy(data(50, seed=1)[0]).double())
 
 
-@pytest.mark.parametrize("recipes", [(GOOD,), (IDLE, GOOD)], ids=["one recipe", "two"])
+@pytest.mark.parametrize("recipes", [(GOOD,), (GOOD, IDLE)], ids=["one recipe", "two"])
 def test_fine_tuning_is_taken_where_it_is_clearly_better(recipes: tuple[Recipe, ...]) -> None:
     problem, fit = beside((1e-9,), *recipes)
     rounds = fit.rounds
@@ -156,7 +156,7 @@ def test_interruption_of_the_rival_on_all_samples_keeps_its_trial() -> None:
 @pytest.mark.parametrize(("stage", "report"), [("trial 2", 3), ("fit", 2), ("fit", 6)])
 def test_a_checkpoint_goes_on_with_the_rival(tmp_path: Path, stage: str, report: int) -> None:
     """With the same result as without an interruption; mode "finetune" in the same folder has its own training."""
-    rates, recipes = (1e-9,), (IDLE, GOOD)
+    rates, recipes = (1e-9,), (GOOD, IDLE)
     _, whole = beside(rates, *recipes)
 
     def kept() -> Problem:

@@ -218,14 +218,15 @@ CASES: list[tuple[str, int, tuple[float, ...]]] = [
 ]
 
 
-def probe_of(backbone: nn.Module, loss: Loss) -> Callable[[naive.Samples], naive.Head]:
+def probe_of(backbone: nn.Module, loss: Loss) -> Callable[[naive.Samples, float], naive.Head]:
     """Return the probe of some samples; its own tests say that it is the minimum."""
 
-    def probe(samples: naive.Samples) -> naive.Head:
+    def probe(samples: naive.Samples, factor: float) -> naive.Head:
         with torch.no_grad():
             f = backbone(samples.X)
         outputs = 3 if samples.y.ndim == 1 else 1
-        found = fit_probe(f, samples.y, loss, sample_weight=samples.weight, penalty=PENALTY, outputs=outputs)
+        weight, penalty = samples.weight, factor * PENALTY
+        found = fit_probe(f, samples.y, loss, sample_weight=weight, penalty=penalty, outputs=outputs)
         return found.omega, found.bias
 
     return probe

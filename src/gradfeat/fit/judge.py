@@ -13,7 +13,7 @@ from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.splits import Split
 from gradfeat.model import GradientFeatureModel
-from gradfeat.solvers.finetune import judged
+from gradfeat.solvers.finetune import judged, paired
 from gradfeat.solvers.probe import Probe, fit_probe
 
 
@@ -54,20 +54,18 @@ class Judged:
         Args:
             other: Judged by the same samples.
         """
-        difference = other.each - self.each
-        mean = self.share @ difference
-        error = (self.share.square() @ (difference - mean).square()).sqrt()
-        return bool(mean > error) and self.loss < other.loss * (1 - NEGLIGIBLE)
+        mean, error = paired(other.each - self.each, self.share)
+        return mean > error and self.loss < other.loss * (1 - NEGLIGIBLE)
 
 
-def probe_of(problem: Problem, split: Split) -> Probe:
-    """Return the probe of the samples that are not held out, with the penalty of that of all."""
+def probe_of(problem: Problem, split: Split, factor: float = 1.0) -> Probe:
+    """Return the probe of the samples that are not held out, with so many times the penalty of that of all."""
     rows = problem.all_views(split.train)
     return fit_probe(
         problem.store.features[rows],
         problem.y[rows],
         problem.loss,
         sample_weight=problem.weight_of(rows),
-        penalty=problem.probe.penalty,
+        penalty=factor * problem.probe.penalty,
         outputs=problem.outputs,
     )
