@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradfeat.errors import ConvergenceError
 from gradfeat.fit import Fit, Problem
 from gradfeat.fit.finetune import cool
+from gradfeat.fit.judge import probe_of
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.predict import store_logits
 from gradfeat.fit.splits import hold_out
@@ -89,9 +90,10 @@ def fit_lora(problem: Problem, search: Search, *, rank: int = RANK, seed: int = 
     validation = problem.subset(split.validation)
     selection, recipe = None, search.recipes[0]
     if len(split.validation):
+        started = replace(problem, probe=probe_of(problem, split))  # no head that a trial starts with knows what judges
 
         def run(candidate: Recipe) -> Trial:
-            lora, history = train_lora(problem, split.train, candidate, rank, seed)
+            lora, history = train_lora(started, split.train, candidate, rank, seed)
             if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt
             logits = store_logits(lora.model(), validation.store)

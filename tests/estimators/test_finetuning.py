@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torch import nn
 from gradfeat import GradientFeatureClassifier, GradientFeatureRegressor, linearize, load
 from gradfeat.data import Inputs
 from gradfeat.fit import Plan, Problem, prepare, solve
+from gradfeat.fit.splits import hold_out
 from gradfeat.losses import CrossEntropy
 from gradfeat.metrics import log_loss
 from gradfeat.solvers.finetune import Recipe, Search, honest_search
+from gradfeat.solvers.probe import fit_probe
 from gradfeat.solvers.schedule import Schedule
 
 
@@ -69,7 +72,7 @@ def test_a_recipe_is_ordinary_training(head: str) -> None:
 
 
 def test_the_search_beats_the_probe_and_says_what_it_chose() -> None:
-    X, y = data(200)
+    X, y = data(400)
     X_test, y_test = data(400, 1)
     tuned, probe = (
         GradientFeatureClassifier(network(), mode=mode, theta2="*", random_state=0, precision="float64").fit(X, y)
@@ -162,3 +165,18 @@ def test_batch_norms_in_training_mode_are_tried_where_there_are_some() -> None:
         )
         scores = tuned.fit(X, y).selection_.scores
         assert [recipe.batch_norms for recipe, _ in scores].count("training") == expected
+
+
+def test_the_probe_that_a_trial_starts_with_has_not_seen_what_judges_it() -> None:
+    X, y = data(100)
+    prepared = problem(X, y)
+    idle = Recipe(Schedule("adamw", 1e-12, 10_000, 1, 32), "probe", epochs=1)
+    plan = Plan(mode="finetune", finetuning=Search((idle, replace(idle, epochs=2))), seed=0)
+    split = hold_out(prepared, 0)
+    f, labels = prepared.store.features, torch.from_numpy(y)
+    probe = fit_probe(f[split.train], labels[split.train], CrossEntropy(), penalty=0.1)
+    logits = f[split.validation] @ probe.omega + probe.bias
+    expected = nn.functional.cross_entropy(logits, labels[split.validation])
+    selection = solve(prepared, plan).selection
+    assert selection is not None
+    assert [-score for _, score in selection.scores] == pytest.approx([expected.item()] * 2, rel=1e-6)

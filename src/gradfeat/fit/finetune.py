@@ -18,6 +18,7 @@ from gradfeat.errors import ConvergenceError
 from gradfeat.fit.batch_norms import BatchNormModel
 from gradfeat.fit.checkpoint import Part, resumed
 from gradfeat.fit.contract import Solver
+from gradfeat.fit.judge import probe_of
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.predict import store_logits
@@ -102,15 +103,16 @@ def _trained(
 
 
 def _selected(problem: Problem, plan: Plan, search: Search, split: Split, progress: Progress) -> Selection:
-    """Return the recipe whose trial is the best on validation data."""
+    """Return the recipe whose trial is the best on validation data, of which no head that a trial starts with knows."""
     validation = problem.subset(split.validation)
+    started = replace(problem, probe=probe_of(problem, split))
 
     def trial(recipe: Recipe, part: str, number: int) -> Trial:
         with suppress(ConvergenceError):  # so that a checkpoint knows of it too
             schedule = recipe.schedule_of(len(split.train))
             if search.trial_length != 1:
                 schedule = schedule.shortened(max(1, round(search.trial_length * schedule.iterations)))
-            training = Training(problem, plan, split.train, title=trial_of(number), part=part)
+            training = Training(started, plan, split.train, title=trial_of(number), part=part)
             model, history = _trained(training, recipe, schedule, progress)
             if history.stopped == "interrupted":  # half a search chooses nothing
                 raise KeyboardInterrupt

@@ -2,11 +2,11 @@
 
 A few passes of AdamW through the `network` program, at a few learning rates, on the samples that are not held out. Its
 head starts as a probe with `HEAVIER` times the penalty: the best probe is sure of the training samples already, and
-leaves little residual for the layers below. Each is judged on the others, after a temperature, beside the probe and the smaller rates: it is
-taken where its loss is lower by more than the standard error of the difference. The network then goes on from where it
-is, for half as many passes and at no larger rate than the smallest usual one, on all samples: what was held out is
-learnt too, and nothing that was done is thrown away. Its head, divided by the temperature, is ω̄ = w₁ of the linear
-model at the point reached. Where no rate is clearly better than the probe, θ̄₂ stays.
+leaves little residual for the layers below. Each is judged on the others, after a temperature, beside the probe and the
+smaller rates: it is taken where its loss is lower by more than the standard error of the difference. The network then
+goes on from where it is, for half as many passes and at no larger rate than the smallest usual one, on all samples:
+what was held out is learnt too, and nothing that was done is thrown away. Its head, divided by the temperature, is ω̄ =
+w₁ of the linear model at the point reached. Where no rate is clearly better than the probe, θ̄₂ stays.
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ class Search:
     Attributes:
         recipes: Each is tried, the most usual one first; one alone is taken as it is.
         trial_length: Length of a trial, as a share of the final run's.
-        wider: How many rates above those of the recipes are tried at most, one after another, while the best one is
-            the largest of them. Smaller ones than theirs hardly move the network: on a few dozen held-out samples the
-            choice falls on them by chance.
+        wider: How many rates above those of the recipes are tried at most, one after another, while the one with the
+            fewest errors is the largest of them. Smaller ones than theirs hardly move the network: on a few dozen
+            held-out samples the choice falls on them by chance.
         refined: Whether the best is then tried with half and twice the epochs, and with ten times the weight decay.
         batch_norms: Whether it is then tried with batch norms in training mode too, where θ₂ has some.
         tempered: Whether losses are judged, and the final model's outputs divided, by a temperature.
@@ -251,10 +251,10 @@ def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
         raise ConfigurationError("there must be at least one recipe to choose from")
     tried = [(recipe, _tried(run, recipe)) for recipe in search.recipes]
     best, trial = _best(tried)
-    if trial.loss == math.inf:
+    if _diverged(trial):
         raise ConvergenceError(f"fine-tuning diverged with every one of: {', '.join(map(str, search.recipes))}")
     for _ in range(search.wider):
-        further = beyond(best, [recipe for recipe, _ in tried])
+        further = beyond(_fewest_errors(tried)[0], [recipe for recipe, _ in tried])
         if further is None:
             break
         tried.append((further, _tried(run, further)))
@@ -266,9 +266,16 @@ def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
 
 def _best(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
     """Return the first that is not clearly worse than the best, by the one-standard-error rule."""
-    finished = [pair for pair in tried if pair[1].loss < math.inf] or tried[:1]
-    _, best = min(finished, key=lambda pair: (pair[1].errors, pair[1].loss))
-    return next(pair for pair in finished if not pair[1].clearly_worse(best))
+    _, best = _fewest_errors(tried)
+    return next(pair for pair in tried if pair[1] is best or not (_diverged(pair[1]) or pair[1].clearly_worse(best)))
+
+
+def _fewest_errors(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
+    return min(tried, key=lambda pair: (_diverged(pair[1]), pair[1].errors, pair[1].loss))
+
+
+def _diverged(trial: Trial) -> bool:
+    return trial.loss == math.inf
 
 
 def _tried(run: Callable[[Recipe], Trial], recipe: Recipe) -> Trial:
