@@ -19,7 +19,7 @@ from torch.func import functional_call, jacrev, vmap
 GRID = [10 ** (2 - k / 2) for k in range(11)]  # λ₂, in units: from 100 down to 0.001
 OMEGAS = (1, 10, 100, 1000)  # penalties of ω̄, and of the probes alone, in units of the best probe's
 LAMBDA1 = (0.3, 1, 10, 100)  # λ₁, in the same units
-FIRST, MORE = ((4, 1), (5, 1)), ((6, 2), (8, 2))  # indices into the grid, and iterations there at most
+FIRST, MORE = ((4, 1),), ((5, 1), (6, 2), (8, 2))  # indices into the grid, and iterations there at most
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -177,7 +177,7 @@ def choice(data: Dense, splits: Sequence[Split], light: float) -> tuple[dict[tup
         stopped = bool(losses) and grid.min() >= min(loss.min() for loss in losses.values())  # try no heavier ones
         losses[omega], spans[omega] = grid, of_omega
     best = min(losses, key=lambda omega: losses[omega].min())
-    iterations, before = 2, FIRST[-1][0]
+    iterations, before = 1, FIRST[-1][0]
     for index, most in MORE:
         if losses[best].min(0).argmin() < before - 1:  # lighter penalties only do harm
             break

@@ -11,13 +11,17 @@ from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.rounds import fit_in_rounds
 from gradfeat.fit.run import Run
-from gradfeat.fit.spans import subspace_of
+from gradfeat.fit.spans import Known, subspace_of
 from gradfeat.progress import Progress, Step
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.subspace import GAP, Penalties, Solution, Subspace
 
 GIVEN_ITERATIONS = 200
 """Most iterations with given penalties, which are solved to convergence."""
+
+
+LAST = 2
+"""Most iterations with chosen penalties, from the w₂ of the choice on, which has as many as were judged."""
 
 
 class SubspaceSolver(LinearSolver):
@@ -66,11 +70,12 @@ class SubspaceSolver(LinearSolver):
         metric = start.choice.metric if start.choice is not None else plan.metric
         plan = replace(plan, metric="plain" if metric == "auto" else metric)
         omega, bias, n = start.omega.omega, start.omega.bias, len(problem.store)
-        subspace = subspace_of(problem, plan, omega, bias, n, run.generator)
+        known = None if start.reached is None else Known(factors=start.reached.factors)
+        subspace = subspace_of(problem, plan, omega, bias, n, run.generator, known)
         for probe in start.probes:
             subspace.add_w1(probe.omega)
-        if start.w2 is not None:
-            subspace.add_w2(subspace.features.variables(start.w2))
+        if start.reached is not None:
+            subspace.add_w2(subspace.features.variables(start.reached.w2))
         with run.progress.step("fit") as done:
             penalties = self._penalties(problem, plan, start, subspace)
             combination, solution = self._minimum(subspace, penalties, start, done)
@@ -93,8 +98,9 @@ class SubspaceSolver(LinearSolver):
     ) -> tuple[Combination, Solution]:
         if start.choice is None:  # how many iterations it takes is not known
             return subspace.solve(penalties, gap=GAP, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None))
-        most = start.choice.iterations
+        most = start.choice.iterations if start.reached is None else min(start.choice.iterations, LAST)
         combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
         if not (solution.converged or solution.interrupted):
-            solution.reason = f"{len(solution.objective)} iterations, as chosen on held-out data"
+            from_choice = "" if start.reached is None else " from the choice's w₂"
+            solution.reason = f"{len(solution.objective)} iterations{from_choice}, as chosen on held-out data"
         return combination, solution
