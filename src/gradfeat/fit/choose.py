@@ -22,47 +22,22 @@ from gradfeat.fit.penalties import GRID, NEGLIGIBLE, Choice, Tried, best_omega_p
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.run import Run
-from gradfeat.fit.spans import Growth, Known, Stages, Validation, grow, probes_of, subspace_of
-from gradfeat.fit.splits import WHOLE, Split, path_count_of, some_of
+from gradfeat.fit.spans import Growth, Stages, Validation, grow, probes_of, subspace_of
+from gradfeat.fit.splits import WHOLE, Split, metric_count_of, path_count_of, some_of
 from gradfeat.progress import Step
 from gradfeat.solvers.gradient_features import Weights, add_scaled
-from gradfeat.solvers.kronecker import KroneckerFactors
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 STAGES = Stages(
     common=(Growth(1.0, 1),),
-    more=(Growth(10.0**-0.5, 1), Growth(0.1, 2), Growth(0.01, 2)),
+    more=(Growth(10.0**-0.5, 1), Growth(0.1, 2)),
 )
 """Heavy penalties first: the first directions are those of the solution that heavy penalties ask for. One direction is
 enough to tell the ω̄ from each other."""
 
 BOTH_BELOW = 400
 """Of fewer samples both metrics are tried, where that is cheap."""
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What a choice has come to, for the fit to all samples to begin with.
-
-    Attributes:
-        w2: The w₂ that it is of, the mean over the parts, in the units of θ₂.
-        factors: Of the preconditioner, and of the metric, of the first part.
-    """
-
-    w2: Weights
-    factors: KroneckerFactors
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return it by the names that it has in a part of a checkpoint."""
-        return {**named_w2(self.w2), **{f"factors/{name}": value for name, value in self.factors.tensors().items()}}
-
-    @staticmethod
-    def of_tensors(tensors: Mapping[str, Tensor], problem: Problem) -> Reached | None:
-        """Return it from the tensors of a part; None where there is none among them."""
-        w2 = w2_of(tensors, problem.linearization.theta2)
-        named = {name.removeprefix("factors/"): t for name, t in tensors.items() if name.startswith("factors/")}
-        return None if w2 is None else Reached(w2, KroneckerFactors.of_tensors(named, problem.linearization.device))
 
 
 def metrics_of(plan: Plan, n: int) -> list[str]:
@@ -72,41 +47,41 @@ def metrics_of(plan: Plan, n: int) -> list[str]:
     return ["whitened", "plain"] if n < BOTH_BELOW else ["whitened"]
 
 
-def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> tuple[Choice | None, Reached | None]:
+def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> tuple[Choice | None, Weights | None]:
     """Choose penalties under the plan's metric, or the better of two, and keep them in the checkpoint.
 
-    All ω̄ are tried under the first metric, and the best of them alone under the other, on those parts that judge ω̄.
+    All ω̄ are tried under the first metric, and the best of them alone under the other, on some of the parts.
 
     Returns:
-        The choice, None where there are too few samples to hold some out; and what it has come to (see
+        The choice, None where there are too few samples to hold some out; and the w₂ that it is of (see
         `choose_penalties`).
     """
     if not run.splits:
         return None, None
     first, *others = metrics_of(plan, problem.n)
-    best, reached = _choose_under(problem, replace(plan, metric=first), run, run.splits, stages)
-    passes, count = best.passes, _path_count(problem, plan, run.splits)
+    best, w2 = _choose_under(problem, replace(plan, metric=first), run, run.splits, stages)
+    passes, count = best.passes, _count(plan, run.splits, metric_count_of(problem.n))
     for name in others:
         omega_penalties = {plan.mode: [best_omega_penalty(best, problem.probe)]}
         known = replace(problem, omega_penalties=omega_penalties)
         other, of_other = _choose_under(known, replace(plan, metric=name), run, run.splits[:count], stages)
         passes += other.passes
         if other.loss < best.loss_on(count):
-            best, reached = other, of_other
-    return replace(best, passes=passes), reached
+            best, w2 = other, of_other
+    return replace(best, passes=passes), w2
 
 
-def _path_count(problem: Problem, plan: Plan, splits: Sequence[Split]) -> int:
-    """Return how many of the splits judge ω̄: all where their number is given."""
-    return len(splits) if plan.splits is not None else min(len(splits), path_count_of(problem.n))
+def _count(plan: Plan, splits: Sequence[Split], some: int) -> int:
+    """Return some of the splits' number, or all where it is given."""
+    return len(splits) if plan.splits is not None else min(len(splits), some)
 
 
 def _choose_under(
     problem: Problem, plan: Plan, run: Run, splits: Sequence[Split], stages: Stages
-) -> tuple[Choice, Reached | None]:
+) -> tuple[Choice, Weights | None]:
     """Choose penalties under one metric, or take the choice from the checkpoint."""
 
-    def compute() -> tuple[Choice, Reached | None]:
+    def compute() -> tuple[Choice, Weights | None]:
         rows = [Split(problem.random_views(split.train, run.generator), split.validation) for split in splits]
         return choose_penalties(problem, plan, rows, run, stages)
 
@@ -114,15 +89,15 @@ def _choose_under(
         problem.checkpoint,
         f"{_first_of_name(problem, plan.mode)}-penalties-{stages}-{plan.metric}",
         compute,
-        lambda choice: Part(asdict(choice[0]), {} if choice[1] is None else choice[1].tensors()),
-        lambda part: _unpack(part, problem),
+        lambda choice: Part(asdict(choice[0]), named_w2(choice[1])),
+        lambda part: _unpack(part, problem.linearization.theta2),
         run.generator,
     )
 
 
 def choose_penalties(
     problem: Problem, plan: Plan, splits: Sequence[Split], run: Run, stages: Stages = STAGES
-) -> tuple[Choice, Reached | None]:
+) -> tuple[Choice, Weights | None]:
     """Choose the penalties of ω̄, w₁ and w₂ by the loss on validation data.
 
     Args:
@@ -134,14 +109,14 @@ def choose_penalties(
         stages: How far the subspaces grow.
 
     Returns:
-        The choice, and what it has come to: a direction and factors for the fit to all samples to begin with. None
-        where no gradient term was chosen.
+        The choice, and the w₂ that it is of, the mean over the splits, in the units of θ₂: a direction for the fit to
+        all samples to begin with. None where no gradient term was chosen.
     """
     with run.progress.step("penalties") as done:
         path = _Path(problem, plan, splits, stages, run.generator, done)
         candidate = path.extended(path.on_all_parts(path.first_of_each_omega()))
     choice = path.choice(candidate)
-    return choice, candidate.reached if choice.gradients else None
+    return choice, candidate.w2 if choice.gradients else None
 
 
 class _Part:
@@ -165,8 +140,7 @@ class _Part:
     def begun(self, omega: float, generator: torch.Generator) -> Subspace:
         """Return the subspace of one ω̄, whose penalty is in units of the best probe's, with the probes' directions."""
         own, n_train = self.problem.fixed_omega or self.probes[GRID.omega.index(omega)], len(self.split.train)
-        known = Known(self._activations)
-        subspace = subspace_of(self.problem, self._plan, own.omega, own.bias, n_train, generator, known)
+        subspace = subspace_of(self.problem, self._plan, own.omega, own.bias, n_train, generator, self._activations)
         for probe in self.probes:
             subspace.add_w1(probe.omega)
         self._activations = subspace.f
@@ -195,7 +169,7 @@ class _Candidate:
         omega: Its penalty in units of the best probe's.
         losses: Validation losses, (splits, λ₁, λ₂).
         length: Mean squared length of its gradient features.
-        reached: The w₂ with the least mean loss, and the factors.
+        w2: The w₂ with the least mean loss, a mean over the splits.
         per_sample: The loss of each sample there, (n,); None in an older checkpoint.
         state: Of the random numbers before it.
         subspaces: Of each split; none where it comes from a checkpoint.
@@ -205,7 +179,7 @@ class _Candidate:
     omega: float
     losses: np.ndarray
     length: float
-    reached: Reached | None
+    w2: Weights | None
     per_sample: Tensor | None
     state: Tensor
     subspaces: list[Subspace] = field(default_factory=list)
@@ -251,7 +225,7 @@ class _Path:
         self.parts = [_Part(problem, plan, split, self.light) for split in splits]
         self._first = self.parts  # those that judge ω̄
         if len(self.omegas) > 1:
-            self._first = self.parts[: _path_count(problem, plan, splits)]
+            self._first = self.parts[: _count(plan, splits, path_count_of(problem.n))]
             if plan.splits is None and problem.n > WHOLE:
                 some = some_of(splits[0], generator)  # their penalties weigh as much against so many samples
                 light = self.light * len(splits[0].train) / len(some.train)
@@ -347,18 +321,17 @@ class _Path:
         iterations = sum(growth.iterations for growth in common.common)
         kept = load_part(problem.checkpoint, name, self.generator)
         if kept is not None:
-            reached, per_sample = Reached.of_tensors(kept.tensors, problem), kept.tensors.get("per sample")
+            w2, per_sample = w2_of(kept.tensors, problem.linearization.theta2), kept.tensors.get("per sample")
             self.passes += kept.values["passes"]
             losses = kept.tensors["losses"].numpy()
-            return _Candidate(omega, losses, kept.values["length"], reached, per_sample, state, iterations=iterations)
+            return _Candidate(omega, losses, kept.values["length"], w2, per_sample, state, iterations=iterations)
         candidate = _Candidate(omega, np.zeros(0), 1.0, None, None, state, iterations=iterations)
         self._judge(candidate, self._begun(self._first, omega))
         values = {"passes": self.passes - before, "length": candidate.length}
         tensors = {"losses": torch.from_numpy(candidate.losses)}
         if candidate.per_sample is not None:
             tensors["per sample"] = candidate.per_sample
-        more = {} if candidate.reached is None else candidate.reached.tensors()
-        keep_part(problem.checkpoint, name, Part(values, {**tensors, **more}), self.generator)
+        keep_part(problem.checkpoint, name, Part(values, {**tensors, **named_w2(candidate.w2)}), self.generator)
         return candidate
 
     def _begun(self, parts: Sequence[_Part], omega: float, length: float | None = None) -> list[Subspace]:
@@ -420,8 +393,7 @@ class _Path:
             add_scaled(w2, 1 / len(subspaces), subspace.features.natural(subspace.w2(point)))
             each.append(part.validation.per_sample(subspace.logits(point, part.validation.rows)))
         candidate.losses, candidate.subspaces, candidate.length = losses, subspaces, subspaces[0].length
-        candidate.reached = Reached(w2, subspaces[0].estimated)
-        candidate.per_sample = self._per_sample(each)
+        candidate.w2, candidate.per_sample = w2, self._per_sample(each)
 
     def _probe_losses(self, i: int) -> np.ndarray:
         """Return the mean loss of each part's validation samples for a probe alone, (splits,)."""
@@ -484,6 +456,6 @@ def _first_of_name(problem: Problem, mode: str) -> str:
     return mode if known is None else f"{mode}-of-{'-'.join(f'{omega:g}' for omega in known)}"
 
 
-def _unpack(part: Part, problem: Problem) -> tuple[Choice, Reached | None]:
+def _unpack(part: Part, theta2: Mapping[str, Tensor]) -> tuple[Choice, Weights | None]:
     choice = Choice(**{**part.values, "path": [Tried(**tried) for tried in part.values["path"]]})
-    return choice, Reached.of_tensors(part.tensors, problem)
+    return choice, w2_of(part.tensors, theta2)

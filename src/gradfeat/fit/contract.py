@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from gradfeat.fit.choose import Reached, choose, nearest_probe
+from gradfeat.fit.choose import choose, nearest_probe
 from gradfeat.fit.penalties import Choice, lightest
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import starting_model
@@ -25,6 +25,7 @@ from gradfeat.fit.spans import probes_of
 from gradfeat.model import GradientFeatureModel
 from gradfeat.progress import Progress
 from gradfeat.solvers.first_order import History
+from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Solution
 
@@ -65,13 +66,13 @@ class Start:
         omega: ω̄ of the gradient features.
         probes: Of all samples, with the penalties that were tried for ω̄; the problem's own where none were.
         choice: The penalties that were chosen; None where they are given, or there was nothing to choose on.
-        reached: What the choice has come to: a w₂ near the solution, and factors; or None.
+        w2: A w₂ near the solution, in the units of θ₂, or None.
     """
 
     omega: Probe
     probes: list[Probe]
     choice: Choice | None = None
-    reached: Reached | None = None
+    w2: Weights | None = None
 
     @property
     def passes(self) -> float:
@@ -101,8 +102,8 @@ class LinearSolver(Solver):
         """Return how penalties are judged, in words."""
         return "on held-out training data"
 
-    def choose(self, problem: Problem, plan: Plan, run: Run) -> tuple[Choice | None, Reached | None]:
-        """Choose penalties; None where there are too few samples. And what they have come to, or None."""
+    def choose(self, problem: Problem, plan: Plan, run: Run) -> tuple[Choice | None, Weights | None]:
+        """Choose penalties; None where there are too few samples. And a w₂ to begin with, or None."""
         return choose(problem, plan, run)
 
     @abstractmethod
@@ -117,7 +118,7 @@ class LinearSolver(Solver):
         """Return the fit of one linearization."""
         start = Start(problem.fixed_omega or problem.probe, [problem.probe])
         if plan.penalties is None:
-            choice, reached = self.choose(problem, plan, run)
+            choice, w2 = self.choose(problem, plan, run)
             if choice is None:
                 run.notes.append(f"{plan.mode}: too few samples to choose penalties {self.judged(problem)}")
             else:
@@ -125,7 +126,7 @@ class LinearSolver(Solver):
                 best = nearest_probe(probes, choice)
                 if not choice.gradients:
                     return self._probe_alone(problem, plan, run, choice, best)
-                start = Start(problem.fixed_omega or best, probes, choice, reached)
+                start = Start(problem.fixed_omega or best, probes, choice, w2)
         solved = self.solve(problem, plan, start, run)
         solution = solved.solution
         solution.passes = run.passes + solution.passes + start.passes

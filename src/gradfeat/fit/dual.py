@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gradfeat.fit.choose import Reached, choose
+from gradfeat.fit.choose import choose
 from gradfeat.fit.closed_form import SquaredSamples, choose_by_leave_one_out
 from gradfeat.fit.contract import LinearSolver, Solved, Start, of_subspace_alone
 from gradfeat.fit.dual_samples import DualSamples, counted
@@ -20,6 +20,7 @@ from gradfeat.losses import Quadratic
 from gradfeat.samples.store import available_memory
 from gradfeat.solvers.dual import DualPoint
 from gradfeat.solvers.dual_newton import DualProblem, NewtonPoint, curvature_unit, newton_dual
+from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.subspace import GAP, Penalties, Solution, bound
 
 MOST = 4000
@@ -60,7 +61,7 @@ class DualSolver(LinearSolver):
         """Return how penalties are judged, in words."""
         return "by leave-one-out" if isinstance(problem.loss, Quadratic) else super().judged(problem)
 
-    def choose(self, problem: Problem, plan: Plan, run: Run) -> tuple[Choice | None, Reached | None]:
+    def choose(self, problem: Problem, plan: Plan, run: Run) -> tuple[Choice | None, Weights | None]:
         """Choose penalties by leave-one-out for a squared loss, else on validation data; no w₂ is needed."""
         if isinstance(problem.loss, Quadratic):
             samples = SquaredSamples(problem, problem.loss, plan)

@@ -14,7 +14,6 @@ from gradfeat.fit.plan import Plan
 from gradfeat.fit.problem import Problem
 from gradfeat.losses import Loss
 from gradfeat.solvers.gradient_features import GradientFeatures
-from gradfeat.solvers.kronecker import KroneckerFactors
 from gradfeat.solvers.probe import Probe, fit_probes
 from gradfeat.solvers.subspace import Activations, Objective, Penalties, Subspace
 
@@ -46,19 +45,6 @@ class Stages:
 
     def __str__(self) -> str:
         return "-".join(f"{growth.lambda2_units:.3g}x{growth.iterations}" for growth in (*self.common, *self.more))
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a subspace before it is made.
-
-    Attributes:
-        activations: Of the same samples, from a subspace of another ω̄; of mode "full" alone.
-        factors: Of the preconditioner, from a subspace of nearly the same samples and ω̄.
-    """
-
-    activations: Activations | None = None
-    factors: KroneckerFactors | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ def subspace_of(
     bias: Tensor,
     n_train: int,
     generator: torch.Generator,
-    known: Known | None = None,
+    activations: Activations | None = None,
 ) -> Subspace:
     """Return the empty subspace of `full` or `gradient` on a problem's first samples.
 
@@ -112,10 +98,10 @@ def subspace_of(
         bias: With ω̄ the logits where the loss's curvature is looked at, (c,).
         n_train: How many are fitted to.
         generator: Of the preconditioner's signs.
-        known: What is known of it; None: nothing.
+        activations: Of the same samples, from a subspace of another ω̄; of mode "full" alone.
     """
-    train, known = torch.arange(n_train), known or Known()
-    f, activations = problem.store.features.to(omega), known.activations
+    train = torch.arange(n_train)
+    f = problem.store.features.to(omega)
     if plan.mode == "full" and activations is None:
         activations = Activations(f, train, problem.weight)
     return Subspace(
@@ -125,7 +111,6 @@ def subspace_of(
         start=f @ omega + bias,
         generator=generator,
         metric=plan.metric,
-        factors=known.factors,
     )
 
 

@@ -22,8 +22,11 @@ JUDGED = 300
 costs further subspaces, which take a pass for each direction."""
 
 PATH_BELOW = (600, 450, 340, 300)
-"""Below each of these numbers of samples one part more judges the penalties of ω̄, and both metrics where both are
-tried; the other parts judge λ₁ and λ₂ of the best ω̄ alone. So a sample less costs a part more at most."""
+"""Below each of these numbers of samples one part more judges the penalties of ω̄; the other parts judge λ₁ and λ₂ of
+the best ω̄ alone. So a sample less costs little more."""
+
+METRIC_BELOW = (400, 350, 320, 300)
+"""Below each of them one part more judges the second metric, where there is one."""
 
 WHOLE, TRAINED, JUDGING = 1500, 800, 400
 """Of more than `WHOLE` samples ω̄ is chosen on so many of the first part, fitted to and judged by."""
@@ -69,6 +72,16 @@ def path_count_of(n: int) -> int:
         [5, 4, 3, 2, 1, 1, 1]
     """
     return min(count_of(n), 1 + sum(n < below for below in PATH_BELOW))
+
+
+def metric_count_of(n: int) -> int:
+    """Return how many of them judge a second metric.
+
+    Example:
+        >>> [metric_count_of(n) for n in (100, 300, 375)]
+        [5, 4, 2]
+    """
+    return min(count_of(n), 1 + sum(n < below for below in METRIC_BELOW))
 
 
 def some_of(split: Split, generator: torch.Generator) -> Split:

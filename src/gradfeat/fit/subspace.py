@@ -11,7 +11,7 @@ from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit
 from gradfeat.fit.rounds import fit_in_rounds
 from gradfeat.fit.run import Run
-from gradfeat.fit.spans import Known, subspace_of
+from gradfeat.fit.spans import subspace_of
 from gradfeat.progress import Progress, Step
 from gradfeat.solvers.newton import Combination
 from gradfeat.solvers.subspace import GAP, Penalties, Solution, Subspace
@@ -21,14 +21,15 @@ GIVEN_ITERATIONS = 200
 
 
 LAST = 2
-"""Most iterations with chosen penalties, from the w₂ of the choice on, which has as many as were judged."""
+"""Most iterations with chosen penalties, from the w₂ of the choice on: that is the minimum over the subspace that was
+judged, and a few directions of all samples are what it lacks."""
 
 
 class SubspaceSolver(LinearSolver):
     """Preconditioned directions, and the exact minimum over their span (`gradfeat.solvers.subspace`).
 
-    Given penalties are solved to convergence, chosen ones for as many iterations as were judged on validation data:
-    under light penalties the optimum has learnt noise by heart.
+    Given penalties are solved to convergence, chosen ones for `LAST` iterations from the w₂ that was judged on
+    validation data: under light penalties the optimum has learnt noise by heart.
     """
 
     name = "subspace"
@@ -70,12 +71,11 @@ class SubspaceSolver(LinearSolver):
         metric = start.choice.metric if start.choice is not None else plan.metric
         plan = replace(plan, metric="plain" if metric == "auto" else metric)
         omega, bias, n = start.omega.omega, start.omega.bias, len(problem.store)
-        known = None if start.reached is None else Known(factors=start.reached.factors)
-        subspace = subspace_of(problem, plan, omega, bias, n, run.generator, known)
+        subspace = subspace_of(problem, plan, omega, bias, n, run.generator)
         for probe in start.probes:
             subspace.add_w1(probe.omega)
-        if start.reached is not None:
-            subspace.add_w2(subspace.features.variables(start.reached.w2))
+        if start.w2 is not None:
+            subspace.add_w2(subspace.features.variables(start.w2))
         with run.progress.step("fit") as done:
             penalties = self._penalties(problem, plan, start, subspace)
             combination, solution = self._minimum(subspace, penalties, start, done)
@@ -98,9 +98,9 @@ class SubspaceSolver(LinearSolver):
     ) -> tuple[Combination, Solution]:
         if start.choice is None:  # how many iterations it takes is not known
             return subspace.solve(penalties, gap=GAP, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None))
-        most = start.choice.iterations if start.reached is None else min(start.choice.iterations, LAST)
+        most = start.choice.iterations if start.w2 is None else min(start.choice.iterations, LAST)
         combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
         if not (solution.converged or solution.interrupted):
-            from_choice = "" if start.reached is None else " from the choice's w₂"
+            from_choice = "" if start.w2 is None else " from the choice's w₂"
             solution.reason = f"{len(solution.objective)} iterations{from_choice}, as chosen on held-out data"
         return combination, solution

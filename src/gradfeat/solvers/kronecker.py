@@ -38,22 +38,6 @@ class KroneckerFactors:
         self._spectra = spectra  # name -> eigenvalues, (o, i, taps); or the diagonal, of the shape of θ₂
         self.trace = sum(float(spectrum.sum()) for spectrum in spectra.values())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all that they are, by name, for a file."""
-        named = {f"spectrum/{name}": value for name, value in self._spectra.items()}
-        for name, (outputs, inputs) in self._bases.items():
-            named |= {f"outputs/{name}": outputs, f"inputs/{name}": inputs}
-        return {name: value.contiguous() for name, value in named.items()}
-
-    @staticmethod
-    def of_tensors(named: Mapping[str, Tensor], device: torch.device) -> KroneckerFactors:
-        """Return the factors that `tensors` gave."""
-        there = {name: value.to(device) for name, value in named.items()}
-        spectra = {name.removeprefix("spectrum/"): there[name] for name in there if name.startswith("spectrum/")}
-        pairs = {name: (f"outputs/{name}", f"inputs/{name}") for name in spectra}
-        bases = {name: (there[g], there[a]) for name, (g, a) in pairs.items() if g in there}
-        return KroneckerFactors(bases, spectra)
-
     def precondition(self, gradient: Mapping[str, Tensor], penalty: float) -> Weights:
         """Return ``(H + penalty)⁻¹ gradient``."""
         result: Weights = {}

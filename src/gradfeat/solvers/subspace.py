@@ -152,10 +152,8 @@ class Subspace:
         generator: Draws signs for the preconditioner.
         metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
             (`KroneckerFactors.whitened`).
-        factors: Factors in the variables of `features`, from a problem like this one; None: estimated here.
 
     Attributes:
-        estimated: The factors in the variables of `features`, as they were estimated or given.
         length: The mean squared length of a sample's gradient features, weighed by the curvature, as the factors have
             it. An estimate: problems that share penalties are given one.
     """
@@ -169,7 +167,6 @@ class Subspace:
         start: Tensor,
         generator: torch.Generator,
         metric: str = "plain",
-        factors: KroneckerFactors | None = None,
     ) -> None:
         self.features, self.f = features, f
         self.loss, self.y, self.train = objective.loss, objective.y, objective.train
@@ -178,7 +175,7 @@ class Subspace:
         curvature = self.loss.curvature(start[self.train].double())
         self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
-        self.factors = self.estimated = self._factors(start[self.train]) if factors is None else factors
+        self.factors = self._factors(start[self.train])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
         if self._fixed:
             change, self.factors = self.factors.whitened()
