@@ -32,7 +32,7 @@ from gradfeat.fit.splits import (
     hold_out,
     splits_of,
 )
-from gradfeat.fit.subspace import LAST, SubspaceSolver
+from gradfeat.fit.subspace import LEAST, SubspaceSolver
 from gradfeat.losses import CrossEntropy
 from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import fit_probe
@@ -77,8 +77,8 @@ def test_full_beats_the_probe_where_gradients_help() -> None:
     X_test, y_test = data(400, seed=1)
     full, probe = classifier().fit(X, y), classifier(mode="activation").fit(X, y)
     assert full.choice_.gradients
-    # from the w₂ of the subspaces that were judged on held-out data, or to the tolerance where that is sooner
-    iterations = min(LAST, full.choice_.iterations)
+    # as long as the subspace grew that was judged on held-out data, or to the tolerance where that is sooner
+    iterations = max(LEAST, full.choice_.iterations)
     assert full.solution_.converged or len(full.solution_.objective) == iterations
     assert len(full.solution_.objective) <= iterations
     assert full.score(X_test, y_test) > probe.score(X_test, y_test) + 0.1
@@ -100,8 +100,7 @@ class WithoutEnd(SubspaceSolver):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfeat.fit.subspace.LAST", 40)
+def test_the_fit_to_all_samples_begins_with_the_w2_of_the_choice(seed: int) -> None:
     problem, plan = problem_of(*data(noise=0.3)), Plan(metric="plain", seed=seed)
     begun, from_zero = (WithoutEnd(from_zero=value).fit(problem, plan) for value in (False, True))
     assert begun.choice == from_zero.choice
@@ -290,7 +289,7 @@ def test_as_many_samples_judge_of_any_number_that_has_as_many() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [300, 375, BOTH_BELOW, 600, ONE_SPLIT_FROM, WHOLE + 1])
+@pytest.mark.parametrize("n", [300, 375, BOTH_BELOW, 600, 850, ONE_SPLIT_FROM, WHOLE + 1])
 def test_a_sample_more_or_less_changes_the_passes_of_a_fit_by_less_than_half(n: int) -> None:
     X, y = data(60, noise=0.3)
     means = []

@@ -19,17 +19,15 @@ from gradfeat.solvers.subspace import GAP, Penalties, Solution, Subspace
 GIVEN_ITERATIONS = 200
 """Most iterations with given penalties, which are solved to convergence."""
 
-
-LAST = 2
-"""Most iterations with chosen penalties, from the w₂ of the choice on: that is the minimum over the subspace that was
-judged, and a few directions of all samples are what it lacks."""
+LEAST = 2
+"""Fewest iterations with chosen penalties: the choice may have had the least loss after one, of fewer samples."""
 
 
 class SubspaceSolver(LinearSolver):
     """Preconditioned directions, and the exact minimum over their span (`gradfeat.solvers.subspace`).
 
-    Given penalties are solved to convergence, chosen ones for `LAST` iterations from the w₂ that was judged on
-    validation data: under light penalties the optimum has learnt noise by heart.
+    Given penalties are solved to convergence, chosen ones for as many iterations as were judged on validation data, and
+    `LEAST` at least: under light penalties the optimum has learnt noise by heart.
     """
 
     name = "subspace"
@@ -98,9 +96,8 @@ class SubspaceSolver(LinearSolver):
     ) -> tuple[Combination, Solution]:
         if start.choice is None:  # how many iterations it takes is not known
             return subspace.solve(penalties, gap=GAP, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None))
-        most = start.choice.iterations if start.w2 is None else min(start.choice.iterations, LAST)
+        most = max(start.choice.iterations, LEAST)
         combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
         if not (solution.converged or solution.interrupted):
-            from_choice = "" if start.w2 is None else " from the choice's w₂"
-            solution.reason = f"{len(solution.objective)} iterations{from_choice}, as chosen on held-out data"
+            solution.reason = f"{len(solution.objective)} iterations, as chosen on held-out data"
         return combination, solution
