@@ -19,7 +19,7 @@ from torch.func import functional_call, jacrev, vmap
 GRID = [10 ** (2 - k / 2) for k in range(11)]  # λ₂, in units: from 100 down to 0.001
 OMEGAS = (1, 10, 100, 1000)  # penalties of ω̄, and of the probes alone, in units of the best probe's
 LAMBDA1 = (0.3, 1, 10, 100)  # λ₁, in the same units
-FIRST, MORE = ((4, 1),), ((5, 1), (6, 2), (8, 2))  # indices into the grid, and iterations there at most
+FIRST, MORE = ((4, 1),), ((5, 1), (6, 2))  # indices into the grid, and iterations there at most
 Split = tuple[np.ndarray, np.ndarray]
 
 

@@ -21,7 +21,7 @@ JUDGED = 300
 """Samples of fewer that judge a choice, where there are as many: so many parts are held out, one after another. Each
 costs further subspaces, which take a pass for each direction."""
 
-PATH_BELOW = (850, 600, 400, 300)
+PATH_BELOW = (850, 600, 430, 310)
 """Below each of these numbers of samples one part more judges the penalties of ω̄, some 200 samples in all; the other
 parts judge λ₁ and λ₂ of the best ω̄ alone. So a sample less costs little more."""
 
@@ -69,7 +69,7 @@ def path_count_of(n: int) -> int:
 
     Example:
         >>> [path_count_of(n) for n in (100, 300, 375, 500, 750, 999, 1000)]
-        [5, 4, 4, 3, 2, 1, 1]
+        [5, 5, 4, 3, 2, 1, 1]
     """
     return min(count_of(n), 1 + sum(n < below for below in PATH_BELOW))
 
