@@ -19,7 +19,7 @@ from torch.func import functional_call, jacrev, vmap
 GRID = [10 ** (2 - k / 2) for k in range(11)]  # λ₂, in units: from 100 down to 0.001
 OMEGAS = (1, 10, 100, 1000)  # penalties of ω̄, and of the probes alone, in units of the best probe's
 LAMBDA1 = (0.3, 1, 10, 100)  # λ₁, in the same units
-FIRST, MORE = ((4, 1), (5, 1)), ((6, 2), (8, 2))  # indices into the grid, and iterations there at most
+FIRST, MORE = ((4, 1),), ((5, 1), (6, 2))  # indices into the grid, and iterations there at most
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -142,8 +142,10 @@ class Span:
         return np.array([[loss(lambda1, index) for index in range(len(GRID))] for lambda1 in lambda1s])
 
 
-def choice(data: Dense, splits: Sequence[Split], light: float) -> tuple[dict[tuple[float, ...], float], int]:
-    """Choose penalties as the documentation says, under ‖w₂‖².
+def choice(
+    data: Dense, splits: Sequence[Split], light: float, first: int | None = None
+) -> tuple[dict[tuple[float, ...], float], int]:
+    """Choose penalties as the documentation says, under ‖w₂‖², ω̄ by the first splits alone (None: by all).
 
     Returns:
         The mean validation loss by the penalties (ω̄, λ₁, λ₂ in units), and how many directions were grown at most.
@@ -152,14 +154,12 @@ def choice(data: Dense, splits: Sequence[Split], light: float) -> tuple[dict[tup
     path: dict[tuple[float, ...], float] = {}
     losses: dict[float, np.ndarray] = {}
     spans: dict[float, list[Span]] = {}
-    stopped = False
+    stopped, of_first = False, slice(first)
     fitted = [(data.rows(train), data.rows(validation)) for train, validation in splits]
 
     def judged(group: list[Span]) -> np.ndarray:
-        return np.mean(
-            [span.validation_losses(validation, lambda1s) for span, (_, validation) in zip(group, fitted, strict=True)],
-            0,
-        )
+        pairs = zip(group, fitted[: len(group)], strict=True)
+        return np.mean([span.validation_losses(validation, lambda1s) for span, (_, validation) in pairs], 0)
 
     for omega in (light * factor for factor in OMEGAS):
         probes = [ridge(train.f, train, np.full(train.f.shape[1], omega)) for train, _ in fitted]
@@ -168,16 +168,19 @@ def choice(data: Dense, splits: Sequence[Split], light: float) -> tuple[dict[tup
         if stopped:
             continue
         of_omega = [Span(train, w1, np.eye(len(w1))) for (w1, _), (train, _) in zip(probes, fitted, strict=True)]
-        length = float(np.mean([span.length for span in of_omega]))  # so that an index means the same in all splits
+        # so that an index means the same in all splits
+        length = float(np.mean([span.length for span in of_omega[of_first]]))
         for span in of_omega:
             span.length = length
             for index, most in FIRST:
                 span.grow(light, index, most)
-        grid = judged(of_omega)
+        grid = judged(of_omega[of_first])
         stopped = bool(losses) and grid.min() >= min(loss.min() for loss in losses.values())  # try no heavier ones
         losses[omega], spans[omega] = grid, of_omega
     best = min(losses, key=lambda omega: losses[omega].min())
-    iterations, before = 2, FIRST[-1][0]
+    if first is not None:  # the others are not judged by all splits
+        losses = {best: judged(spans[best])}
+    iterations, before = 1, FIRST[-1][0]
     for index, most in MORE:
         if losses[best].min(0).argmin() < before - 1:  # lighter penalties only do harm
             break

@@ -23,17 +23,18 @@ from gradfeat.fit.plan import Plan
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.run import Run
 from gradfeat.fit.spans import Growth, Stages, Validation, grow, probes_of, subspace_of
-from gradfeat.fit.splits import Split
+from gradfeat.fit.splits import WHOLE, Split, metric_count_of, path_count_of, some_of
 from gradfeat.progress import Step
 from gradfeat.solvers.gradient_features import Weights, add_scaled
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Activations, Penalties, Subspace
 
 STAGES = Stages(
-    common=(Growth(1.0, 1), Growth(10.0**-0.5, 1)),
-    more=(Growth(0.1, 2), Growth(0.01, 2)),
+    common=(Growth(1.0, 1),),
+    more=(Growth(10.0**-0.5, 1), Growth(0.1, 2)),
 )
-"""Heavy penalties first: the first directions are those of the solution that heavy penalties ask for."""
+"""Heavy penalties first: the first directions are those of the solution that heavy penalties ask for. One direction is
+enough to tell the ω̄ from each other."""
 
 BOTH_BELOW = 400
 """Of fewer samples both metrics are tried, where that is cheap."""
@@ -49,7 +50,7 @@ def metrics_of(plan: Plan, n: int) -> list[str]:
 def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> tuple[Choice | None, Weights | None]:
     """Choose penalties under the plan's metric, or the better of two, and keep them in the checkpoint.
 
-    All ω̄ are tried under the first metric, and the best of them alone under the other.
+    All ω̄ are tried under the first metric, and the best of them alone under the other, on some of the parts.
 
     Returns:
         The choice, None where there are too few samples to hold some out; and the w₂ that it is of (see
@@ -57,21 +58,31 @@ def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> t
     """
     if not run.splits:
         return None, None
-    choices: list[tuple[Choice, Weights | None]] = []
-    for name in metrics_of(plan, problem.n):
-        if choices:
-            omega_penalties = {plan.mode: [best_omega_penalty(choices[0][0], problem.probe)]}
-            problem = replace(problem, omega_penalties=omega_penalties)
-        choices.append(_choose_under(problem, replace(plan, metric=name), run, stages))
-    choice, w2 = min(choices, key=lambda pair: pair[0].loss)
-    return replace(choice, passes=sum(other.passes for other, _ in choices)), w2
+    first, *others = metrics_of(plan, problem.n)
+    best, w2 = _choose_under(problem, replace(plan, metric=first), run, run.splits, stages)
+    passes, count = best.passes, _count(plan, run.splits, metric_count_of(problem.n))
+    for name in others:
+        omega_penalties = {plan.mode: [best_omega_penalty(best, problem.probe)]}
+        known = replace(problem, omega_penalties=omega_penalties)
+        other, of_other = _choose_under(known, replace(plan, metric=name), run, run.splits[:count], stages)
+        passes += other.passes
+        if other.loss < best.loss_on(count):
+            best, w2 = other, of_other
+    return replace(best, passes=passes), w2
 
 
-def _choose_under(problem: Problem, plan: Plan, run: Run, stages: Stages) -> tuple[Choice, Weights | None]:
+def _count(plan: Plan, splits: Sequence[Split], some: int) -> int:
+    """Return some of the splits' number, or all where it is given."""
+    return len(splits) if plan.splits is not None else min(len(splits), some)
+
+
+def _choose_under(
+    problem: Problem, plan: Plan, run: Run, splits: Sequence[Split], stages: Stages
+) -> tuple[Choice, Weights | None]:
     """Choose penalties under one metric, or take the choice from the checkpoint."""
 
     def compute() -> tuple[Choice, Weights | None]:
-        rows = [Split(problem.random_views(split.train, run.generator), split.validation) for split in run.splits]
+        rows = [Split(problem.random_views(split.train, run.generator), split.validation) for split in splits]
         return choose_penalties(problem, plan, rows, run, stages)
 
     return resumed(
@@ -92,7 +103,8 @@ def choose_penalties(
     Args:
         problem: The samples; its probe's penalty is where the path of ω̄ and w₁ begins.
         plan: Mode, parametrization, metric ("plain" or "whitened").
-        splits: Of rows of the problem's store: one version of each sample to fit to.
+        splits: Of rows of the problem's store: one version of each sample to fit to. The first of them judge ω̄, or a
+            part of them (see `gradfeat.fit.splits`), and all of them the penalties of the best one.
         run: Random numbers and progress.
         stages: How far the subspaces grow.
 
@@ -102,9 +114,51 @@ def choose_penalties(
     """
     with run.progress.step("penalties") as done:
         path = _Path(problem, plan, splits, stages, run.generator, done)
-        candidate = path.extended(path.first_of_each_omega())
+        candidate = path.extended(path.on_all_parts(path.first_of_each_omega()))
     choice = path.choice(candidate)
     return choice, candidate.w2 if choice.gradients else None
+
+
+class _Part:
+    """A split of a problem's samples, and what all ω̄ share there.
+
+    Args:
+        problem: All samples.
+        plan: Mode, parametrization, metric.
+        split: Of rows of the problem's store.
+        light: The lightest penalty of w₁ and ω̄.
+    """
+
+    def __init__(self, problem: Problem, plan: Plan, split: Split, light: float) -> None:
+        self.split, self.light, self._plan = split, light, plan
+        self.lambda1 = [light * factor for factor in GRID.lambda1] if plan.mode == "full" else [light]
+        self.problem = problem.subset(torch.cat([split.train, split.validation]))
+        self.validation = Validation.of(self.problem, len(split.train))
+        self.probes = probes_of(problem, split.train, light)
+        self._activations: Activations | None = None
+
+    def begun(self, omega: float, generator: torch.Generator) -> Subspace:
+        """Return the subspace of one ω̄, whose penalty is in units of the best probe's, with the probes' directions."""
+        own, n_train = self.problem.fixed_omega or self.probes[GRID.omega.index(omega)], len(self.split.train)
+        subspace = subspace_of(self.problem, self._plan, own.omega, own.bias, n_train, generator, self._activations)
+        for probe in self.probes:
+            subspace.add_w1(probe.omega)
+        self._activations = subspace.f
+        return subspace
+
+    def losses(self, subspace: Subspace) -> np.ndarray:
+        """Return the mean loss of the validation samples, (λ₁, λ₂)."""
+        return self.validation.losses(subspace, self.lambda1)
+
+    def probe_logits(self, i: int) -> Tensor:
+        """Return the logits of the validation samples under a probe alone, in double precision."""
+        probe, rows = self.probes[i], self.validation.rows
+        return (self.problem.store.features[rows].to(probe.omega) @ probe.omega + probe.bias).double()
+
+    def probe_loss(self, i: int) -> float:
+        """Return their mean loss."""
+        validation = self.validation
+        return float(validation.loss.value(self.probe_logits(i), validation.y, validation.weight))
 
 
 @dataclass
@@ -163,17 +217,19 @@ class _Path:
         generator: torch.Generator,
         report: Step,
     ) -> None:
-        self.problem, self.plan, self.splits, self.stages, self.generator = problem, plan, splits, stages, generator
+        self.problem, self.plan, self.stages, self.generator = problem, plan, stages, generator
         self.light = lightest(problem.probe)
-        self.lambda1 = [self.light * factor for factor in GRID.lambda1] if plan.mode == "full" else [self.light]
         self.omegas = [GRID.omega[0]] if problem.fixed_omega is not None else list(_omegas(problem, plan.mode))
-        self.probes = [probes_of(problem, split.train, self.light) for split in self.splits]
         self.tried: list[_Candidate] = []
         self.passes = 0.0
-        self._parts = [problem.subset(torch.cat([split.train, split.validation])) for split in splits]
-        pairs = zip(self._parts, splits, strict=True)
-        self._validations = [Validation.of(part, len(split.train)) for part, split in pairs]
-        self._activations: list[Activations | None] = [None] * len(self.splits)
+        self.parts = [_Part(problem, plan, split, self.light) for split in splits]
+        self._first = self.parts  # those that judge ω̄
+        if len(self.omegas) > 1:
+            self._first = self.parts[: _count(plan, splits, path_count_of(problem.n))]
+            if plan.splits is None and problem.n > WHOLE:
+                some = some_of(splits[0], generator)  # their penalties weigh as much against so many samples
+                light = self.light * len(splits[0].train) / len(some.train)
+                self._first = [_Part(problem, plan, some, light)]
         self._grown, self._report = 0, report
 
     # ---- the path of ω̄ ----------------------------------------------------------------------------------------------
@@ -190,6 +246,22 @@ class _Path:
             best = candidate
         return best
 
+    def on_all_parts(self, candidate: _Candidate) -> _Candidate:
+        """Return the best ω̄ as all parts judge it; what others judge is no longer compared with it."""
+        known = self._first if self.parts[: len(self._first)] == self._first else []
+        rest = self.parts[len(known) :]
+        if not rest:
+            return candidate
+        if known and not candidate.subspaces:
+            candidate.subspaces = self._begun_again(candidate)
+        candidate.state = self.generator.get_state()
+        length = candidate.length if known else None
+        subspaces = [*(candidate.subspaces if known else []), *self._begun(rest, candidate.omega, length)]
+        self._first = self.parts
+        self._judge(candidate, subspaces)
+        self.tried = [candidate]
+        return candidate
+
     def extended(self, candidate: _Candidate) -> _Candidate:
         """Grow the subspaces of the best ω̄ for further stages while the validation loss falls."""
         for before, growth in itertools.pairwise([self.stages.common[-1], *self.stages.more]):
@@ -197,12 +269,11 @@ class _Path:
                 break
             if not candidate.subspaces:  # from a checkpoint
                 candidate.subspaces = self._begun_again(candidate)
-            self._grow(candidate.subspaces, growth)
-            losses = self._losses(candidate.subspaces)
+            self._grow(self.parts, candidate.subspaces, growth)
+            losses = self._losses(self.parts, candidate.subspaces)
             if float(losses.mean(0).min()) > candidate.loss * (1 - NEGLIGIBLE):
                 break
-            candidate.losses = losses
-            candidate.w2, candidate.per_sample = self._mean_w2(candidate.subspaces, losses)
+            self._judge(candidate, candidate.subspaces, losses)
             candidate.iterations += growth.iterations
         return candidate
 
@@ -234,10 +305,10 @@ class _Path:
 
     def _points(self, candidate: _Candidate) -> Iterator[tuple[Tried, float, np.ndarray]]:
         """Yield the points of one ω̄: penalties and loss, the length of its features, the loss of each split."""
-        omega = self.light * candidate.omega
+        omega, lambda1 = self.light * candidate.omega, self.parts[0].lambda1
         for j, k in np.ndindex(*candidate.losses.shape[1:]):
             losses = candidate.losses[:, j, k]
-            tried = Tried(omega, self.lambda1[j], GRID.lambda2_units[k], float(losses.mean()))
+            tried = Tried(omega, lambda1[j], GRID.lambda2_units[k], float(losses.mean()))
             yield tried, candidate.length, losses
 
     # ---- one ω̄ -----------------------------------------------------------------------------------------------------
@@ -254,102 +325,92 @@ class _Path:
             self.passes += kept.values["passes"]
             losses = kept.tensors["losses"].numpy()
             return _Candidate(omega, losses, kept.values["length"], w2, per_sample, state, iterations=iterations)
-        subspaces = self._begun(omega)
-        losses = self._losses(subspaces)
-        w2, per_sample = self._mean_w2(subspaces, losses)
-        values = {"passes": self.passes - before, "length": subspaces[0].length}
-        tensors = {"losses": torch.from_numpy(losses), "per sample": per_sample, **named_w2(w2)}
-        keep_part(problem.checkpoint, name, Part(values, tensors), self.generator)
-        return _Candidate(omega, losses, subspaces[0].length, w2, per_sample, state, subspaces, iterations)
+        candidate = _Candidate(omega, np.zeros(0), 1.0, None, None, state, iterations=iterations)
+        self._judge(candidate, self._begun(self._first, omega))
+        values = {"passes": self.passes - before, "length": candidate.length}
+        tensors = {"losses": torch.from_numpy(candidate.losses)}
+        if candidate.per_sample is not None:
+            tensors["per sample"] = candidate.per_sample
+        keep_part(problem.checkpoint, name, Part(values, {**tensors, **named_w2(candidate.w2)}), self.generator)
+        return candidate
 
-    def _begun(self, omega: float) -> list[Subspace]:
-        """Return the subspaces of one ω̄ after the stages that all share."""
-        problem, subspaces = self.problem, []
-        for i, (part, split, probes) in enumerate(zip(self._parts, self.splits, self.probes, strict=True)):
-            own = problem.fixed_omega or probes[GRID.omega.index(omega)]
-            subspace = subspace_of(
-                part, self.plan, own.omega, own.bias, len(split.train), self.generator, self._activations[i]
-            )
-            for probe in probes:
-                subspace.add_w1(probe.omega)
-            self._activations[i] = subspace.f
-            self.passes += subspace.features.passes * len(part.store) / len(problem.store)
-            subspaces.append(subspace)
-        length = sum(subspace.length for subspace in subspaces) / len(subspaces)
+    def _begun(self, parts: Sequence[_Part], omega: float, length: float | None = None) -> list[Subspace]:
+        """Return the subspaces of one ω̄ on some parts after the stages that all share.
+
+        Args:
+            parts: The parts.
+            omega: Its penalty in units of the best probe's.
+            length: Of its gradient features, as other parts have estimated it; None: the mean of these.
+        """
+        subspaces = [part.begun(omega, self.generator) for part in parts]
+        for part, subspace in zip(parts, subspaces, strict=True):
+            self.passes += subspace.features.passes * len(part.problem.store) / len(self.problem.store)
+        if length is None:
+            length = sum(subspace.length for subspace in subspaces) / len(subspaces)
         for subspace in subspaces:  # so that a unit means the same in all splits
             subspace.length = length
-        self._grow(subspaces, *self.stages.common)
+        self._grow(parts, subspaces, *self.stages.common)
         return subspaces
 
     def _begun_again(self, candidate: _Candidate) -> list[Subspace]:
         """Return what `_begun` did when the random numbers were in another state; that work has been counted."""
         after, passes = self.generator.get_state(), self.passes
         self.generator.set_state(candidate.state)
-        subspaces = self._begun(candidate.omega)
+        subspaces = self._begun(self._first, candidate.omega)
         self.generator.set_state(after)
         self.passes = passes
         return subspaces
 
-    def _grow(self, subspaces: Sequence[Subspace], *growths: Growth) -> None:
+    def _grow(self, parts: Sequence[_Part], subspaces: Sequence[Subspace], *growths: Growth) -> None:
         """Grow the subspaces of one ω̄."""
-        most = len(self.splits) * (len(self.omegas) * len(self.stages.common) + len(self.stages.more))
-        for subspace in subspaces:
+        paths = len(self.omegas) * len(self.stages.common) * len(self._first)
+        most = paths + len(self.parts) * (1 + len(self.stages.more))
+        for part, subspace in zip(parts, subspaces, strict=True):
             before = subspace.features.passes
             for growth in growths:
-                grow(subspace, self.light, growth)
+                grow(subspace, part.light, growth)
                 self._grown += 1
                 self._report(self._grown, most)
             self.passes += (subspace.features.passes - before) * len(subspace.y) / len(self.problem.store)
 
     # ---- losses on validation data ----------------------------------------------------------------------------------
 
-    def _losses(self, subspaces: Sequence[Subspace]) -> np.ndarray:
-        """Return the mean loss of each split's validation samples for one ω̄, (splits, λ₁, λ₂)."""
-        pairs = zip(subspaces, self._validations, strict=True)
-        return np.stack([validation.losses(subspace, self.lambda1) for subspace, validation in pairs])
+    def _losses(self, parts: Sequence[_Part], subspaces: Sequence[Subspace]) -> np.ndarray:
+        """Return the mean loss of each part's validation samples for one ω̄, (splits, λ₁, λ₂)."""
+        return np.stack([part.losses(subspace) for part, subspace in zip(parts, subspaces, strict=True)])
 
-    def _mean_w2(self, subspaces: Sequence[Subspace], losses: np.ndarray) -> tuple[Weights, Tensor]:
-        """Return the mean over splits of the w₂ with the least mean of some validation losses, (splits, λ₁, λ₂).
+    def _judge(self, candidate: _Candidate, subspaces: list[Subspace], losses: np.ndarray | None = None) -> None:
+        """Write into a candidate what the parts that judge now say of its subspaces.
 
-        Returns:
-            That w₂; and the loss of each sample where it was held out, (n,) (see `_per_sample`).
+        Its w₂ is the mean over parts of the one with the least mean loss.
         """
+        parts = self._first
+        losses = self._losses(parts, subspaces) if losses is None else losses
         j, k = np.unravel_index(int(losses.mean(0).argmin()), losses.shape[1:])
-        total, parts = subspaces[0].features.zeros(), []
-        for subspace, validation in zip(subspaces, self._validations, strict=True):
-            point = subspace.minimum(Penalties(self.lambda1[j], GRID.lambda2_units[k] * subspace.unit))
-            add_scaled(total, 1 / len(subspaces), subspace.features.natural(subspace.w2(point)))
-            parts.append(validation.per_sample(subspace.logits(point, validation.rows)))
-        return total, self._per_sample(parts)
-
-    def _probe_logits(self, i: int) -> list[Tensor]:
-        """Return the logits of each split's validation samples under a probe alone, in double precision."""
-        f = self.problem.store.features
-        return [
-            (f[split.validation].to(probes[i].omega) @ probes[i].omega + probes[i].bias).double()
-            for split, probes in zip(self.splits, self.probes, strict=True)
-        ]
+        w2, each = subspaces[0].features.zeros(), []
+        for part, subspace in zip(parts, subspaces, strict=True):
+            point = subspace.minimum(Penalties(part.lambda1[j], GRID.lambda2_units[k] * subspace.unit))
+            add_scaled(w2, 1 / len(subspaces), subspace.features.natural(subspace.w2(point)))
+            each.append(part.validation.per_sample(subspace.logits(point, part.validation.rows)))
+        candidate.losses, candidate.subspaces, candidate.length = losses, subspaces, subspaces[0].length
+        candidate.w2, candidate.per_sample = w2, self._per_sample(each)
 
     def _probe_losses(self, i: int) -> np.ndarray:
-        """Return the mean loss of each split's validation samples for a probe alone, (splits,)."""
-        y, weight, loss = self.problem.y, self.problem.weight_of, self.problem.loss
-        rows = [split.validation for split in self.splits]
-        pairs = zip(self._probe_logits(i), rows, strict=True)
-        return np.array([float(loss.value(logits, y[part], weight(part))) for logits, part in pairs])
+        """Return the mean loss of each part's validation samples for a probe alone, (splits,)."""
+        return np.array([part.probe_loss(i) for part in self.parts])
 
     def _probe_per_sample(self, i: int) -> Tensor:
         """Return the loss of each sample under a probe alone, (n,) (see `_per_sample`)."""
-        y, loss = self.problem.y, self.problem.loss
-        pairs = zip(self._probe_logits(i), self.splits, strict=True)
-        return self._per_sample([loss.per_sample(logits, y[split.validation]) for logits, split in pairs])
+        return self._per_sample([part.validation.per_sample(part.probe_logits(i)) for part in self.parts])
 
-    def _per_sample(self, parts: Sequence[Tensor]) -> Tensor:
+    def _per_sample(self, each: Sequence[Tensor]) -> Tensor:
         """Return the losses of validation samples, (n,): the mean of one in several splits, NaN of one in none."""
         total = torch.zeros(len(self.problem.y), dtype=torch.float64)
         count = torch.zeros_like(total)
-        for split, losses in zip(self.splits, parts, strict=True):
-            total[split.validation.cpu()] += losses.detach().double().cpu()
-            count[split.validation.cpu()] += 1
+        for part, losses in zip(self._first, each, strict=True):
+            rows = part.split.validation.cpu()
+            total[rows] += losses.detach().double().cpu()
+            count[rows] += 1
         return total / count
 
 

@@ -20,7 +20,7 @@ from gradfeat.solvers.probe import Probe
 WORTH = 0.01
 """A deeper θ₂, which is twice as many blocks, is taken where the held-out loss is lower by this share at least."""
 
-SHORT = Stages(STAGES.common)
+SHORT = Stages((*STAGES.common, STAGES.more[0]))
 """How far the subspaces grow by which depths are compared."""
 
 

@@ -93,7 +93,8 @@ class Choice:
         omega_penalty: Penalty of ω̄.
         lambda1: λ₁.
         lambda2_units: λ₂ in units of the gradient features; infinite for no gradient term.
-        path: All that was tried.
+        path: What was judged on all parts: all that was tried of few samples, and of 1,000 to 1,500; of others no ω̄
+            but the best one is (see `gradfeat.fit.splits`).
         passes: Work, in passes over the samples.
         length: The gradient features' mean squared length, as it was estimated for this choice. Another estimate may be
             far from it where samples are few.
@@ -132,6 +133,10 @@ class Choice:
     def loss(self) -> float:
         """Its loss on validation data."""
         return min(tried.loss for tried in self.path)
+
+    def loss_on(self, parts: int) -> float:
+        """Return its mean loss on the first so many validation parts."""
+        return sum(self.losses[:parts]) / min(parts, len(self.losses))
 
     @property
     def gradients(self) -> bool:

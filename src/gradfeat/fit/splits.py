@@ -21,6 +21,16 @@ JUDGED = 300
 """Samples of fewer that judge a choice, where there are as many: so many parts are held out, one after another. Each
 costs further subspaces, which take a pass for each direction."""
 
+PATH_BELOW = (850, 600, 430, 310)
+"""Below each of these numbers of samples one part more judges the penalties of ω̄, some 200 samples in all; the other
+parts judge λ₁ and λ₂ of the best ω̄ alone. So a sample less costs little more."""
+
+METRIC_BELOW = (400, 350, 320, 300)
+"""Below each of them one part more judges the second metric, where there is one."""
+
+WHOLE, TRAINED, JUDGING = 1500, 800, 400
+"""Of more than `WHOLE` samples ω̄ is chosen on so many of the first part, fitted to and judged by."""
+
 PARTS = 5
 """Disjoint parts into which fewer samples are divided. All of the fewest are held out, each once, else some parts."""
 
@@ -52,6 +62,35 @@ def count_of(n: int) -> int:
         [5, 5, 4, 3, 2, 2, 1]
     """
     return 1 if n >= ONE_SPLIT_FROM else min(PARTS, math.ceil(PARTS * JUDGED / n))
+
+
+def path_count_of(n: int) -> int:
+    """Return how many of these parts judge ω̄.
+
+    Example:
+        >>> [path_count_of(n) for n in (100, 300, 375, 500, 750, 999, 1000)]
+        [5, 5, 4, 3, 2, 1, 1]
+    """
+    return min(count_of(n), 1 + sum(n < below for below in PATH_BELOW))
+
+
+def metric_count_of(n: int) -> int:
+    """Return how many of them judge a second metric.
+
+    Example:
+        >>> [metric_count_of(n) for n in (100, 300, 375)]
+        [5, 4, 2]
+    """
+    return min(count_of(n), 1 + sum(n < below for below in METRIC_BELOW))
+
+
+def some_of(split: Split, generator: torch.Generator) -> Split:
+    """Return some of a split's samples, at random, for the choice of ω̄."""
+    parts = ((split.train, TRAINED), (split.validation, JUDGING))
+    train, validation = (
+        rows[torch.randperm(len(rows), generator=generator)[:most].sort().values] for rows, most in parts
+    )
+    return Split(train, validation)
 
 
 def splits_of(problem: Problem, plan: Plan) -> list[Split]:

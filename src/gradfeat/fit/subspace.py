@@ -19,12 +19,15 @@ from gradfeat.solvers.subspace import GAP, Penalties, Solution, Subspace
 GIVEN_ITERATIONS = 200
 """Most iterations with given penalties, which are solved to convergence."""
 
+LEAST = 2
+"""Fewest iterations with chosen penalties: the choice may have had the least loss after one, of fewer samples."""
+
 
 class SubspaceSolver(LinearSolver):
     """Preconditioned directions, and the exact minimum over their span (`gradfeat.solvers.subspace`).
 
-    Given penalties are solved to convergence, chosen ones for as many iterations as were judged on validation data:
-    under light penalties the optimum has learnt noise by heart.
+    Given penalties are solved to convergence, chosen ones for as many iterations as were judged on validation data, and
+    `LEAST` at least: under light penalties the optimum has learnt noise by heart.
     """
 
     name = "subspace"
@@ -93,7 +96,7 @@ class SubspaceSolver(LinearSolver):
     ) -> tuple[Combination, Solution]:
         if start.choice is None:  # how many iterations it takes is not known
             return subspace.solve(penalties, gap=GAP, iterations=GIVEN_ITERATIONS, report=lambda k: done(k, None))
-        most = start.choice.iterations
+        most = max(start.choice.iterations, LEAST)
         combination, solution = subspace.solve(penalties, iterations=most, report=lambda k: done(k, most))
         if not (solution.converged or solution.interrupted):
             solution.reason = f"{len(solution.objective)} iterations, as chosen on held-out data"
