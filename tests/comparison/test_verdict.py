@@ -283,7 +283,7 @@ def test_a_learning_rate_at_the_edge_is_said() -> None:
     scores = [(recipe, 0.0) for recipe in recipes]
     said = [rate_edge(Selection(recipe, scores)) for recipe in recipes]
     words = ["smallest" if "smallest" in text else "largest" if "largest" in text else "" for text in said]
-    assert words == ["smallest", "", "largest"] * 2
+    assert words == ["", "largest", "smallest"] * 2
     assert rate_edge(Selection(recipes[0], scores[:1])) == ""
     assert rate_edge(None) == ""
 

@@ -285,7 +285,7 @@ def rounds(
     passes, rates, seed = plan
     train, validation = (samples.rows(rows) for rows in split)
     share = validation.weight / validation.weight.sum()
-    head, heavier = probe(train, 1), probe(train, 30)
+    head, heavier = probe(train, 1), probe(train, 30 if len(train.X) >= 600 else 1)
     start, temperature, best_each = tempered(network, head, validation, each, temperatures)
     found = Rounds(start, [], -1, temperature, [], network, head)
     for k, rate in enumerate(rates):

@@ -253,9 +253,17 @@ def both(task: str, seed: int, rates: tuple[float, ...], n: int = 150) -> tuple[
     return own, search_rounds(problem, plan, run_of(split)), found
 
 
-@pytest.mark.parametrize(("task", "seed", "rates"), CASES)
-def test_rounds_are_the_naive_ones(task: str, seed: int, rates: tuple[float, ...]) -> None:
-    fit, rounds, found = both(task, seed, rates)
+MANY = [  # of so many samples the head starts with a heavier penalty
+    ("classes", 1, (3e-3, 1e-2)),
+    ("regression", 0, (1e-3, 3e-3)),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "seed", "rates", "n"), [*((*case, 150) for case in CASES), *((*case, 800) for case in MANY)]
+)
+def test_rounds_are_the_naive_ones(task: str, seed: int, rates: tuple[float, ...], n: int) -> None:
+    fit, rounds, found = both(task, seed, rates, n)
     assert rounds.best == found.best
     assert rounds.start == pytest.approx(found.start, rel=1e-8)
     for trial, loss, training, rate in zip(rounds.trials, found.losses, found.training, rates, strict=True):

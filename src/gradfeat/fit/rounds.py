@@ -1,12 +1,13 @@
 """Rounds: θ̄₂ moves in many small steps, and the network is linearized where they end.
 
-A few passes of AdamW through the `network` program, at a few learning rates, on the samples that are not held out. Its
-head starts as a probe with `HEAVIER` times the penalty: the best probe is sure of the training samples already, and
-leaves little residual for the layers below. Each is judged on the others, after a temperature, beside the probe and the
-smaller rates: it is taken where its loss is lower by more than the standard error of the difference. The network then
-goes on from where it is, for half as many passes and at no larger rate than the smallest usual one, on all samples:
-what was held out is learnt too, and nothing that was done is thrown away. Its head, divided by the temperature, is ω̄ =
-w₁ of the linear model at the point reached. Where no rate is clearly better than the probe, θ̄₂ stays.
+A few passes of AdamW through the `network` program, at a few learning rates, on the samples that are not held out. Of
+many samples its head starts as a probe with `HEAVIER` times the penalty: the best probe is sure of the training samples
+already, and leaves little residual for the layers below. Each is judged on the others, after a temperature, beside the
+probe and the smaller rates: it is taken where its loss is lower by more than the standard error of the difference. The
+network then goes on from where it is, for half as many passes and at no larger rate than the smallest usual one, on all
+samples: what was held out is learnt too, and nothing that was done is thrown away. Its head, divided by the
+temperature, is ω̄ = w₁ of the linear model at the point reached. Where no rate is clearly better than the probe, θ̄₂
+stays.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from gradfeat.solvers.subspace import Solution
 PASSES = 8
 """Passes of each trial, for "auto"."""
 
-HEAVIER = 30.0
-"""Penalty of the probe that is the head where the trials start, in units of the best probe's."""
+HEAVIER, MANY = 30.0, 600
+"""Penalty of the probe that is the head where the trials start, in units of the best probe's, and of how many samples
+to learn on: of fewer a trial has so few steps that a small head would stay small, and it is the best probe."""
 
 FEWEST_STEPS = 100
 """Steps of a trial at least, for "auto": of few samples there are more passes."""
@@ -133,7 +135,7 @@ def search_rounds(problem: Problem, plan: Plan, run: Run) -> Rounds:
     start = starting_model(problem, "finetune", probe=probe)
     best = Judged.of(problem, start, split)
     rounds = Rounds(best.loss, Point.of_network(start), judged=best)
-    probe = probe_of(problem, split, HEAVIER)
+    probe = probe_of(problem, split, HEAVIER) if len(split.train) >= MANY else probe
     for k, rate in enumerate(plan.rates):
         try:
             trial, model, found = _tried(problem, plan, rate, k, run, probe)
