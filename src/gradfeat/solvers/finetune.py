@@ -140,7 +140,7 @@ class Trial:
         errors: Share of wrong classes; 0 where targets are no classes, so that the loss alone decides.
         each: What decides, of each validation sample, (n,): 1 where its class is wrong and 0 elsewhere, or its loss
             where targets are no classes. None where it is not known.
-        share: Weight of each, (n,), of sum one.
+        share: Weight of each, (n,), of sum one. Both are on the CPU, wherever the network is: a checkpoint's are too.
     """
 
     loss: float
@@ -302,9 +302,9 @@ def judged(logits: Tensor, y: Tensor, loss: Loss, weight: Tensor | None, *, temp
         losses = torch.stack([loss.value(logits / one, y, weight) for one in TEMPERATURES.tolist()])
         best = int(losses.argmin())
         value, temperature = float(losses[best]), float(TEMPERATURES[best])
-    share = torch.ones(len(logits), dtype=logits.dtype, device=logits.device) if weight is None else weight.to(logits)
+    share = torch.ones(len(logits), dtype=torch.float64) if weight is None else weight.double().cpu()
     share = share / share.sum()
     if loss.task != "multiclass":
-        return Trial(value, temperature, 0.0, loss.per_sample(logits / temperature, y), share)
-    wrong = (logits.argmax(1) != y).to(logits)
+        return Trial(value, temperature, 0.0, loss.per_sample(logits / temperature, y).cpu(), share)
+    wrong = (logits.argmax(1) != y).double().cpu()
     return Trial(value, temperature, float(share @ wrong), wrong, share)
