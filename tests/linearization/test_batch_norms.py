@@ -10,6 +10,7 @@ from torch import nn
 
 from gradfeat.linearization import Linearization, linearize
 from gradfeat.linearization.batch_norms import TrainableNetwork, has_batch_norms
+from gradfeat.linearization.lengths import LengthGroups, linearize_lengths
 
 X = torch.randn(7, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -92,3 +93,26 @@ def test_which_networks_have_some() -> None:
     assert not has_batch_norms(linearize(network(), X[:3], ["10"]))
     assert not has_batch_norms(linearize(network(), X[:3], ["3.weight"]))  # its offset is not free
     assert not has_batch_norms(linearized(network()).bfloat16())
+
+
+class Bag(nn.Module):
+    """The mean of embedded tokens under the mask, a layer and its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.norm = nn.Embedding(20, 8), nn.Linear(8, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ids, mask = x.unbind(1)
+        weight = mask.double()[:, :, None]
+        return self.norm(self.layer((self.embed(ids) * weight).sum(1) / weight.sum(1)))
+
+
+def test_texts_of_several_lengths_keep_theirs_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    bag, x = Bag().double().eval(), torch.ones(3, 2, 9, dtype=torch.int64)
+    x[0, :, 3:] = 0
+    grouped = linearize_lengths(bag, x, "layer", (3, 9))
+    assert isinstance(grouped, LengthGroups)
+    assert has_batch_norms(linearize(bag, x, "layer"))
+    assert not has_batch_norms(grouped)

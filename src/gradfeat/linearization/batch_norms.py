@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from gradfeat.contexts import plain
 from gradfeat.linearization.fold import Folding
+from gradfeat.linearization.lengths import LengthGroups
 from gradfeat.linearization.linearization import Linearization, Residuals
 
 MOMENTUM = 0.1
@@ -23,8 +24,12 @@ MOMENTUM = 0.1
 
 
 def has_batch_norms(linearization: Linearization) -> bool:
-    """Whether a layer of θ₂ has a folded batch norm whose offset is in θ₂ too, in single or double precision."""
-    return bool(_trainable(linearization)) and linearization.dtype in (torch.float32, torch.float64)
+    """Whether a layer of θ₂ has a folded batch norm whose offset is in θ₂ too, in single or double precision.
+
+    Programs of several lengths have none: a minibatch would have as many means as lengths.
+    """
+    plain_dtype = linearization.dtype in (torch.float32, torch.float64)
+    return bool(_trainable(linearization)) and plain_dtype and not isinstance(linearization, LengthGroups)
 
 
 def _trainable(linearization: Linearization) -> list[Folding]:
