@@ -40,6 +40,25 @@ def problem(X: np.ndarray, y: np.ndarray) -> Problem:
     return prepare(lin, Inputs(X), torch.from_numpy(y), CrossEntropy(), penalty=0.1)
 
 
+def by_hand(
+    own: nn.Module,
+    classifier: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    samples: tuple[np.ndarray, np.ndarray],
+    rate: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> None:
+    """Train for five epochs of minibatches of 16."""
+    generator, (x, labels) = plan.generator(), map(torch.from_numpy, samples)
+    for _ in range(5):
+        for batch in torch.randperm(len(x), generator=generator).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(classifier(own(x[batch])), labels[batch]).backward()
+            optimizer.step()
+            if rate is not None:
+                rate.step()
+
+
 @pytest.mark.parametrize("head", ["probe", "zero"])
 def test_a_recipe_is_ordinary_training(head: str) -> None:
     X, y = data(50)
@@ -58,13 +77,7 @@ def test_a_recipe_is_ordinary_training(head: str) -> None:
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: (i + 1) / 2 if i < 2 else 0.5 * (1 + math.cos(math.pi * (i - 2) / (steps - 2)))
     )
-    generator, x, labels = plan.generator(), torch.from_numpy(X), torch.from_numpy(y)
-    for _ in range(5):
-        for batch in torch.randperm(50, generator=generator).split(16):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(classifier(own(x[batch])), labels[batch]).backward()
-            optimizer.step()
-            rate.step()
+    by_hand(own, classifier, optimizer, plan, (X, y), rate)
     torch.testing.assert_close(model.w1.detach(), classifier.weight.detach().T, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.b.detach(), classifier.bias.detach(), rtol=1e-9, atol=1e-9)
     expected = own.get_parameter("2.weight") - network().get_parameter("2.weight")
@@ -145,12 +158,8 @@ def test_batch_norms_in_training_mode_are_ordinary_training(tmp_path) -> None:
         classifier.bias.zero_()
     trained = [p for name, p in own.named_parameters() if name != "0.bias"]  # a batch norm takes that off again
     optimizer = torch.optim.AdamW([*trained, *classifier.parameters()], lr=0.02, weight_decay=0.05)
-    generator, x, labels = plan.generator(), torch.from_numpy(X), torch.from_numpy(y)
-    for _ in range(5):
-        for batch in torch.randperm(50, generator=generator).split(16):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(classifier(own(x[batch])), labels[batch]).backward()
-            optimizer.step()
+    by_hand(own, classifier, optimizer, plan, (X, y))
+    x = torch.from_numpy(X)
     with torch.no_grad():
         torch.testing.assert_close(model(x), classifier(own.eval()(x)), rtol=1e-9, atol=1e-9)
 
