@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradfeat.estimators.fitted import Fitted, Record, Settings, Weights, logit_bias, value_bias
@@ -23,7 +22,8 @@ from gradfeat.progress import Progress
 def fitted_of(parameters: Parameters, prepared: Prepared, fit: Fit, progress: Progress) -> Fitted:
     """Return all that an estimator keeps of a fit, and fit the head of its merged network.
 
-    The model's intercept becomes the one that a model made from the returned weights has, to the last bit.
+    The model's weights become those that a model made from the returned ones has, to the last bit: w₂ is a difference
+    to θ̄₂, or in other variables, so what was trained is rounded once.
 
     Args:
         parameters: Of the estimator; their mode is the model's.
@@ -32,8 +32,7 @@ def fitted_of(parameters: Parameters, prepared: Prepared, fit: Fit, progress: Pr
         progress: Shows how far it is.
     """
     weights = _weights(prepared, fit)
-    with torch.no_grad():
-        fit.model.b.copy_(logit_bias(weights.b, prepared.targets.loss))
+    fit.model.set_weights(w1=weights.w1, b=logit_bias(weights.b, prepared.targets.loss), w2=weights.w2)
     record = _record(parameters, prepared, fit)
     begun = time.perf_counter()
     head = _head(prepared, fit, parameters.draw_seed(), progress)

@@ -38,7 +38,7 @@ class FineTuning(Solver):
     """Ordinary back-propagation; optimizer, rate, length and the head's start chosen on held-out training data.
 
     Each recipe of the plan's search is tried on four fifths of the samples. The one with the fewest errors on the
-    fifth, or the least loss where targets are no classes, or a more usual one that is not clearly worse, is trained on
+    fifth, or the least loss where targets are no classes, or the usual one where it is not clearly worse, is trained on
     all of them. Its outputs are divided by the temperature that was best for the trial.
     """
 

@@ -4,8 +4,8 @@ A recipe is what a practitioner would write down: optimizer, rate, decay, length
 several is that with the fewest errors on validation data, as a practitioner would choose, and among equals that with
 the least loss after a temperature that is fitted there too: a scalar that costs nothing and takes no accuracy, and
 without which a network that is sure of too much loses to one that is not. Some hundred samples do not tell a dozen
-recipes apart, so a more usual recipe that is not clearly worse than the best is taken for it: the one-standard-error
-rule (Breiman, Friedman, Olshen & Stone, 1984, Sec. 3.4.3).
+recipes apart, so the usual one, the first of a search, is kept where it is not worse than the best by more than the
+standard error of the paired difference.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Search:
     """What is tried.
 
     Attributes:
-        recipes: Each is tried, the most usual one first; one alone is taken as it is.
+        recipes: Each is tried, the usual one first; one alone is taken as it is.
         trial_length: Length of a trial, as a share of the final run's.
         wider: How many rates above those of the recipes are tried at most, one after another, while the one with the
             fewest errors is the largest of them. Smaller ones than theirs hardly move the network: on a few dozen
@@ -182,7 +182,7 @@ class Selection:
     Attributes:
         best: The winner.
         scores: Each recipe's score on validation data, less its loss there; -inf where training diverged. The winner
-            has the fewest errors, or is a more usual one with hardly more, which may not be the least loss.
+            has the fewest errors, or is the usual one with hardly more, which may not be the least loss.
         temperature: The winner's outputs are divided by it.
         seconds: Time of the search.
     """
@@ -230,7 +230,7 @@ def refinements(best: Recipe, search: Search) -> list[Recipe]:
 
 
 def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
-    """Train by each recipe and return the first that is not clearly worse than the best.
+    """Train by each recipe and return the best, or the first where it is not clearly worse.
 
     The best has the fewest errors, and among equals the least loss; clearly worse is by more than one standard error.
 
@@ -265,9 +265,9 @@ def select(search: Search, run: Callable[[Recipe], Trial]) -> Selection:
 
 
 def _best(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
-    """Return the first that is not clearly worse than the best, by the one-standard-error rule."""
-    _, best = _fewest_errors(tried)
-    return next(pair for pair in tried if pair[1] is best or not (_diverged(pair[1]) or pair[1].clearly_worse(best)))
+    """Return the usual recipe, which is the first, where it is not clearly worse than the best of all."""
+    best, (_, usual) = _fewest_errors(tried), tried[0]
+    return best if _diverged(usual) or usual.clearly_worse(best[1]) else tried[0]
 
 
 def _fewest_errors(tried: Sequence[tuple[Recipe, Trial]]) -> tuple[Recipe, Trial]:
