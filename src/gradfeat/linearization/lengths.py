@@ -17,6 +17,7 @@ from gradfeat.linearization.build import linearize
 from gradfeat.linearization.capture import Features
 from gradfeat.linearization.layout import agree
 from gradfeat.linearization.linearization import Linearization
+from gradfeat.linearization.per_sample import SampleGradients
 from gradfeat.linearization.record import LayerCall
 
 
@@ -170,6 +171,13 @@ class LengthGroups(Linearization):
     def full_precision(self) -> LengthGroups:
         """Return the linearization in the precision of the captured network, at its θ̄₂, where this one is in half."""
         return LengthGroups([self._of(i).full_precision() for i in range(len(self.members))], self.lengths)
+
+    def sample_gradients(self, cotangents: Sequence[Tensor], residuals: Any) -> list[SampleGradients]:
+        """Return J(xₙ)ᵀ u of each sample by itself, of texts of one group, as a store's batches are."""
+        present = _present(residuals)
+        if len(present) > 1:
+            raise ValueError(f"the samples must be of one group of lengths, not of {len(present)}")
+        return [found for i, part in present for found in self._of(i).sample_gradients(cotangents, part)]
 
     @plain()
     def _pull(self, u: Tensor, residuals: Any, layers: bool) -> tuple[dict[str, Tensor], list[LayerCall]]:

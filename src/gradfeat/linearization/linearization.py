@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from gradfeat.errors import ConfigurationError, did_you_mean
 from gradfeat.linearization.capture import flatten_inputs
 from gradfeat.linearization.fold import Folding
 from gradfeat.linearization.layout import Layout
+from gradfeat.linearization.per_sample import PerSample, SampleGradients
 from gradfeat.linearization.programs import Parts, build_module, channels_last, lay_out_weights, prefer_channels_last
 from gradfeat.linearization.record import LayerCall
 from gradfeat.linearization.transposed import Transposer
@@ -82,12 +83,13 @@ class Blueprint:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of a sample: floating-point numbers, other bytes
     checks: list[str] = field(default_factory=list)  # that the programs have passed
     transposer: Transposer = field(init=False)
+    per_sample: PerSample = field(init=False)
 
     def __post_init__(self) -> None:
-        self.transposer = Transposer(self.names)
+        self.transposer, self.per_sample = Transposer(self.names), PerSample(self.names)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Blueprint:
-        return self  # nothing in it ever changes but what the transposer has traced, which serves all
+        return self  # nothing in it ever changes but what was traced, which serves all
 
 
 class Linearization(nn.Module):
@@ -255,6 +257,19 @@ class Linearization(nn.Module):
             residuals: What `primal` returned for these samples.
         """
         return self._pull(u, residuals, layers=True)
+
+    @computing()
+    @plain()
+    def sample_gradients(self, cotangents: Sequence[Tensor], residuals: Residuals) -> list[SampleGradients]:
+        """Return J(xₙ)ᵀ u of each sample by itself, for several cotangents u.
+
+        Args:
+            cotangents: Each (d,), the same of all samples, or (n, d).
+            residuals: What `primal` returned for n samples.
+        """
+        cotangents = [u.to(residuals[0].device, self.dtype) for u in cotangents]
+        layouts = self._blueprint.residual_layouts
+        return self._blueprint.per_sample(self._tangent, self.theta2, residuals, layouts, cotangents)
 
     @computing()
     @plain()

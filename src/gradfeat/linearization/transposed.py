@@ -95,7 +95,7 @@ class Transposer:
             traced = make_fx(pull)(*arguments)
         except RuntimeError:  # an operation that reads values, say: autograd goes on to serve
             return None
-        _drop_forward(traced)
+        drop_forward(traced)
         blank = torch.empty(0)
         return traced, [replace(call, z=blank, output=blank) for call in calls]
 
@@ -124,7 +124,7 @@ class Transposer:
         return [*found[: len(w2)], *(x for call, g in zip(calls, cotangents, strict=True) for x in (call.z, g))]
 
 
-def _drop_forward(program: fx.GraphModule) -> None:
+def drop_forward(program: fx.GraphModule) -> None:
     """Leave out of a traced program what its outputs do not depend on."""
     graph = program.graph
     for node in list(graph.nodes):
