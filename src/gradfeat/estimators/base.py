@@ -18,13 +18,14 @@ from gradfeat.data.crops import views_of
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.adapter_writer import save
 from gradfeat.estimators.adopting import fitted_of
-from gradfeat.estimators.attributes import FittedAttributes
+from gradfeat.estimators.answering import Answering
 from gradfeat.estimators.fitted import Fitted
 from gradfeat.estimators.looking import stages_of_look
 from gradfeat.estimators.parameters import Parameters, check_parameters
 from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of, prepare
 from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of, read_samples, read_truth
 from gradfeat.estimators.rebuilt import rebuilt_model, with_own_network, without_programs
+from gradfeat.estimators.recalling import Trained, recalled
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Fit, Plan, select_solver, solve
 from gradfeat.fit.merge import MergedNetwork, merge, report_on
@@ -41,7 +42,7 @@ from gradfeat.progress import Progress
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 
-class GradientFeatureEstimator(FittedAttributes, Parameters):
+class GradientFeatureEstimator(Answering, Parameters):
     """What the classifier and the regressor share.
 
     A fit is `read`, `prepare`, `solve` and `adopt`. Whoever fits several models to the same data calls them one by one:
@@ -59,7 +60,11 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
             n = len(data)
             with progress.whole(self.mode, [*stages_of_look(self, n), *stages_of_fit(self.plan(n), n)]):
                 prepared = self.prepare(data, progress)
-                self.adopt(prepared, self.solve(prepared, progress), progress)
+                fit = self.solve(prepared, progress)
+                self.adopt(prepared, fit, progress)
+            if prepared.stopped is None and not prepared.problem.store.inputs.random:
+                plan = prepared.decided(self.plan(n))
+                self._trained = Trained.of(prepared.problem, data.weight, n, plan, fit)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -140,6 +145,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
             model: Its model; None: built when it is needed.
         """
         self._model = model
+        self._trained = self._answers = None
         self.fitted_ = fitted
         for name, value in (("n_features_in_", fitted.columns.count), ("feature_names_in_", fitted.columns.names)):
             if value is None:
@@ -148,6 +154,25 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
                 setattr(self, name, value)
 
     # ---- what a fitted estimator does -------------------------------------------------------------------------------
+
+    def recall(self, X: Any, y: Any = None, sample_weight: Any = None) -> GradientFeatureEstimator:
+        """Give a model from a file or a pickle the data that it was fitted to, so that it has answers about them.
+
+        Args:
+            X: The samples, as they were given to `fit`.
+            y: Their targets.
+            sample_weight: Their weights, where they had some.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            DataError: The model was fitted to other data: its probe is no optimum on these, or its classes are others.
+        """
+        fitted, model = self._checked(), self.model_
+        with self._whole():
+            self._trained, self._answers = recalled(self, fitted, model, self.read(X, y, sample_weight)), None
+        return self
 
     @property
     def linearization_(self) -> Linearization:
@@ -266,6 +291,7 @@ class GradientFeatureEstimator(FittedAttributes, Parameters):
         state = super().__getstate__()
         if not hasattr(self, "fitted_"):
             return {**state, "_model": None}
+        state = {name: value for name, value in state.items() if name not in ("_trained", "_answers")}
         return {**state, **without_programs(self.fitted_, getattr(self, "backbone", None), self._model)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from gradfeat.fit.penalties import Choice, lightest
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import starting_model
 from gradfeat.fit.problem import Problem
-from gradfeat.fit.result import Fit
+from gradfeat.fit.result import Fit, Linear
 from gradfeat.fit.run import Run
 from gradfeat.fit.spans import probes_of
 from gradfeat.model import GradientFeatureModel
@@ -88,11 +88,13 @@ class Solved:
         model: With its weights.
         solution: How the solver ended.
         notes: What the user should know.
+        linear: What it was solved in; None where it is not known.
     """
 
     model: GradientFeatureModel
     solution: Solution
     notes: list[str] = field(default_factory=list)
+    linear: Linear | None = None
 
 
 class LinearSolver(Solver):
@@ -133,7 +135,8 @@ class LinearSolver(Solver):
         solution.seconds = run.seconds
         stopped = "interrupted" if solution.interrupted else "finished"
         history = History(solution.objective, solution.passes, solution.seconds, stopped)
-        return Fit(solved.model, run.seconds, history, [*run.notes, *solved.notes], start.choice, solution)
+        notes = [*run.notes, *solved.notes]
+        return Fit(solved.model, run.seconds, history, notes, start.choice, solution, linear=solved.linear)
 
     def _probe_alone(self, problem: Problem, plan: Plan, run: Run, choice: Choice, probe: Probe) -> Fit:
         """Return the probe as the model: no gradient term was better."""

@@ -9,7 +9,32 @@ from gradfeat.fit.steps import Rounds
 from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.finetune import Selection
 from gradfeat.solvers.first_order import History
-from gradfeat.solvers.subspace import Solution
+from gradfeat.solvers.gradient_features import GradientFeatures
+from gradfeat.solvers.kronecker import KroneckerFactors
+from gradfeat.solvers.probe import Probe
+from gradfeat.solvers.subspace import Penalties, Solution
+
+
+@dataclass(frozen=True)
+class Linear:
+    """What a linear model was fitted in.
+
+    Attributes:
+        model: With its weights.
+        omega: ω̄ with its penalty; None where ω̄ is given from outside.
+        features: The map Φ, in the variables that w₂ is penalized in; None where there is no gradient term.
+        factors: Its preconditioner, in the same variables.
+        penalties: λ₁ and λ₂.
+        held_out: Where the weights are no optimum of these penalties, since the solver ended early: the loss on
+            held-out samples that it ended by; None for an optimum.
+    """
+
+    model: GradientFeatureModel
+    omega: Probe | None
+    features: GradientFeatures | None
+    factors: KroneckerFactors | None
+    penalties: Penalties
+    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,7 @@ class Fit:
             term was chosen.
         rounds: The moves of θ̄₂ before the last linearization; None where there was one linearization.
         selection: For fine-tuning, the learning rates tried and their scores on validation data.
+        linear: What a linear model was solved in; None where a solver does not say.
     """
 
     model: GradientFeatureModel
@@ -36,6 +62,7 @@ class Fit:
     solution: Solution | None = None
     rounds: Rounds | None = None
     selection: Selection | None = None
+    linear: Linear | None = None
 
     @property
     def interrupted(self) -> bool:

@@ -8,7 +8,7 @@ from gradfeat.fit.contract import LinearSolver, Solved, Start
 from gradfeat.fit.plan import Plan
 from gradfeat.fit.point import Point, check_finite
 from gradfeat.fit.problem import Problem
-from gradfeat.fit.result import Fit
+from gradfeat.fit.result import Fit, Linear
 from gradfeat.fit.rounds import fit_in_rounds
 from gradfeat.fit.run import Run
 from gradfeat.fit.spans import subspace_of
@@ -84,7 +84,11 @@ class SubspaceSolver(LinearSolver):
         notes = []
         if not solution.converged and (start.choice is None or solution.interrupted):
             notes.append(f"{plan.mode}: not converged: {solution}")
-        return Solved(check_finite(model, plan.mode), solution, notes)
+        own = None if problem.fixed_omega is not None else start.omega
+        early = start.choice is not None and not solution.converged
+        held_out = start.choice.loss if early and start.choice is not None else None
+        linear = Linear(model, own, subspace.features, subspace.factors, penalties, held_out)
+        return Solved(check_finite(model, plan.mode), solution, notes, linear)
 
     def _penalties(self, problem: Problem, plan: Plan, start: Start, subspace: Subspace) -> Penalties:
         if start.choice is not None:

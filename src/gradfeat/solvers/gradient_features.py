@@ -65,10 +65,26 @@ class GradientFeatures:
         part._change = change
         return part
 
+    def of(self, omega: Tensor) -> GradientFeatures:
+        """Return the map of another ω̄, in the same variables."""
+        part = copy.copy(self)
+        part.omega = omega
+        return part
+
+    def on(self, store: SampleStore) -> GradientFeatures:
+        """Return the map of other samples of the same network, in the same variables."""
+        part = copy.copy(self)
+        part.store = store
+        return part
+
     @property
     def linearization(self) -> Linearization:
         """The network's programs."""
         return self.store.linearization
+
+    def scale(self, name: str) -> float:
+        """Return what a gradient in a name of θ₂ is multiplied by, by the parametrization."""
+        return self._scales[name]
 
     def zeros(self) -> Weights:
         """Return w₂ = 0, in single precision or better."""

@@ -9,6 +9,7 @@ features do not change in training, so neither do the factors. Gains, biases and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,16 +27,39 @@ FLOOR = 5.0
 """Of the whitened metric: how much a direction without any gradient features is penalized, in units of the mean."""
 
 
+@dataclass(frozen=True)
+class Axes:
+    """Orthonormal axes of the variables that w₂ is penalized in, along which the factors' Hessian is diagonal.
+
+    Attributes:
+        bases: By name of θ₂ the eigenvectors of G, (o, o), and of A, (i, i); names without some have no other axes.
+        spectra: The Hessian's eigenvalues in these variables, (o, i, taps); or its diagonal, of the shape of θ₂.
+        roots: A gradient in w₂ along the axes, times these, is one in the variables; a name without some has ones.
+    """
+
+    bases: dict[str, tuple[Tensor, Tensor]]
+    spectra: dict[str, Tensor]
+    roots: dict[str, Tensor]
+
+
 class KroneckerFactors:
     """An approximation of the Hessian in w₂ without penalty, inverted with any penalty.
 
+    Args:
+        bases: By name of θ₂ the eigenvectors of G, (o, o), and of A, (i, i).
+        spectra: By name the eigenvalues, (o, i, taps); or the diagonal, of the shape of θ₂.
+        axes: Of these variables, where they are along the axes of others already.
+
     Attributes:
         trace: Its trace: the mean squared length of the gradient features of a sample, weighed by the curvature.
+        axes: Along which it is diagonal.
     """
 
-    def __init__(self, bases: dict[str, tuple[Tensor, Tensor]], spectra: dict[str, Tensor]) -> None:
-        self._bases = bases  # name -> eigenvectors of G, (o, o), and of A, (i, i)
-        self._spectra = spectra  # name -> eigenvalues, (o, i, taps); or the diagonal, of the shape of θ₂
+    def __init__(
+        self, bases: dict[str, tuple[Tensor, Tensor]], spectra: dict[str, Tensor], axes: Axes | None = None
+    ) -> None:
+        self._bases, self._spectra = bases, spectra
+        self.axes = axes or Axes(bases, spectra, {})
         self.trace = sum(float(spectrum.sum()) for spectrum in spectra.values())
 
     def precondition(self, gradient: Mapping[str, Tensor], penalty: float) -> Weights:
@@ -73,7 +97,7 @@ class KroneckerFactors:
             return {name: (self._into(name, part) / roots[name]).reshape(part.shape) for name, part in w2.items()}
 
         spectra = {name: value * roots[name].square() for name, value in self._spectra.items()}
-        return Change(natural, transpose, variables), KroneckerFactors({}, spectra)
+        return Change(natural, transpose, variables), KroneckerFactors({}, spectra, Axes(self._bases, spectra, roots))
 
     def _into(self, name: str, part: Tensor) -> Tensor:
         """Return a weight along the eigenvectors, (o, i, taps), or as it is where H is diagonal."""

@@ -44,6 +44,10 @@ class Penalties:
     lambda1: float
     lambda2: float
 
+    def times(self, factor: float) -> Penalties:
+        """Return a multiple of both."""
+        return Penalties(self.lambda1 * factor, self.lambda2 * factor)
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -156,6 +160,7 @@ class Subspace:
     Attributes:
         length: The mean squared length of a sample's gradient features, weighed by the curvature, as the factors have
             it. An estimate: problems that share penalties are given one.
+        curvature: Of the loss in a logit at `start`, the mean.
     """
 
     def __init__(
@@ -173,7 +178,7 @@ class Subspace:
         self.share = objective.share
         self._everything = torch.arange(len(features.store))
         curvature = self.loss.curvature(start[self.train].double())
-        self._curvature = float((self.share[:, None] * curvature).sum(0).mean())
+        self.curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
         self.factors = self._factors(start[self.train])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
@@ -307,7 +312,7 @@ class Subspace:
             gradient = self.f.centred[self.train].T @ slope.to(self.f.centred)
             for factor, direction in zip(point.coefficients[:k].tolist(), self._w1, strict=True):
                 gradient.add_(direction, alpha=penalties.lambda1 * factor)
-            step = self.f.step(gradient, self._curvature, penalties.lambda1)
+            step = self.f.step(gradient, self.curvature, penalties.lambda1)
             promised += float((gradient * step).sum())
             above += 0.5 * float(gradient.square().sum()) / penalties.lambda1 if penalties.lambda1 > 0 else math.inf
             self.add_w1(step)

@@ -1,0 +1,54 @@
+"""Principal axes of the activations: the coordinates in which answers see w₁ and ω̄."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradfeat.solvers.coordinates import Coordinates
+from gradfeat.solvers.leverage import Rows
+from gradfeat.solvers.subspace import Activations
+
+MOST = 1024
+"""Axes × outputs that are kept, at most."""
+
+
+@dataclass(frozen=True)
+class HeadAxes:
+    """Principal axes of centred activations, in main memory and double precision.
+
+    Attributes:
+        mean: (d,).
+        axes: Orthonormal, (d, r).
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    @staticmethod
+    def of(f: Tensor, weight: Tensor | None, outputs: int) -> HeadAxes:
+        """Return the axes with the largest variance of some activations, (n, d)."""
+        found = Activations(f.detach().cpu().double(), torch.arange(len(f)), None if weight is None else weight.cpu())
+        return HeadAxes(found.mean, found.axes[:, -max(1, MOST // outputs) :])
+
+    @property
+    def size(self) -> int:
+        """How many there are, r."""
+        return self.axes.shape[1]
+
+    def rows(self, f: Tensor, gradients: Coordinates) -> Rows:
+        """Return the rows of samples with these activations, (n, d), and gradient features."""
+        along, left = self.centred(f)
+        dtype = gradients.along.dtype
+        return Rows(along.to(dtype), left.square().sum(1).to(dtype), gradients)
+
+    def centred(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return activations less their mean, split."""
+        return self.split(f.detach().cpu().double() - self.mean)
+
+    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors of features along the axes, (n, r), and what is left, (n, d)."""
+        along = value @ self.axes
+        return along, value - along @ self.axes.T
