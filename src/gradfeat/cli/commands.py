@@ -25,6 +25,7 @@ from gradfeat.data import Dataset, Preprocessing
 from gradfeat.data.dataset import WHOLE
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
+from gradfeat.estimators.left_out import LeftOut
 from gradfeat.files.writing import write_text
 from gradfeat.fit.checkpoint import ABOUT
 from gradfeat.linearization.theta2 import layers_of
@@ -97,6 +98,7 @@ class FitReport:
         treatment: How images become inputs; None for data that are no images.
         notes: Remarks on the backbone and the choice.
         verdict: What the gradient term is worth; None where nothing was chosen.
+        left_out: Each training sample by the model without it; None where that is not known.
         following: The next command.
     """
 
@@ -105,6 +107,7 @@ class FitReport:
     treatment: Preprocessing | None
     notes: list[str]
     verdict: Verdict | None
+    left_out: LeftOut | None
     following: str
 
     @property
@@ -134,6 +137,7 @@ class FitReport:
             "preprocessing": None if self.treatment is None else self.treatment.to_dict(),
             "notes": self.notes,
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
+            "leave_one_out": None if self.left_out is None else self.left_out.metrics(),
             "next": self.following,
         }
 
@@ -153,6 +157,8 @@ class FitReport:
         table(["model", self.estimator.mode], rows)
         for text in self.notes:
             note(False, text)
+        if self.left_out is not None:
+            note(False, str(self.left_out))
         say_verdict("" if self.verdict is None else self.verdict.text, self.following)
 
 
@@ -175,8 +181,15 @@ def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path) -> FitRe
         treatment=_treatment(estimator, dataset),
         notes=[*estimator.backbone_.notes, *([edge] if edge else [])],
         verdict=verdict_of_fit(choice, rounds),
+        left_out=_left_out(estimator),
         following=following,
     )
+
+
+def _left_out(estimator: Any) -> LeftOut | None:
+    """Return each training sample by the model without it, where that takes no longer than a part of the fit."""
+    finished = estimator.history_ is None or estimator.history_.stopped != "interrupted"
+    return estimator.loo_ if finished and estimator.answers_soon else None
 
 
 def _treatment(estimator: Any, dataset: Dataset) -> Preprocessing | None:

@@ -18,9 +18,12 @@ from gradfeat.estimators.preparing import inputs_of
 from gradfeat.estimators.reading import read_samples
 from gradfeat.estimators.recalling import Trained
 from gradfeat.fit.answers import Answers
-from gradfeat.fit.linear import linear_of
+from gradfeat.fit.linear import linear_of, no_optimum
 from gradfeat.samples import SampleStore
 from gradfeat.solvers.leverage import Rows
+
+SOON = 50_000
+"""Samples, versions counted, × outputs up to which answers take less time than a fit."""
 
 _PART = 256  # samples at a time
 
@@ -58,6 +61,15 @@ class Answering(FittedAttributes):
             with plain():
                 self._answers = Answers(trained.problem, linear_of(trained.problem, trained.plan, trained.fit))
         return self._answers
+
+    @property
+    def answers_soon(self) -> bool:
+        """Whether there are answers without further data, in less time and memory than a fit."""
+        trained = self._trained
+        if trained is None or self.fitted_.settings.mode == "finetune" or no_optimum(trained.fit):
+            return False
+        problem = trained.problem
+        return len(problem.store) * problem.outputs <= SOON
 
     def _with_data(self) -> Trained:
         fitted = self.fitted_

@@ -114,6 +114,17 @@ class LeftOut:
         left = self.share @ (y - self.logits).square()
         return float((1 - left / (self.share @ (y - self.share @ y).square()).clamp_min(1e-300)).mean())
 
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics with their standard errors, by name."""
+        if self.loss.task == "regression":
+            return {"r2": self.r2}
+        named = {"accuracy": self.accuracy, "log_loss": self.log_loss}
+        return {
+            name + suffix: number
+            for name, estimate in named.items()
+            for suffix, number in (("", estimate.value), ("_error", estimate.error))
+        }
+
     def _mean(self, each: Tensor) -> Estimate:
         mean = self.share @ each
         return Estimate(float(mean), float((self.share.square() @ (each - mean).square()).sqrt()))

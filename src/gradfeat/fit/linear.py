@@ -39,14 +39,17 @@ def linear_of(problem: Problem, plan: Plan, fit: Fit) -> Linear:
             "a fine-tuned network is no linear model: fit mode='full', which answers this, or in rounds"
         )
     moved = fit.rounds is not None and fit.rounds.chosen is not None
-    if fit.solution is not None and fit.solution.solver in ("adam", "sgd"):
-        raise ConfigurationError(
-            f"solver={fit.solution.solver!r} ends before an optimum, without a penalty of w₂: fit with solver='auto'"
-        )
+    if no_optimum(fit):
+        raise ConfigurationError("Adam and SGD end before an optimum, without a penalty of w₂: fit with solver='auto'")
     if model.mode == "activation" or (fit.solution is None and not moved):
         probe = _probe(problem, fit)
         return Linear(model, None, None, None, Penalties(probe.penalty, 1.0))
     return _with_gradients(problem, plan, fit, moved=moved)
+
+
+def no_optimum(fit: Fit) -> bool:
+    """Whether a linear model was fitted by an optimizer that knows no penalty of w₂."""
+    return fit.solution is not None and fit.solution.solver in ("adam", "sgd")
 
 
 def _with_gradients(problem: Problem, plan: Plan, fit: Fit, *, moved: bool) -> Linear:
