@@ -25,11 +25,11 @@ from gradfeat.solvers.leverage import Hessian, Rows, remove_each
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Penalties
 
-SHIFTS = 8
+SHIFTS = 2
 """Directions of ω̄'s changes along which the gradient features' own change is carried to w₂."""
 
-_JUDGES = 512  # samples that penalties are matched on
-_DECADES, _HALVINGS = 5.0, 14
+_JUDGES = 256  # samples that penalties are matched on
+_DECADES, _HALVINGS = 4.0, 9
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from gradfeat.linearization.per_sample import SampleGradients
 from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.kronecker import Axes
 
-MOST = 2048
+MOST = 1024
 """Axes that are kept, at most."""
 
 _BATCH = 64  # samples at a time
