@@ -48,7 +48,7 @@ from gradfeat.linearization import PARAMETRIZATIONS
 from gradfeat.losses import LOSSES, loss_for
 from gradfeat.model import MODES
 
-FORMAT_VERSION = 7  # what the older ones had is in `gradfeat.estimators.older_files`
+FORMAT_VERSION = 8  # what the older ones had is in `gradfeat.estimators.older_files`
 KEY = "gradfeat_model"
 """Name of the description in the metadata; an encoder file, of gradfeat.pretrain, has the key "gradfeat"."""
 

@@ -85,6 +85,7 @@ _KINDS: dict[str, _Kind] = {  # by the annotation of a field
     "int | None": _optional(_Kind(whole(-(2**63), 2**63), int, int)),
     "bool": _Kind(flag, bool, bool),
     "str": _STR,
+    "tuple[float, float] | None": _optional(_tuple(_FLOAT, _FLOAT)),
     "list[float]": _list(_FLOAT),
     "tuple[float, float]": _tuple(_FLOAT, _FLOAT),
     "list[tuple[float, float, float]]": _list(_tuple(_FLOAT, _FLOAT, _FLOAT)),

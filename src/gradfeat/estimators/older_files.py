@@ -2,7 +2,8 @@
 
 Format 1 had no head of the merged network, 2 no checksum, no mean of targets, and of the fit only words; 3 had a
 record of the fit by other names and in another unit; up to 4 fine-tuning chose among schedules alone; up to 5 rounds
-were few large steps, and there was no effort; up to 6 fine-tuning had no batch norms in training mode. What a file says
+were few large steps, and there was no effort; up to 6 fine-tuning had no batch norms in training mode; up to
+7 no penalties in force were said. What a file says
 is checked as it stands, and then translated.
 """
 

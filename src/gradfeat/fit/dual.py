@@ -111,6 +111,7 @@ def _finished(samples: DualSamples, start: Start, penalties: Penalties, point: D
     """Return the model of a solution, and how far it is from the optimum."""
     model, gap = samples.model(start.omega, point, penalties)
     solution = Solution("dual", gap <= GAP, reason, [point.objective], passes=samples.passes, gap=gap)
+    solution.penalties = point.w1_penalty, point.w2_penalty
     if isinstance(point, NewtonPoint):
         solution.reason, solution.gradient = f"{reason}, {bound(gap)}", point.gradient
     else:

@@ -53,26 +53,21 @@ def no_optimum(fit: Fit) -> bool:
 
 
 def _with_gradients(problem: Problem, plan: Plan, fit: Fit, *, moved: bool) -> Linear:
-    model, choice = fit.model, fit.choice
-    metric = "whitened" if moved else choice.metric if choice is not None else plan.metric
-    plan = replace(plan, mode=model.mode, metric="plain" if metric == "auto" else metric)
-    omega = model.omega
-    bias = problem.probe.bias if not moved else model.b.detach()
+    model, choice, solution = fit.model, fit.choice, fit.solution
+    metric = "whitened" if moved else plan.metric if solution is None else solution.metric
+    plan = replace(plan, mode=model.mode, metric=metric)
+    omega, bias = model.omega, model.b.detach() if moved else problem.probe.bias
     generator = torch.Generator().manual_seed(0)
     subspace = subspace_of(problem, plan, omega, bias.to(omega), len(problem.store), generator)
     if moved:
         assert fit.rounds is not None
         penalties = Penalties(_head_unit(problem, subspace.curvature), subspace.length / problem.n)
         return Linear(model, None, subspace.features, subspace.factors, penalties, fit.rounds.last_loss)
-    held_out = None
-    if choice is not None:
-        penalties = choice.penalties(problem.n)
-        if fit.solution is not None and not fit.solution.converged:
-            held_out = choice.loss
-    else:
-        penalties = plan.penalties or Penalties(problem.probe.penalty, subspace.length / problem.n)
+    if solution is None or solution.penalties is None:
+        raise ConfigurationError("this model is of an older version, which did not say its penalties: fit it again")
     own = None if problem.fixed_omega is not None else _probe(problem, fit)
-    return Linear(model, own, subspace.features, subspace.factors, penalties, held_out)
+    held_out = None if choice is None or solution.converged else choice.loss
+    return Linear(model, own, subspace.features, subspace.factors, Penalties(*solution.penalties), held_out)
 
 
 def _probe(problem: Problem, fit: Fit) -> Probe:

@@ -85,6 +85,7 @@ class SubspaceSolver(LinearSolver):
         if not solution.converged and (start.choice is None or solution.interrupted):
             notes.append(f"{plan.mode}: not converged: {solution}")
         own = None if problem.fixed_omega is not None else start.omega
+        solution.penalties, solution.metric = (penalties.lambda1, penalties.lambda2), plan.metric
         early = start.choice is not None and not solution.converged
         held_out = start.choice.loss if early and start.choice is not None else None
         linear = Linear(model, own, subspace.features, subspace.factors, penalties, held_out)

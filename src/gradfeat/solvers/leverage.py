@@ -30,7 +30,7 @@ from gradfeat.solvers.subspace import Penalties
 
 _CHUNK = 1 << 25  # numbers of rows at a time
 _NEAR_ONE = 1 - 1e-6  # of a leverage: a sample that alone decides its own logits
-_FREE = 1e-8  # penalty of the intercept, relative to its curvature: a softmax does not see a shift of all logits
+_FREE = 1e-8  # penalty of the intercept, relative to its curvature: a label that is always ignored has none
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,10 @@ class Hessian:
     def _decomposed(self, penalties: Penalties) -> Tensor:
         total, of_bias = self._curvature.clone(), slice(self._heads, self._heads + self._outputs)
         diagonal = total.diagonal()
+        block = total[of_bias, of_bias]
         free = diagonal[of_bias].sum() * _FREE
+        if float(block.sum()) < free:  # a softmax does not see a shift of all logits: any penalty of it will do
+            block += diagonal[of_bias].mean() / self._outputs
         diagonal[: self._heads] += penalties.lambda1
         diagonal[of_bias] += free.clamp_min(torch.finfo(total.dtype).tiny)
         diagonal[of_bias.stop :] += penalties.lambda2

@@ -85,6 +85,8 @@ class Solution:
         gap: The objective is at most so far above its minimum, relative to it: ``½ Σ ‖gradient‖² / λ`` over w₁ and w₂,
             since the objective bends by λ at least, which is the duality gap too; infinite where a solver does not
             compute it. Light penalties make it a loose bound, and without one there is none.
+        penalties: λ₁ and λ₂; None where a solver has none.
+        metric: What w₂ is penalized in, "plain" or "whitened".
         passes: Work, in passes over the samples (tangent and backward).
         seconds: Time.
         interrupted: Whether Ctrl-C ended it.
@@ -102,6 +104,8 @@ class Solution:
     interrupted: bool = False
     gradient: float | None = None
     gap: float = math.inf
+    penalties: tuple[float, float] | None = None
+    metric: str = "plain"
 
     def __str__(self) -> str:
         return f"{self.solver}: {self.reason} after {self.passes:.0f} passes"

@@ -137,7 +137,8 @@ def test_leave_one_out_with_omega_kept_is_a_refit(name: str, metric: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "metric"), [("squared", "plain"), ("cross_entropy", "whitened")])
-def test_leave_one_out_is_a_refit_of_both_stages(name: str, metric: str) -> None:
+def test_leave_one_out_is_a_refit_of_both_stages(name: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradfeat.fit.answers.SHIFTS", 15)  # all that there are
     problem, linear, refit = fitted(name, metric)
     answers, kept = Answers(problem, linear), Answers(problem, replace(linear, omega=None))
     actual = centred(refit.changes(answers.logits, omega_too=True), name)
