@@ -124,10 +124,10 @@ class LinearSolver(Solver):
             if choice is None:
                 run.notes.append(f"{plan.mode}: too few samples to choose penalties {self.judged(problem)}")
             else:
+                if not choice.gradients:
+                    return self._probe_alone(problem, plan, run, choice)
                 probes = probes_of(problem, torch.arange(len(problem.store)), lightest(problem.probe))
                 best = nearest_probe(probes, choice)
-                if not choice.gradients:
-                    return self._probe_alone(problem, plan, run, choice, best)
                 start = Start(problem.fixed_omega or best, probes, choice, w2)
         solved = self.solve(problem, plan, start, run)
         solution = solved.solution
@@ -138,10 +138,13 @@ class LinearSolver(Solver):
         notes = [*run.notes, *solved.notes]
         return Fit(solved.model, run.seconds, history, notes, start.choice, solution, linear=solved.linear)
 
-    def _probe_alone(self, problem: Problem, plan: Plan, run: Run, choice: Choice, probe: Probe) -> Fit:
-        """Return the probe as the model: no gradient term was better."""
+    def _probe_alone(self, problem: Problem, plan: Plan, run: Run, choice: Choice) -> Fit:
+        """Return the problem's probe as the model: no gradient term was better.
+
+        Its penalty is by cross-validation over all samples, where the choice had a part of them.
+        """
         note = f"{plan.mode}: {self.judged(problem)} no gradient term was better than the probe alone"
-        model = starting_model(problem, plan.mode, plan.parametrization, probe)
+        model = starting_model(problem, plan.mode, plan.parametrization)
         return Fit(model, run.seconds, notes=[*run.notes, note], choice=choice)
 
 
