@@ -31,6 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "probe without a prior": {"mode": "activation"},
     "probe": {"mode": "activation"},
     "LogisticRegression(C=1)": {},
+    "default": {},
     "full": {"mode": "full"},
     "rounds": {"mode": "full", "rounds": "auto"},
     "finetune": {"mode": "finetune"},
