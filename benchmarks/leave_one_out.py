@@ -1,22 +1,24 @@
 """Each sample left out, by formula and by refits of both stages with the same penalties.
 
     python -m benchmarks.leave_one_out DATA -b BACKBONE [--weights FILE] [--theta2 NAME ...] [--labelled N]
-        [--refits N] [--out FILE]
+        [--refits N] [--axes N ...] [--units UNITS] [--out FILE]
 
 The probe and the convex problem are solved again without each of some training samples, drawn at random, to a gap of
 1e-7, in the same metric, with penalties that weigh as much beside each other sample as before. Compared are the changes
 of a left-out sample's logits (of a softmax, less their mean) and of its label's log-probability: correlation, and the
 error's norm relative to that of the changes. Beside them: the formula with ω̄ kept, and the processor time of both
-beside that of the fit.
+beside that of the fit. With `--axes` also the formula with so many axes of gradient features, the first number compared
+with the others.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +90,25 @@ def compared(actual: Tensor, found: Tensor) -> dict[str, float]:
     return {"correlation": float(both[0, 1]), "error": float((found - actual).norm() / actual.norm())}
 
 
+def by_axes(problem: Problem, linear: Linear, axes: Sequence[int]) -> dict[str, Any]:
+    """Return the changes of logits with so many axes, compared with those of the first number, and the seconds."""
+    found: dict[str, Any] = {}
+    first: Tensor | None = None
+    for most in axes:
+        begun = time.process_time()
+        answers = Answers(problem, linear, most)
+        moved = answers.leave_one_out() - answers.logits[: problem.n]
+        first = moved if first is None else first
+        found[str(most)] = {**compared(first, moved), "seconds": time.process_time() - begun}
+        print(most, "axes", found[str(most)], flush=True)
+    return found
+
+
 def main() -> None:
     """Fit, leave out by formula and by refits, and compare."""
     parser = data_parser(__doc__ or "")
     parser.add_argument("--refits", type=int, default=200)
+    parser.add_argument("--axes", type=int, nargs="*", default=[])
     parser.add_argument("--units", type=float, help="λ₂, in units; left out: penalties are chosen")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -115,12 +132,13 @@ def main() -> None:
     assert isinstance(found, Tensor)
     kept = Answers(problem, replace(linear, omega=None)).leave_one_out()
     print(f"leave-one-out: {of_making:.1f} + {of_formula:.1f} s", flush=True)
+    result: dict[str, Any] = {"n": problem.n, "outputs": problem.outputs, "fit": of_fit}
+    result |= {"answers": of_making + of_formula, "axes": by_axes(problem, linear, arguments.axes)}
     refits = Refits(problem, linear)
     converged = refits.logits(None)
     some = torch.randperm(problem.n, generator=torch.Generator().manual_seed(1))[: arguments.refits]
     actual = torch.stack([refits.logits(int(i))[i] - converged[i] for i in some])
     y = problem.y[some]
-    result = {"n": problem.n, "outputs": problem.outputs, "fit": of_fit, "answers": of_making + of_formula}
     for name, logits in (("both stages", found), ("omega kept", kept)):
         moved = logits[some] - made.logits[some]
         shift = problem.loss.name == "cross_entropy"

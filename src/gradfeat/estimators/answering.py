@@ -59,7 +59,8 @@ class Answering(FittedAttributes):
         trained = self._with_data()
         if self._answers is None:
             with plain():
-                self._answers = Answers(trained.problem, linear_of(trained.problem, trained.plan, trained.fit))
+                problem = trained.problem.at(trained.fit.model.linearization)
+                self._answers = Answers(problem, linear_of(problem, trained.plan, trained.fit))
         return self._answers
 
     @property

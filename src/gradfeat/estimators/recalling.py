@@ -28,7 +28,7 @@ class Trained:
     """What a model was fitted to, and how.
 
     Attributes:
-        problem: The samples whose weight is above zero, at the θ̄₂ of the model.
+        problem: The samples whose weight is above zero, at the pre-trained θ̄₂.
         samples: Their indices among all that were given, (n,).
         count: How many were data.
         plan: What was fitted.
@@ -45,7 +45,6 @@ class Trained:
     def of(problem: Problem, weight: np.ndarray | None, count: int, plan: Plan, fit: Fit) -> Trained:
         """Return what a fit leaves; residuals are given back."""
         samples = np.arange(count) if weight is None else np.flatnonzero(weight)
-        problem = problem.at(fit.model.linearization)
         problem.store.release()
         return Trained(dataclasses.replace(problem, checkpoint=None), samples, count, plan, fit)
 
