@@ -169,3 +169,21 @@ def test_several_labels_and_two_samples_of_a_class() -> None:
     assert model.loo_.prediction.shape == (N, 2)
     few = classifier().fit(X[:2], np.array([0, 1]))
     assert bool(torch.isfinite(few.loo_.logits).all())
+
+
+def test_versions_of_a_sample_are_left_out_together() -> None:
+    generator = np.random.default_rng(0)
+    half = generator.normal(size=(30, 1, 6, 3))
+    X = np.concatenate([half, half[..., ::-1]], 3)  # each image is its own mirror image
+    y = np.arange(30) % 3
+
+    def fitted(augment: str | None) -> GradientFeatureClassifier:
+        torch.manual_seed(0)
+        small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5), nn.Tanh())
+        given = {**GIVEN, "solver": "dual", "penalty": (0.02, 0.05)}  # to the end of the precision
+        return GradientFeatureClassifier(small, augment=augment, **given).fit(X, y)
+
+    twice, once = fitted("mirror"), fitted(None)
+    torch.testing.assert_close(twice.loo_.logits, once.loo_.logits, rtol=1e-9, atol=1e-10)
+    new = np.concatenate([half[:4] + 0.1, half[:4, ..., ::-1] + 0.1], 3)
+    np.testing.assert_allclose(twice.influence(new), once.influence(new), rtol=1e-8, atol=1e-10)
