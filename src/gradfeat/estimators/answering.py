@@ -145,18 +145,6 @@ class Answering(FittedAttributes):
         order = np.argsort(-np.abs(nats), 1)[:, :top]
         return Influence(trained.samples[order], np.take_along_axis(nats, order, 1))
 
-    def predict_variance(self, X: Any) -> np.ndarray:
-        """Return the predictive covariance of the logits of each sample, (m, c, c), ω̄ and θ̄₂ kept.
-
-        Laplace's approximation: the inverse Hessian of the penalized loss at the fitted weights. For a regression with
-        noise of variance s² it is to be multiplied by s².
-
-        Args:
-            X: m samples, as for `fit`.
-        """
-        answers = self.answers_
-        return torch.cat([answers.covariances(rows) for _, rows, _ in self._parts(X)]).numpy()
-
     def _parts(self, X: Any) -> Iterator[tuple[SampleStore, Rows, Tensor]]:
         """Yield samples in parts: their store, their features, and their logits in double precision, (m, c)."""
         answers, model = self.answers_, self._with_data().fit.model

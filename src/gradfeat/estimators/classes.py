@@ -270,14 +270,20 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
     @plain()
-    def predict_proba(self, X: Any, crops: int = 1) -> np.ndarray:
+    def predict_proba(self, X: Any, crops: int = 1, *, uncertainty: bool = False) -> np.ndarray:
         """Return the probability of each class, (n, c); for multi-label targets each label's own.
 
         Args:
             X: As for `fit`.
             crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
                 or uint8 images (`gradfeat.data.Crops`).
+            uncertainty: Take the mean over the weights' posterior (`predict_variance`), which is less sure of samples
+                unlike those that were fitted to; of one crop.
         """
+        if uncertainty:
+            if crops != 1:
+                raise ConfigurationError("uncertainty=True is of the centre crop: leave crops at 1")
+            return self._proba_of_posterior(X)
         logits = self.logits(X, crops)
         return self.loss_.predict_proba(logits.double()).numpy()
 

@@ -8,6 +8,7 @@ whose optimum w₂ is another one then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -247,12 +248,31 @@ class Answers:
         (Laplace's approximation, exact for a squared loss of unit variance). A softmax does not see a shift of all
         logits: its covariances are of logits less their mean.
         """
-        n = float(1 / self._share.square().sum())
+        n = float(1 / self._share.view(self._views, -1).sum(0).square().sum())  # versions of a sample are one
         found = (self.hessian.covariances(rows) + self.hessian.rest(rows)).double() / n
         if self._loss.name == CrossEntropy.name:
             found = found - found.mean(1, keepdim=True)
             found = found - found.mean(2, keepdim=True)
         return found
+
+    def moves(self, store: SampleStore, rows: Rows) -> Callable[[Tensor], Tensor]:
+        """Return what gives, of some of the samples, the moves of logits without each training sample, (m, n, c).
+
+        Args:
+            store: Samples.
+            rows: Their features.
+        """
+        removals = self.removals
+        whitened, half = self.hessian.whitened(rows).double(), removals.half.T
+        along = None if removals.omega is None else self._head.split(self._tangents(store))[0]
+
+        def of(some: Tensor) -> Tensor:
+            moved = (whitened[some] @ half).transpose(1, 2)
+            if removals.omega is not None and along is not None:
+                moved = moved + torch.einsum("mr,nrc->mnc", along[some], removals.omega.along)
+            return moved
+
+        return of
 
     def influence(self, store: SampleStore, rows: Rows, direction: Tensor) -> Tensor:
         """Return how leaving out each training sample moves a combination of samples' logits, (m, n).
