@@ -89,6 +89,14 @@ def test_a_model_is_less_sure_of_what_is_unlike_its_samples() -> None:
     assert far > near
 
 
+def test_the_temperature_is_that_of_the_least_leave_one_out_loss() -> None:
+    X, y = samples(80)
+    left = GradientFeatureClassifier(network(), **GIVEN).fit(X, (y > 0).astype(int)).loo_
+    losses = [float(left.loss.value(left.logits / t, left.y)) for t in np.geomspace(0.1, 10, 400)]
+    best = float(left.loss.value(left.logits / left.temperature, left.y))
+    assert best == pytest.approx(min(losses), rel=1e-3)
+
+
 def test_what_is_asked_of_the_wrong_model_or_of_too_few_samples() -> None:
     X, y = samples(12)
     regressor = GradientFeatureRegressor(network(), **GIVEN).fit(X, y)
