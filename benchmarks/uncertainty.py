@@ -56,6 +56,7 @@ def one_draw(arguments: argparse.Namespace, draw: int) -> dict[str, Any]:
         "coverage": float(found[np.arange(len(truth)), truth].mean()),
         "set size": float(found.sum(1).mean()),
         "temperature": left.temperature,
+        "dispersion": model.dispersion_,
         "seconds": {"fit": fitted - begun, "leave-one-out": answered - fitted},
     }
     ways = {

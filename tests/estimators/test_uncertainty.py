@@ -80,7 +80,8 @@ def test_mean_probabilities_are_integrals() -> None:
 
 def test_a_model_is_less_sure_of_what_is_unlike_its_samples() -> None:
     X, y = samples(80)
-    model = GradientFeatureClassifier(network(), **GIVEN).fit(X, (y > 0).astype(int))
+    light = {**GIVEN, "penalty": (1e-4, 1e-4)}  # so that it is too sure
+    model = GradientFeatureClassifier(network(), **light).fit(X, (y > 0).astype(int))
     sure = model.predict_proba(X)
     mean = model.predict_proba(X, uncertainty=True)
     np.testing.assert_allclose(mean.sum(1), 1)
@@ -112,3 +113,19 @@ def test_what_is_asked_of_the_wrong_model_or_of_too_few_samples() -> None:
             regressor.predict_interval(X, coverage)
     with pytest.raises(ConfigurationError, match="crops"):
         classifier.predict_proba(X, crops=2, uncertainty=True)
+
+
+def test_the_dispersion_is_that_of_left_out_samples() -> None:
+    X, y = samples(60)
+    model = GradientFeatureRegressor(network(), **GIVEN).fit(X, y)
+    assert model.dispersion_ == pytest.approx(np.mean((y - model.loo_.prediction[:, 0]) ** 2), rel=1e-6)
+    two = GradientFeatureClassifier(network(), **GIVEN).fit(X, (y > 0).astype(int))
+    answers, left = two.answers_, two.loo_
+    without = answers.covariances_without()
+    with_it = answers.covariances(answers.rows(two._trained.problem.store))
+    assert (torch.diagonal(without - with_it, dim1=1, dim2=2) > 0).all()
+    losses = [
+        -mean_proba(left.loss, left.logits, factor * without).log()[torch.arange(60), left.y].mean()
+        for factor in (0.0, two.dispersion_, 4.0)
+    ]
+    assert losses[1] == min(losses)

@@ -277,8 +277,8 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
             X: As for `fit`.
             crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
                 or uint8 images (`gradfeat.data.Crops`).
-            uncertainty: Take the mean over the weights' posterior (`predict_variance`), which is less sure of samples
-                unlike those that were fitted to; of one crop.
+            uncertainty: Take the mean over the weights' posterior (`predict_variance`, times `dispersion_`), which is
+                less sure of samples unlike those that were fitted to; of one crop.
         """
         if uncertainty:
             if crops != 1:

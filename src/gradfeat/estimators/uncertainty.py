@@ -11,8 +11,12 @@ from torch import Tensor
 
 from gradfeat.errors import ConfigurationError
 from gradfeat.estimators.answering import Answering
+from gradfeat.estimators.left_out import LeftOut
 from gradfeat.losses import Loss
 from gradfeat.solvers.conformal import cv_plus_sets, jackknife_plus, rank_of
+
+FACTORS = tuple(2.0**power for power in range(-10, 3))
+"""Dispersions that are tried, beside none at all."""
 
 _DRAWS = 500  # pairs of logits, of opposite signs
 _ENTRIES = 1 << 24  # samples × training samples × outputs at a time
@@ -21,23 +25,43 @@ _ENTRIES = 1 << 24  # samples × training samples × outputs at a time
 class Uncertain(Answering):
     """Uncertainty of the predictions of a fitted estimator: a mixin."""
 
+    _dispersion: float | None = None
+
     def predict_variance(self, X: Any) -> np.ndarray:
         """Return the predictive covariance of the logits of each sample, (m, c, c), with ω̄ and θ̄₂ kept.
 
-        Laplace's approximation: the inverse Hessian of the penalized loss at the fitted weights. Of a regression it is
-        for noise of variance one, and to be multiplied by the noise's.
+        Laplace's approximation: the inverse Hessian of the penalized loss at the fitted weights; of a regression times
+        `dispersion_`, without the noise of the targets themselves.
 
         Args:
             X: m samples, as for `fit`.
         """
+        factor = self.dispersion_ if self.fitted_.targets.loss.task == "regression" else 1.0
+        return torch.cat([covariances for _, covariances in self._logits_and_covariances(X, factor)]).numpy()
+
+    @property
+    def dispersion_(self) -> float:
+        """What the inverse Hessian is multiplied by to be a covariance (McCullagh & Nelder 1989, Sec. 4.5).
+
+        Of a regression the mean squared residual of each sample by the model without it. Of classes and labels the
+        factor, 0 to 4, at which probabilities that are means over the posterior have the least leave-one-out loss: a
+        penalty that predicts well is not yet a prior.
+        """
+        if self._dispersion is None:
+            left, answers = self.loo_, self.answers_
+            self._dispersion = dispersion_of(left, answers.covariances_without())
+        return self._dispersion
+
+    def _logits_and_covariances(self, X: Any, factor: float) -> Iterator[tuple[Tensor, Tensor]]:
         answers = self.answers_
-        return torch.cat([answers.covariances(rows) for _, rows, _ in self._parts(X)]).numpy()
+        for _, rows, logits in self._parts(X):
+            yield logits, factor * answers.covariances(rows)
 
     def _proba_of_posterior(self, X: Any) -> np.ndarray:
         """Return the mean of the probabilities over the logits' posterior, (m, c)."""
-        loss, answers = self.fitted_.targets.loss, self.answers_
-        parts = [mean_proba(loss, logits, answers.covariances(rows)) for _, rows, logits in self._parts(X)]
-        return torch.cat(parts).numpy()
+        loss = self.fitted_.targets.loss
+        found = self._logits_and_covariances(X, self.dispersion_)
+        return torch.cat([mean_proba(loss, logits, covariances) for logits, covariances in found]).numpy()
 
     def predict_set(self, X: Any, coverage: float = 0.9) -> np.ndarray:
         """Return which classes each sample may be of, (m, c), a boolean for each: the true one with such a probability.
@@ -108,6 +132,21 @@ class Uncertain(Answering):
 def _probabilities(loss: Loss, logits: Tensor) -> Tensor:
     """Return probabilities of logits of several models, (m, n, c)."""
     return loss.predict_proba(logits.flatten(0, 1)).view_as(logits)
+
+
+def dispersion_of(left: LeftOut, covariances: Tensor) -> float:
+    """Return the dispersion of each sample left out, with its logits' covariances without it, (n, c, c)."""
+    if left.loss.task == "regression":
+        return float(left.share @ (left.y.double() - left.logits).square().mean(1))
+    losses = {}
+    for factor in (0.0, *FACTORS):
+        p = mean_proba(left.loss, left.logits, factor * covariances).clamp_min(1e-300)
+        if left.loss.task == "multiclass":
+            each = -p.log().gather(1, left.y[:, None])[:, 0]
+        else:
+            each = left.loss.per_sample(p.log() - (1 - p).clamp_min(1e-300).log(), left.y)
+        losses[factor] = float(left.share @ each)
+    return min(losses, key=losses.__getitem__)
 
 
 def mean_proba(loss: Loss, logits: Tensor, covariances: Tensor) -> Tensor:

@@ -161,6 +161,17 @@ class Answers:
         """Return the logits of each sample, of its first version, by the model without it, (n, c)."""
         return self.logits[: self._n] + self.removals.moves[:, : self._c]
 
+    def covariances_without(self) -> Tensor:
+        """Return what `covariances` would of each sample, of its first version, by the model without it, (n, c, c)."""
+        whitened = _by_sample(self.hessian.whitened(self._rows), self._views).double()
+        left = _diagonal(self.hessian.root, self._views).double().mT @ whitened
+        inner = -(left @ left.mT)
+        inner.diagonal(dim1=1, dim2=2).add_(1 + 1e-9)
+        first = whitened[:, : self._c]
+        turned = first @ left.mT
+        total = first @ first.mT + turned @ torch.linalg.solve(inner, turned.mT)
+        return self._over_n(total + self.hessian.rest(self._rows[: self._n]).double())
+
     def _direct(self, change: OmegaChange, along: Tensor, left: Tensor) -> Tensor:
         """Return what the change of ω̄ adds to a sample's own logits at once, (n, V · c)."""
         f_left = self._head.centred(self._problem.store.features)[1]
@@ -248,12 +259,14 @@ class Answers:
         (Laplace's approximation, exact for a squared loss of unit variance). A softmax does not see a shift of all
         logits: its covariances are of logits less their mean.
         """
+        return self._over_n((self.hessian.covariances(rows) + self.hessian.rest(rows)).double())
+
+    def _over_n(self, found: Tensor) -> Tensor:
         n = float(1 / self._share.view(self._views, -1).sum(0).square().sum())  # versions of a sample are one
-        found = (self.hessian.covariances(rows) + self.hessian.rest(rows)).double() / n
         if self._loss.name == CrossEntropy.name:
             found = found - found.mean(1, keepdim=True)
             found = found - found.mean(2, keepdim=True)
-        return found
+        return found / n
 
     def moves(self, store: SampleStore, rows: Rows) -> Callable[[Tensor], Tensor]:
         """Return what gives, of some of the samples, the moves of logits without each training sample, (m, n, c).
