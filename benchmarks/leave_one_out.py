@@ -49,6 +49,8 @@ class Refits:
         linear: The fit of all.
     """
 
+    gap = 1e-7
+
     def __init__(self, problem: Problem, linear: Linear) -> None:
         self.problem, self.linear = problem, linear
         self.w2 = linear.features.variables(linear.model.w2)
@@ -79,7 +81,7 @@ class Refits:
         subspace.add_w1(linear.model.w1.detach())
         subspace.add_w2(self.w2)
         penalties = Penalties(linear.penalties.lambda1 * heavier, linear.penalties.lambda2 * heavier)
-        point, solution = subspace.solve(penalties, gap=1e-7, iterations=60)
+        point, solution = subspace.solve(penalties, gap=self.gap, iterations=60)
         print(f"without {without}: {solution}", flush=True)
         return subspace.logits(point, everything)
 

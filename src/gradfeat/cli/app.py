@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from gradfeat._version import __version__
 from gradfeat.cli.binding import with_options
 from gradfeat.cli.option import Option
-from gradfeat.cli.requests import Compare, Demo, Evaluate, Fit, Inspect, Predict, Pretrain, Reproduce
+from gradfeat.cli.requests import Compare, Demo, Evaluate, Explain, Fit, Inspect, Predict, Pretrain, Reproduce, Suggest
 from gradfeat.cli.table import TABLE
 from gradfeat.files.terminal import printable
 
@@ -81,6 +81,20 @@ def evaluate(request: Evaluate) -> None:
     evaluate_command(request)
 
 
+def explain(request: Explain) -> None:
+    """Show which training samples speak for and against each prediction of a saved model."""
+    from gradfeat.cli.explain import explain_command
+
+    explain_command(request)
+
+
+def suggest(request: Suggest) -> None:
+    """Say which samples of a pool to label next, so that least is unknown of the rest."""
+    from gradfeat.cli.explain import suggest_command
+
+    suggest_command(request)
+
+
 def inspect(request: Inspect) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
     from gradfeat.cli.inspect import run
@@ -114,7 +128,7 @@ def app_of(table: Sequence[Option]) -> typer.Typer:
         rich_markup_mode=None,
     )
     made.callback()(options)
-    for run in (demo, fit, compare, predict, evaluate, inspect, pretrain, reproduce):
+    for run in (demo, fit, compare, predict, evaluate, explain, suggest, inspect, pretrain, reproduce):
         made.command()(with_options(run, table))
     return made
 

@@ -153,6 +153,36 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Of `gradfeat explain`."""
+
+    queries: Path
+    data: Path | None
+    split: str
+    most: int
+    html: Path | None
+    json: bool
+    source: Source
+    saved: SavedModel
+    given: Given
+
+
+@dataclass(frozen=True)
+class Suggest:
+    """Of `gradfeat suggest`."""
+
+    pool: Path
+    data: Path | None
+    split: str
+    most: int
+    out: Path | None
+    json: bool
+    source: Source
+    saved: SavedModel
+    given: Given
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Of `gradfeat inspect`."""
 

@@ -29,7 +29,8 @@ from gradfeat.cli.rules import (
 FITTING = ("fit", "compare")
 SAVED = ("predict", "evaluate")
 LABELLED = ("fit", "compare", "evaluate")
-READING = (*FITTING, *SAVED)
+ANSWERING = ("explain", "suggest")
+READING = (*FITTING, *SAVED, *ANSWERING)
 
 # fmt: off
 TABLE = (
@@ -46,6 +47,12 @@ TABLE = (
            "SVHN, VOC or COCO2014."),
     Option("data", ("predict",), Path, REQUIRED, argument=True,
            help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
+    Option("model", ANSWERING, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
+    Option("queries", ("explain",), Path, REQUIRED, argument=True, metavar="SAMPLES",
+           help="What to explain: an image or WAV file, a folder of them, a text in each line, or data in a known "
+           "layout."),
+    Option("pool", ("suggest",), Path, REQUIRED, argument=True,
+           help="Samples without labels: a folder of images, a text in each line, or data in a known layout."),
     Option("data", ("pretrain",), Path, REQUIRED, argument=True,
            help="A folder of images, an .npz file, a CIFAR folder or a VOC devkit."),
 
@@ -68,6 +75,14 @@ TABLE = (
            flags=("--out", "-o")),
     Option("out", ("reproduce",), Path | None, None, flags=("--out", "-o"),
            help="Folder for cells and tables. [reproduced/TABLE-SCALE]"),
+    Option("data", ANSWERING, Path | None, None, "The data that the model was fitted to, all of them."),
+    Option("most", ("explain",), int, 8, "Training samples of each sign for a prediction, at most.", least=1,
+           flags=("--most", "-k")),
+    Option("most", ("suggest",), int, 50, "How many samples to label.", least=1, flags=("--most", "-k")),
+    Option("html", ("explain",), Path | None, None,
+           "HTML file with the pictures or texts of the samples; it needs nothing else."),
+    Option("out", ("suggest",), Path | None, None, flags=("--out", "-o"),
+           help="CSV file for the samples, the most useful one first. [standard output]"),
     Option("picture", ("evaluate",), Path | None, None,
            "PNG to draw: which classes are taken for which; for regression predictions and targets."),
     Option("test_data", ("compare",), Path | None, None, "Test data, if not the test part of the same data."),
@@ -111,6 +126,7 @@ TABLE = (
     Option("split", ("compare",), str, "train", "Part to fit to."),
     Option("split", ("predict",), str, "test", "Part of the data, where it has parts."),
     Option("split", ("evaluate",), str, "test", "Part of the data."),
+    Option("split", ANSWERING, str, "train", "Part of --data that the model was fitted to."),
     Option("split", ("pretrain",), str, "train", "Part of the data to train on."),
     Option("test_split", ("compare",), str, "test", "Part to report on."),
     Option("modes", ("compare",), str, "activation,gradient,full,finetune", "Models to compare."),
@@ -122,13 +138,13 @@ TABLE = (
            "Layout of the data: auto, folder, npz, cifar, svhn, voc, coco, wav, csv, tsv or jsonl."),
     Option("text_column", READING, str | None, None, only_for=TABLES,
            help="Column of a table that holds the texts. [by the usual names]"),
-    Option("label_column", LABELLED, str | None, None,
+    Option("label_column", (*LABELLED, *ANSWERING), str | None, None,
            "Column of a table that holds the labels. [by the usual names]"),
     Option("image_column", (*READING, "pretrain"), str | None, None,
            "Column of a table that holds images: paths, or names with or without a suffix. [by the usual names]"),
     Option("image_root", (*READING, "pretrain"), Path | None, None,
            "Folder that the images of a table are relative to. [the table's own]"),
-    Option("label_separator", LABELLED, str | None, None,
+    Option("label_separator", (*LABELLED, *ANSWERING), str | None, None,
            "What stands between several labels of a row; '' takes every label as it is. [| where its parts stand "
            "alone too]"),
     Option("encoding", READING, str | None, None, only_for=TABLES,
@@ -145,11 +161,12 @@ TABLE = (
     Option("half", ("pretrain",), bool, False, "Write the encoder's weights in half precision.", flags=("--half",)),
 
     # ---- the network ----
-    Option("backbone", SAVED, str | None, None, "The backbone, if not as in the file.", flags=("--backbone", "-b")),
+    Option("backbone", (*SAVED, *ANSWERING), str | None, None, "The backbone, if not as in the file.",
+           flags=("--backbone", "-b")),
     Option("weights", (*READING, "inspect"), str | None, None, parameter="weights",
            help="File of the backbone's weights (.safetensors, .pth ...), or a folder with its parts; FILE::NAME "
            "takes one of several networks in it; or 'random'."),
-    Option("allow_download", SAVED, bool, False, flags=("--allow-download",),
+    Option("allow_download", (*SAVED, *ANSWERING), bool, False, flags=("--allow-download",),
            help="Fetch weights and a tokenizer that are not on this machine, if need be."),
     Option("theta2", FITTING, list[str] | None, None, parameter="theta2", convert=theta2,
            idle=only_in((*LINEAR, "finetune"), "θ₂: it is the probe on the activations"),
@@ -222,7 +239,7 @@ TABLE = (
     Option("pictures", ("fit",), Path | None, None, idle=without_choice,
            help="Folder for the penalties that were tried and the rounds: pictures, and JSON."),
     Option("json", ("predict",), bool, False, "Write one JSON object instead of CSV.", flags=("--json",)),
-    Option("json", (*LABELLED, "inspect", "pretrain", "reproduce", "demo"), bool, False, flags=("--json",),
+    Option("json", (*LABELLED, *ANSWERING, "inspect", "pretrain", "reproduce", "demo"), bool, False, flags=("--json",),
            help="Print one JSON object, and nothing else."),
 )
 # fmt: on

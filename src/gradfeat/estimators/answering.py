@@ -11,21 +11,24 @@ from torch import Tensor
 
 from gradfeat.contexts import plain
 from gradfeat.data import Inputs
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.attributes import FittedAttributes
 from gradfeat.estimators.left_out import LeftOut
 from gradfeat.estimators.preparing import inputs_of
 from gradfeat.estimators.reading import read_samples
 from gradfeat.estimators.recalling import Trained
+from gradfeat.estimators.warn import warn_user
 from gradfeat.fit.answers import Answers
 from gradfeat.fit.linear import linear_of, no_optimum
 from gradfeat.samples import SampleStore
-from gradfeat.solvers.leverage import Rows
+from gradfeat.solvers.design import design_rows, greedy_design
+from gradfeat.solvers.leverage import Rows, curvature_root
 
 SOON = 50_000
 """Samples, versions counted, × outputs up to which answers take less time than a fit."""
 
 _PART = 256  # samples at a time
+_LARGEST = 1 << 29  # numbers of a pool's rows: 2 GB
 
 
 class Influence(NamedTuple):
@@ -38,6 +41,21 @@ class Influence(NamedTuple):
 
     samples: np.ndarray
     nats: np.ndarray
+
+
+class Suggestion(NamedTuple):
+    """Samples of a pool that are to be labelled next.
+
+    Attributes:
+        samples: Their indices, (k,), the most useful one first.
+        gains: What the label of each, after those before it, reduces the mean loss over the pool by, (k,): in nats; of
+            a regression half the variance, in units of the noise's.
+        before: What the whole uncertainty of the model costs there, in the same units.
+    """
+
+    samples: np.ndarray
+    gains: np.ndarray
+    before: float
 
 
 class Answering(FittedAttributes):
@@ -112,8 +130,9 @@ class Answering(FittedAttributes):
     def influence(self, X: Any, top: int | None = None) -> np.ndarray | Influence:
         """Return how leaving out each training sample changes the log-probability of each predicted class, in nats.
 
-        Negative: the training sample speaks for the prediction. Of several labels it is the sum over labels, of a
-        regression the value of the first target.
+        Negative: the training sample speaks for the prediction. Of several labels it is the sum over labels; of a
+        regression it is the change of the value of the first target, in the target's units. The penalties weigh as much
+        beside each other sample as before. A first-order answer: many samples together may do less than their sum.
 
         Args:
             X: m samples, as for `fit`.
@@ -128,30 +147,99 @@ class Answering(FittedAttributes):
         trained, answers = self._with_data(), self.answers_
         if top is not None and not 1 <= top <= trained.problem.n:
             raise ConfigurationError(f"top must be from 1 to the {trained.problem.n} training samples, not {top}")
-        loss = self.fitted_.targets.loss
-        parts = []
-        for store, rows, logits in self._parts(X):
-            if loss.task == "regression":
-                direction = torch.zeros_like(logits)
-                direction[:, 0] = 1
-            elif loss.task == "multilabel":
-                direction = -logits.shape[1] * loss.slope(logits, (logits > 0).double())
-            else:
-                direction = -loss.slope(logits, logits.argmax(1))
-            parts.append(answers.influence(store, rows, direction))
+        task = self.fitted_.targets.loss.task
+        parts = [
+            answers.influence(store, rows, _log_probability_slope(logits, task))
+            for store, rows, logits in self._parts(X)
+        ]
         nats = torch.cat(parts).numpy()
         if top is None:
             return nats
         order = np.argsort(-np.abs(nats), 1)[:, :top]
         return Influence(trained.samples[order], np.take_along_axis(nats, order, 1))
 
+    def suggest(self, pool: Any, k: int) -> Suggestion:
+        """Return which samples of a pool to label next, diverse ones: by how much less is unknown of the pool then.
+
+        Of each choice the expected loss over the pool is the least, ω̄, θ̄₂ and the penalties kept: exact for a squared
+        loss, by the Fisher information for the rest (`gradfeat.solvers.design`).
+
+        Args:
+            pool: Samples without labels, as for `fit`; new samples are thought to be like them.
+            k: How many, from 1 to all.
+
+        Raises:
+            ConfigurationError: As of `answers_`; or there are not so many.
+        """
+        answers, loss = self.answers_, self.fitted_.targets.loss
+        inputs = self._inputs(pool)
+        count = len(inputs)
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= count:
+            raise ConfigurationError(f"k must be from 1 to the {count} samples of the pool, not {k}")
+        share, numbers = 1 / self._with_data().problem.n, answers.hessian.size * self._with_data().problem.outputs
+        some = np.arange(count)
+        if count * numbers > _LARGEST:
+            least = max(int(k), _LARGEST // numbers)
+            some = np.sort(np.random.default_rng(0).choice(count, min(least, count), replace=False))
+            warn_user(f"of the {count:,} samples of the pool {len(some):,}, drawn at random, are looked at")
+        rows, noise = [], []
+        for _, part, logits in self._parts_of(inputs.subset(some) if len(some) < count else inputs):
+            root = curvature_root(loss, logits, _any_targets(logits, loss.task))
+            found = design_rows(answers.hessian.whitened(part), root, answers.hessian.rest(part), share)
+            rows.append(found[0])
+            noise.append(found[1])
+        design = greedy_design(torch.cat(rows), torch.cat(noise), int(k))
+        half = 0.5 / len(some)
+        # H is of the mean loss, so its inverse is n covariances
+        return Suggestion(
+            some[design.samples.numpy()], (half * share * design.gains).numpy(), half * share * design.before
+        )
+
     def _parts(self, X: Any) -> Iterator[tuple[SampleStore, Rows, Tensor]]:
         """Yield samples in parts: their store, their features, and their logits in double precision, (m, c)."""
+        yield from self._parts_of(self._inputs(X))
+
+    def _inputs(self, X: Any) -> Inputs:
+        """Return samples as the network takes them.
+
+        Raises:
+            DataError: They are of another shape than those that the model was fitted to.
+        """
+        network = self.fitted_.network
+        inputs = inputs_of(read_samples(self, X, reset=False), network.backbone)
+        given, expected = tuple(inputs.example(1).shape[1:]), tuple(network.example.shape[1:])
+        if given != expected:
+            raise DataError(f"X has samples of shape {given}; the model was fitted to samples of shape {expected}")
+        return inputs
+
+    def _parts_of(self, inputs: Inputs) -> Iterator[tuple[SampleStore, Rows, Tensor]]:
+        """Yield the same of inputs.
+
+        Raises:
+            DataError: The network's outputs for some are not finite.
+        """
         answers, model = self.answers_, self._with_data().fit.model
-        inputs: Inputs = inputs_of(read_samples(self, X, reset=False), self.fitted_.network.backbone)
         for first in range(0, len(inputs), _PART):
             part = inputs.subset(np.arange(first, min(first + _PART, len(inputs))))
             with plain():
                 store = SampleStore(model.linearization, part)
-                rows = answers.rows(store)
-                yield store, rows, answers.logits_of(store)
+                rows, logits = answers.rows(store), answers.logits_of(store)
+                if not bool(torch.isfinite(logits).all()):
+                    raise DataError("the model's outputs for some of these samples are not finite: there is no answer")
+                yield store, rows, logits
+
+
+def _log_probability_slope(logits: Tensor, task: str) -> Tensor:
+    """Return how the log-probability of what is predicted rises with the logits, (m, c); of a regression, the value."""
+    if task == "regression":
+        direction = torch.zeros_like(logits)
+        direction[:, 0] = 1
+        return direction
+    if task == "multilabel":
+        return (logits > 0).to(logits) - logits.sigmoid()
+    return torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]) - logits.softmax(1)
+
+
+def _any_targets(logits: Tensor, task: str) -> Tensor:
+    """Return targets for a curvature, which is the same for all."""
+    return logits.argmax(1) if task == "multiclass" else torch.zeros_like(logits)

@@ -119,6 +119,11 @@ class Hessian:
             self._curvature += weighted.T @ weighted
         self._factor = self._decomposed(penalties).to(dtype)
 
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return len(self._factor)
+
     def with_penalties(self, penalties: Penalties) -> Hessian:
         """Return the Hessian with other penalties; what each sample has by itself takes its curvature as before."""
         other = copy.copy(self)
