@@ -103,6 +103,8 @@ class Fit:
     mode: str
     out: Path
     pictures: Path | None
+    drop_suspects: bool
+    reweight: bool
     source: Source
     settings: Settings
     given: Given
@@ -146,6 +148,21 @@ class Evaluate:
     split: str
     crops: int
     picture: Path | None
+    json: bool
+    source: Source
+    saved: SavedModel
+    given: Given
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Of `gradfeat audit`."""
+
+    data: Path
+    split: str
+    first: int
+    out: Path | None
+    html: Path | None
     json: bool
     source: Source
     saved: SavedModel

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json as json_module
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from gradfeat.data.table import is_table
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.adapter import load
 from gradfeat.estimators.reading import read_truth
+from gradfeat.files.csv_text import csv_text
 from gradfeat.files.writing import is_stream, write_text
 from gradfeat.metrics.evaluation import metrics_of
 from gradfeat.metrics.report import report_of
@@ -38,8 +36,8 @@ def predict_command(request: Predict) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     out = request.out
     check_file(out, request.saved.model, request.data)
-    estimator = _load(request.saved, request.json)
-    _refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
+    estimator = load_saved(request.saved, request.json)
+    refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
     X, names = samples_of(estimator, request)
     regression = estimator.loss_.task == "regression"
     header, rows = (_values if regression else _probabilities)(estimator, X, request.crops)
@@ -54,7 +52,7 @@ def predict_command(request: Predict) -> None:
         cells = [
             [name, *(_cell(value, exact=regression) for value in row)] for name, row in zip(names, rows, strict=True)
         ]
-        text = _csv([["sample", *header], *cells])
+        text = csv_text([["sample", *header], *cells])
         if out is None:
             print_data(text)
             return
@@ -68,11 +66,11 @@ def evaluate_command(request: Evaluate) -> None:
     check_file(picture)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
-    estimator = _load(request.saved, request.json)
+    estimator = load_saved(request.saved, request.json)
     dataset = _labelled(estimator, request)
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
     logits = estimator.logits(dataset.X, request.crops).double().numpy()
-    report = report_of(estimator.loss_, logits, truth, _class_names(estimator))
+    report = report_of(estimator.loss_, logits, truth, names_of_classes(estimator))
     metrics = {**metrics_of(estimator.loss_, logits, truth), **report.metrics()}
     if picture is not None:
         report_chart(picture, report, f"{model.name} on {dataset.name} ({dataset.split}), {len(dataset):,} samples")
@@ -94,20 +92,20 @@ def evaluate_command(request: Evaluate) -> None:
 def _labelled(estimator: Any, request: Evaluate) -> Dataset:
     """Return the data to judge a model on: of the kind that it was fitted to."""
     data = request.data.expanduser()
-    _refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), _fitted_to(estimator))
+    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
+    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
     check_part(request.data, request.split, "test", dataset)
     if dataset.split == WHOLE:
         note(
             request.json,
             f"{request.data} has no parts: all of it is judged; samples that the model was fitted to tell little",
         )
-    _check_same_task(request.saved.model, estimator, dataset)
+    check_same_task(request.saved.model, estimator, dataset)
     note(request.json, dataset.describe())
     return dataset
 
 
-def _fitted_to(estimator: Any) -> Dataset:
+def fitted_to(estimator: Any) -> Dataset:
     """Return data without samples, whose labels are those of an estimator's training data."""
     task, classes = estimator.loss_.task, getattr(estimator, "classes_", np.empty(0))
     known = getattr(estimator, "class_names_", None)
@@ -116,7 +114,7 @@ def _fitted_to(estimator: Any) -> Dataset:
     return Dataset([], y, names, task, "training data", WHOLE)
 
 
-def _load(saved: SavedModel, json: bool) -> Any:
+def load_saved(saved: SavedModel, json: bool) -> Any:
     """Return the estimator of a file, which says how far it is unless the output is JSON."""
     estimator = load(
         saved.model,
@@ -131,7 +129,7 @@ def _load(saved: SavedModel, json: bool) -> Any:
 
 def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[list[Any]]]:
     """Return the head and the rows of the predictions: class (for multi-label the classes), then all probabilities."""
-    names = _class_names(estimator)
+    names = names_of_classes(estimator)
     probability = estimator.predict_proba(X, crops=crops)
     if estimator.multilabel_:
         chosen: list[Any] = [[name for name, p in zip(names, row, strict=True) if p > 0.5] for row in probability]
@@ -140,12 +138,13 @@ def _probabilities(estimator: Any, X: Any, crops: int) -> tuple[list[str], list[
     return ["prediction", *names], [[label, *map(float, row)] for label, row in zip(chosen, probability, strict=True)]
 
 
-def _class_names(estimator: Any) -> list[str]:
+def names_of_classes(estimator: Any) -> list[str]:
+    """Return the names of a model's classes or labels, or these themselves; of a regression none."""
     known = getattr(estimator, "class_names_", None)
     return [str(name) for name in (getattr(estimator, "classes_", []) if known is None else known)]
 
 
-def _refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
+def refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
     """Refuse options that do nothing for the samples that a model takes."""
     preprocessing = estimator.backbone_.preprocessing
     kind = kind_for(preprocessing, is_recordings(data, source) if data.exists() else False)
@@ -167,16 +166,6 @@ def _entry(name: str, header: list[str], row: list[Any]) -> dict[str, Any]:
     return {"sample": name, "prediction": row[0], **scores}
 
 
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as CSV with plain line ends; a cell with a line end is quoted, a lone carriage return too."""
-    lines = []
-    for row in rows:
-        stream = io.StringIO()
-        csv.writer(stream, lineterminator="\r\n").writerow(row)  # Python quotes what holds one of these
-        lines.append(stream.getvalue().removesuffix("\r\n") + "\n")
-    return "".join(lines)
-
-
 def _cell(value: Any, exact: bool = False) -> str:
     """Return a cell: six digits say all of a probability; a target may need all that it has."""
     if isinstance(value, float):
@@ -184,7 +173,7 @@ def _cell(value: Any, exact: bool = False) -> str:
     return value if isinstance(value, str) else ";".join(value)
 
 
-def _check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:
+def check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:
     """Refuse labels of another kind, or with other columns, than the model was fitted to."""
     task = estimator.loss_.task
     if dataset.task != task:
