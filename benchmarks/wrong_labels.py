@@ -14,8 +14,8 @@ what a cross-validated probe of the true labels takes the class for. Scored is h
   search. Both share z₀ with ours, so that no way pays for the network's bottom more than once.
 
 Processor times have the fit in them, and that one pass of the bottom. Then the accuracy on further training samples,
-which nothing else sees, after fits to the true labels, the flipped ones, those without the suspects, reweighted, and
-without exactly the flipped samples. cleanlab is used where it is installed; else its two scores stand here in a line.
+which nothing else sees, after fits to the flipped labels, without the suspects (of `full`, of the probe), reweighted,
+and to the true labels. cleanlab is used where it is installed; else its two scores stand here in a line.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
+from benchmarks import time_to_accuracy
 from benchmarks.time_to_accuracy import Judge, data_parser, prepared
 from gradfeat.estimators.auditing import Audit, audit_of
 from gradfeat.estimators.left_out import LeftOut
@@ -139,6 +140,15 @@ def usual() -> Plan:
     return Plan(mode="finetune", finetuning=Search(honest_search().recipes[:1]), seed=0)
 
 
+def of_suspects(suspects: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
+    """Return how many labels are suspect, and how right that is."""
+    return {
+        "suspects": int(suspects.sum()),
+        "precision": float(wrong[suspects].mean()) if suspects.any() else 0.0,
+        "recall": float(suspects[wrong].mean()),
+    }
+
+
 def reading(problem: Problem, judge: Judge, kind: str, arguments: Any, seed: int, bottom: float) -> dict[str, Any]:
     """Flip, find, and fit again; return scores, times and accuracies."""
     y, wrong = flipped(problem, kind, arguments.rate, np.random.default_rng(seed))
@@ -149,17 +159,13 @@ def reading(problem: Problem, judge: Judge, kind: str, arguments: Any, seed: int
         found[name] = {"auroc": float(roc_auc_score(wrong, -quality)), "seconds": bottom + of_probe + seconds}
         print(kind, seed, name, found[name], flush=True)
 
-    plan = Plan(solver="subspace", seed=seed)
+    plan = Plan(solver="subspace", seed=seed, splits=arguments.splits)
     (audit, fit), seconds = timed(lambda: audited(noisy, plan))
     ranked("audit", audit.quality, seconds)
-    suspects = audit.suspects
-    found["audit"] |= {
-        "suspects": int(suspects.sum()),
-        "precision": float(wrong[suspects].mean()) if suspects.any() else 0.0,
-        "recall": float(suspects[wrong].mean()),
-    }
+    found["audit"] |= of_suspects(audit.suspects, wrong)
     (of_probe_alone, _), seconds = timed(lambda: audited(noisy, Plan(mode="activation", seed=seed)))
     ranked("audit, probe", of_probe_alone.quality, seconds)
+    found["audit, probe"] |= of_suspects(of_probe_alone.suspects, wrong)
     if arguments.rounds:
         (moved, _), seconds = timed(lambda: audited(noisy, replace(plan, rounds="auto")))
         ranked("audit, rounds", moved.quality, seconds)
@@ -167,19 +173,14 @@ def reading(problem: Problem, judge: Judge, kind: str, arguments: Any, seed: int
         proba, seconds = timed(lambda each=each: out_of_fold(noisy, lambda part: solve(part, each), seed))  # type: ignore[misc]
         for score, quality in scores_of(proba, y).items():
             ranked(f"{name}, {FOLDS} folds, {score}", quality, seconds)
-    without = labelled(problem, y, audit.without_suspects())
     problems = {
-        "true labels": labelled(problem, problem.y.numpy()),
-        "without suspects": without,
+        "without suspects": labelled(problem, y, audit.without_suspects()),
         "reweighted": labelled(problem, y, audit.reweighted()),
-        "without the flipped": labelled(problem, y, (~wrong).astype(float)),
+        "without the probe's suspects": labelled(problem, y, of_probe_alone.without_suspects()),
+        "true labels": labelled(problem, problem.y.numpy()),
     }
     models = {"flipped labels": fit} | {name: solve(each, plan) for name, each in problems.items()}
     accuracy = {name: judge(model.model) for name, model in models.items()}
-    accuracy |= {
-        "finetune, flipped labels": judge(solve(noisy, usual()).model),
-        "finetune, without suspects": judge(solve(without, usual()).model),
-    }
     found["accuracy"] = accuracy
     print(kind, seed, json.dumps(accuracy), flush=True)
     return found
@@ -189,13 +190,24 @@ def main() -> None:
     """Flip labels of each kind with each seed."""
     parser = data_parser(__doc__ or "")
     parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--judged", type=int, default=2000, help="further samples that judge the fits")
+    parser.add_argument(
+        "--splits", type=int, help="validation parts that choose the penalties; by default as many as asked for"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", action="store_true", help="audit also after rounds, in which the network moves")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    time_to_accuracy.MOST_JUDGED = arguments.judged
     (problem, judge), bottom = timed(lambda: prepared(arguments, test=False))
     bottom *= problem.n / (problem.n + len(judge.store))  # what judges is none of a fit
-    result: dict[str, Any] = {"n": problem.n, "judged": len(judge.store), "rate": arguments.rate, "readings": {}}
+    result: dict[str, Any] = {
+        "n": problem.n,
+        "judged": len(judge.store),
+        "rate": arguments.rate,
+        "splits": arguments.splits,
+        "readings": {},
+    }
     for kind in ("uniform", "similar"):
         for seed in range(arguments.seeds):
             result["readings"][f"{kind}, {seed}"] = reading(problem, judge, kind, arguments, seed, bottom)

@@ -57,7 +57,9 @@ class Page(HTMLParser):
 
 
 def test_the_wrong_one_is_first_everywhere(run: Any, wrong: Path, fitted: Path, tmp_path: Path) -> None:
-    found = run("audit", wrong, "-m", fitted, "-k", 3, "--json", "-o", tmp_path / "a.csv", "--html", tmp_path / "a.html")
+    found = run(
+        "audit", wrong, "-m", fitted, "-k", 3, "--json", "-o", tmp_path / "a.csv", "--html", tmp_path / "a.html"
+    )
     assert found.code == 0, found.err
     assert found.json["judged"] == 20
     assert len(found.json["samples"]) == 3
@@ -114,7 +116,9 @@ def test_other_kinds_of_samples(run: Any, tmp_path: Path, encoder: Path, kind: s
         assert {row["given"] for row in rows} == {"a<b", "c&d"}
 
 
-def test_what_is_wrong_is_said(run: Any, wrong: Path, pictures: Path, fitted: Path, encoder: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said(
+    run: Any, wrong: Path, pictures: Path, fitted: Path, encoder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "a.csv"
     for data, options, match in (
         (pictures, (), "not the samples and labels that the model was fitted to"),
