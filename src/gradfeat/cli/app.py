@@ -14,7 +14,19 @@ from typer.core import TyperGroup
 from gradfeat._version import __version__
 from gradfeat.cli.binding import with_options
 from gradfeat.cli.option import Option
-from gradfeat.cli.requests import Compare, Demo, Evaluate, Explain, Fit, Inspect, Predict, Pretrain, Reproduce, Suggest
+from gradfeat.cli.requests import (
+    Audit,
+    Compare,
+    Demo,
+    Evaluate,
+    Explain,
+    Fit,
+    Inspect,
+    Predict,
+    Pretrain,
+    Reproduce,
+    Suggest,
+)
 from gradfeat.cli.table import TABLE
 from gradfeat.files.terminal import printable
 
@@ -95,6 +107,13 @@ def suggest(request: Suggest) -> None:
     suggest_command(request)
 
 
+def audit(request: Audit) -> None:
+    """Show the training samples of a saved model whose labels fit least: wrong labels first."""
+    from gradfeat.cli.audit import audit_command
+
+    audit_command(request)
+
+
 def inspect(request: Inspect) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
     from gradfeat.cli.inspect import run
@@ -128,7 +147,7 @@ def app_of(table: Sequence[Option]) -> typer.Typer:
         rich_markup_mode=None,
     )
     made.callback()(options)
-    for run in (demo, fit, compare, predict, evaluate, explain, suggest, inspect, pretrain, reproduce):
+    for run in (demo, fit, compare, predict, evaluate, audit, explain, suggest, inspect, pretrain, reproduce):
         made.command()(with_options(run, table))
     return made
 

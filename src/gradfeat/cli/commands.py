@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradfeat.cli.audit import Minded, mind_suspects
 from gradfeat.cli.following import after_compare, after_fit, has_test_part, say_verdict
 from gradfeat.cli.idle import idle_for_data, idle_in_modes, kind_of, refuse
 from gradfeat.cli.outputs import check_file, check_folder, kept_in, written
@@ -43,11 +44,11 @@ def fit_command(request: Fit) -> None:
     estimator: Any = cls(settings.backbone, **settings.parameters.converted(), verbose=not settings.json)
     note(settings.json, dataset.describe())
     _note_checkpoint(settings)
-    _fit(estimator, dataset, settings.checkpoint)
+    minded = _fit(estimator, dataset, request)
     path = written(request.out, estimator.save)
     if request.pictures is not None:
         _keep_choice(estimator, request.pictures)
-    report = _report(request, estimator, dataset, path)
+    report = _report(request, estimator, dataset, path, minded)
     if settings.json:
         print_json(report.to_dict())
     else:
@@ -61,6 +62,8 @@ def _check_before_fit(request: Fit) -> None:
     settings = request.settings
     check_modes([request.mode])
     refuse(request.given, idle_in_modes(request.given, [request.mode]))
+    if request.drop_suspects and request.reweight:
+        raise ConfigurationError("--drop-suspects and --reweight are two ways: give one of them")
     check_file(
         request.out,
         request.data,
@@ -76,16 +79,23 @@ def _refuse_for_data(request: Fit | Compare, dataset: Dataset) -> None:
     refuse(request.given, idle_for_data(request.given, kind, dataset.task))
 
 
-def _fit(estimator: Any, dataset: Dataset, checkpoint: Path | None) -> None:
-    """Fit an estimator, and give it the names of its classes; an interruption says what is left."""
+def _fit(estimator: Any, dataset: Dataset, request: Fit) -> Minded | None:
+    """Fit an estimator, and give it the names of its classes; an interruption says what is left.
+
+    Returns:
+        What became of suspect labels, where these are minded.
+    """
+    checkpoint = request.settings.checkpoint
     try:
         with nullcontext() if checkpoint is None else kept_in(checkpoint):
-            estimator.fit(dataset.X, labels(dataset))
+            minded = mind_suspects(estimator, dataset, request)
+            estimator.fit(dataset.X, labels(dataset), None if minded is None else minded.weights)
     except KeyboardInterrupt:
         on = f"; the same command goes on from {checkpoint}" if checkpoint is not None else ""
         sys.stderr.write(f"nothing was saved{on}\n")
         raise
     estimator.class_names_ = class_names(dataset, getattr(estimator, "classes_", None))
+    return minded
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class FitReport:
         verdict: What the gradient term is worth; None where nothing was chosen.
         left_out: Each training sample by the model without it; None where that is not known.
         following: The next command.
+        minded: What became of suspect labels, where these are minded.
     """
 
     path: Path
@@ -109,6 +120,7 @@ class FitReport:
     verdict: Verdict | None
     left_out: LeftOut | None
     following: str
+    minded: Minded | None = None
 
     @property
     def size(self) -> int:
@@ -136,6 +148,7 @@ class FitReport:
             "seconds": self.estimator.seconds_,
             "preprocessing": None if self.treatment is None else self.treatment.to_dict(),
             "notes": self.notes,
+            **({} if self.minded is None else {"labels": self.minded.to_dict()}),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "leave_one_out": None if self.left_out is None else self.left_out.metrics(),
             "next": self.following,
@@ -155,14 +168,14 @@ class FitReport:
             *([["images", self.treatment.describe()]] if self.treatment is not None else []),
         ]
         table(["model", self.estimator.mode], rows)
-        for text in self.notes:
+        for text in [*self.notes, *([] if self.minded is None else [str(self.minded)])]:
             note(False, text)
         if self.left_out is not None:
             note(False, str(self.left_out))
         say_verdict("" if self.verdict is None else self.verdict.text, self.following)
 
 
-def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path) -> FitReport:
+def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path, minded: Minded | None) -> FitReport:
     """Return what there is to say of a model that was fitted to some data and saved."""
     choice, rounds = estimator.choice_, estimator.rounds_
     edge = edge_note(estimator, len(dataset))
@@ -183,6 +196,7 @@ def _report(request: Fit, estimator: Any, dataset: Dataset, path: Path) -> FitRe
         verdict=verdict_of_fit(choice, rounds),
         left_out=_left_out(estimator),
         following=following,
+        minded=minded,
     )
 
 

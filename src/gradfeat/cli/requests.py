@@ -103,6 +103,8 @@ class Fit:
     mode: str
     out: Path
     pictures: Path | None
+    drop_suspects: bool
+    reweight: bool
     source: Source
     settings: Settings
     given: Given
@@ -160,6 +162,21 @@ class Explain:
     data: Path | None
     split: str
     most: int
+    html: Path | None
+    json: bool
+    source: Source
+    saved: SavedModel
+    given: Given
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Of `gradfeat audit`."""
+
+    data: Path
+    split: str
+    first: int
+    out: Path | None
     html: Path | None
     json: bool
     source: Source

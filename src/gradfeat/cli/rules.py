@@ -105,3 +105,12 @@ def without_choice(plan: Plan) -> str | None:
     if plan.linear and not plan.scheduled and not plan.penalty:
         return None
     return "nothing is chosen that could be drawn: penalties and rounds are of gradient and full"
+
+
+def without_leave_one_out(plan: Plan) -> str | None:
+    """Labels are judged by leave-one-out, which a linear model at its optimum has."""
+    if plan.modes == ("finetune",):
+        return f"{plan} is no linear model, which alone tells what it is without a sample"
+    if plan.scheduled and plan.linear:
+        return f"--solver {plan.solver} ends before the optimum, at which leave-one-out is computed"
+    return None

@@ -20,6 +20,7 @@ from gradfeat.cli.rules import (
     only_in,
     without_choice,
     without_epochs,
+    without_leave_one_out,
     without_look,
     without_rounds,
     without_second_penalty,
@@ -27,15 +28,16 @@ from gradfeat.cli.rules import (
 )
 
 FITTING = ("fit", "compare")
-SAVED = ("predict", "evaluate")
-LABELLED = ("fit", "compare", "evaluate")
+PREDICTING = ("predict", "evaluate")
+SAVED = (*PREDICTING, "audit")
+LABELLED = ("fit", "compare", "evaluate", "audit")
 ANSWERING = ("explain", "suggest")
 READING = (*FITTING, *SAVED, *ANSWERING)
 
 # fmt: off
 TABLE = (
     # ---- arguments ----
-    Option("model", SAVED, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
+    Option("model", PREDICTING, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
     Option("task", ("pretrain",), str, REQUIRED, argument=True,
            help="vae, bigan, rotation, jigsaw, colorization, context or supervised."),
     Option("name", ("reproduce",), str, REQUIRED, argument=True, metavar="TABLE",
@@ -45,6 +47,8 @@ TABLE = (
     Option("data", LABELLED, Path, REQUIRED, argument=True,
            help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, or the official folder of CIFAR, "
            "SVHN, VOC or COCO2014."),
+    Option("model", ("audit",), Path, REQUIRED, "File that `gradfeat fit` wrote, of these data.",
+           flags=("--model", "-m")),
     Option("data", ("predict",), Path, REQUIRED, argument=True,
            help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     Option("model", ANSWERING, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
@@ -83,6 +87,12 @@ TABLE = (
            "HTML file with the pictures or texts of the samples; it needs nothing else."),
     Option("out", ("suggest",), Path | None, None, flags=("--out", "-o"),
            help="CSV file for the samples, the most useful one first. [standard output]"),
+    Option("first", ("audit",), int, 20, "How many samples to show, the least plausible labels first.", least=1,
+           flags=("--first", "-k")),
+    Option("out", ("audit",), Path | None, None, flags=("--out", "-o"),
+           help="CSV file for all samples, the least plausible labels first."),
+    Option("html", ("audit",), Path | None, None,
+           "HTML file for the suspects with their pictures or texts; it needs nothing else."),
     Option("picture", ("evaluate",), Path | None, None,
            "PNG to draw: which classes are taken for which; for regression predictions and targets."),
     Option("test_data", ("compare",), Path | None, None, "Test data, if not the test part of the same data."),
@@ -123,6 +133,7 @@ TABLE = (
 
     # ---- which part of the data, and which models ----
     Option("split", ("fit",), str, "train", "Part of the data to fit to."),
+    Option("split", ("audit",), str, "train", "Part of the data that the model was fitted to."),
     Option("split", ("compare",), str, "train", "Part to fit to."),
     Option("split", ("predict",), str, "test", "Part of the data, where it has parts."),
     Option("split", ("evaluate",), str, "test", "Part of the data."),
@@ -130,7 +141,7 @@ TABLE = (
     Option("split", ("pretrain",), str, "train", "Part of the data to train on."),
     Option("test_split", ("compare",), str, "test", "Part to report on."),
     Option("modes", ("compare",), str, "activation,gradient,full,finetune", "Models to compare."),
-    Option("crops", ("compare", *SAVED), int, 1, least=1, only_for=IMAGES,
+    Option("crops", ("compare", *PREDICTING), int, 1, least=1, only_for=IMAGES,
            help="Random crops of each test image, averaged (Table 4 of the paper: 10). 1: centre crop."),
 
     # ---- how data are read ----
@@ -222,6 +233,10 @@ TABLE = (
     Option("metric", FITTING, str, "auto", parameter="metric",
            idle=only_in(LINEAR, "penalty of w₂, which it is the metric of: it is of gradient and full"),
            help="What the penalty of w₂ is measured in: auto, plain or whitened."),
+    Option("drop_suspects", ("fit",), bool, False, flags=("--drop-suspects",), idle=without_leave_one_out,
+           help="Fit once to all samples, and then without those whose label is implausible without them."),
+    Option("reweight", ("fit",), bool, False, flags=("--reweight",), idle=without_leave_one_out,
+           help="The same with all samples, each weighted by how its label fits without it."),
     Option("precision", FITTING, str, "auto", parameter="precision",
            help="auto (float32; float64 for a network in it), float32, bfloat16 (not for rounds) or float64."),
     Option("cache", FITTING, str, "auto", parameter="cache",
