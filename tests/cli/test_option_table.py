@@ -29,7 +29,7 @@ WITHOUT_OPTION = {
 }
 """The estimators' parameters that are no row of the table."""
 
-COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "inspect", "pretrain", "reproduce")
+COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "forget", "inspect", "pretrain", "reproduce")
 SIGNATURE = {
     name: parameter
     for estimator in (GradientFeatureClassifier, GradientFeatureRegressor)

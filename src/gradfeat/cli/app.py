@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from gradfeat._version import __version__
 from gradfeat.cli.binding import with_options
 from gradfeat.cli.option import Option
-from gradfeat.cli.requests import Compare, Demo, Evaluate, Fit, Inspect, Predict, Pretrain, Reproduce
+from gradfeat.cli.requests import Compare, Demo, Evaluate, Fit, Forget, Inspect, Predict, Pretrain, Reproduce
 from gradfeat.cli.table import TABLE
 from gradfeat.files.terminal import printable
 
@@ -81,6 +81,13 @@ def evaluate(request: Evaluate) -> None:
     evaluate_command(request)
 
 
+def forget(request: Forget) -> None:
+    """Write a saved model as it is without some of its training samples."""
+    from gradfeat.cli.forget import forget_command
+
+    forget_command(request)
+
+
 def inspect(request: Inspect) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
     from gradfeat.cli.inspect import run
@@ -114,7 +121,7 @@ def app_of(table: Sequence[Option]) -> typer.Typer:
         rich_markup_mode=None,
     )
     made.callback()(options)
-    for run in (demo, fit, compare, predict, evaluate, inspect, pretrain, reproduce):
+    for run in (demo, fit, compare, predict, evaluate, forget, inspect, pretrain, reproduce):
         made.command()(with_options(run, table))
     return made
 

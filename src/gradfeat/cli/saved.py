@@ -38,8 +38,8 @@ def predict_command(request: Predict) -> None:
     """Write a line for each sample: its name, its class, and the probability of each class."""
     out = request.out
     check_file(out, request.saved.model, request.data)
-    estimator = _load(request.saved, request.json)
-    _refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
+    estimator = load_saved(request.saved, request.json)
+    refuse_idle(request.given, estimator, request.data.expanduser(), request.source, None)
     X, names = samples_of(estimator, request)
     regression = estimator.loss_.task == "regression"
     header, rows = (_values if regression else _probabilities)(estimator, X, request.crops)
@@ -68,7 +68,7 @@ def evaluate_command(request: Evaluate) -> None:
     check_file(picture)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigurationError(f"--picture is a PNG: name a file that ends in .png, not {picture.name}")
-    estimator = _load(request.saved, request.json)
+    estimator = load_saved(request.saved, request.json)
     dataset = _labelled(estimator, request)
     truth = read_truth(labels(dataset), estimator.loss_.task, getattr(estimator, "classes_", None))
     logits = estimator.logits(dataset.X, request.crops).double().numpy()
@@ -94,20 +94,20 @@ def evaluate_command(request: Evaluate) -> None:
 def _labelled(estimator: Any, request: Evaluate) -> Dataset:
     """Return the data to judge a model on: of the kind that it was fitted to."""
     data = request.data.expanduser()
-    _refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), _fitted_to(estimator))
+    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
+    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
     check_part(request.data, request.split, "test", dataset)
     if dataset.split == WHOLE:
         note(
             request.json,
             f"{request.data} has no parts: all of it is judged; samples that the model was fitted to tell little",
         )
-    _check_same_task(request.saved.model, estimator, dataset)
+    check_same_task(request.saved.model, estimator, dataset)
     note(request.json, dataset.describe())
     return dataset
 
 
-def _fitted_to(estimator: Any) -> Dataset:
+def fitted_to(estimator: Any) -> Dataset:
     """Return data without samples, whose labels are those of an estimator's training data."""
     task, classes = estimator.loss_.task, getattr(estimator, "classes_", np.empty(0))
     known = getattr(estimator, "class_names_", None)
@@ -116,7 +116,7 @@ def _fitted_to(estimator: Any) -> Dataset:
     return Dataset([], y, names, task, "training data", WHOLE)
 
 
-def _load(saved: SavedModel, json: bool) -> Any:
+def load_saved(saved: SavedModel, json: bool) -> Any:
     """Return the estimator of a file, which says how far it is unless the output is JSON."""
     estimator = load(
         saved.model,
@@ -145,7 +145,7 @@ def _class_names(estimator: Any) -> list[str]:
     return [str(name) for name in (getattr(estimator, "classes_", []) if known is None else known)]
 
 
-def _refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
+def refuse_idle(given: Given, estimator: Any, data: Path, source: Source, task: str | None) -> None:
     """Refuse options that do nothing for the samples that a model takes."""
     preprocessing = estimator.backbone_.preprocessing
     kind = kind_for(preprocessing, is_recordings(data, source) if data.exists() else False)
@@ -184,7 +184,7 @@ def _cell(value: Any, exact: bool = False) -> str:
     return value if isinstance(value, str) else ";".join(value)
 
 
-def _check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:
+def check_same_task(model: Path, estimator: Any, dataset: Dataset) -> None:
     """Refuse labels of another kind, or with other columns, than the model was fitted to."""
     task = estimator.loss_.task
     if dataset.task != task:

@@ -27,8 +27,10 @@ from gradfeat.cli.rules import (
 )
 
 FITTING = ("fit", "compare")
-SAVED = ("predict", "evaluate")
-LABELLED = ("fit", "compare", "evaluate")
+PREDICTING = ("predict", "evaluate")
+SAVED = (*PREDICTING, "forget")
+JUDGED = ("fit", "compare", "evaluate")
+LABELLED = (*JUDGED, "forget")
 READING = (*FITTING, *SAVED)
 
 # fmt: off
@@ -41,9 +43,13 @@ TABLE = (
            help="table1, table2, table3 or table4."),
     Option("backbone", ("inspect",), str, REQUIRED, argument=True,
            help='"timm/<name>", "torchvision/<name>", "hf/<folder or id>", an encoder file, or a saved model.'),
-    Option("data", LABELLED, Path, REQUIRED, argument=True,
+    Option("data", JUDGED, Path, REQUIRED, argument=True,
            help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, or the official folder of CIFAR, "
            "SVHN, VOC or COCO2014."),
+    Option("data", ("forget",), Path, REQUIRED, "The data that the model was fitted to, all of them.",
+           flags=("--data",)),
+    Option("remove", ("forget",), Path, REQUIRED,
+           "Text file with a sample in each line: its path, as it is or in the data's folder, or its number from 0."),
     Option("data", ("predict",), Path, REQUIRED, argument=True,
            help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     Option("data", ("pretrain",), Path, REQUIRED, argument=True,
@@ -68,6 +74,7 @@ TABLE = (
            flags=("--out", "-o")),
     Option("out", ("reproduce",), Path | None, None, flags=("--out", "-o"),
            help="Folder for cells and tables. [reproduced/TABLE-SCALE]"),
+    Option("out", ("forget",), Path, REQUIRED, "File for the model without these samples.", flags=("--out", "-o")),
     Option("picture", ("evaluate",), Path | None, None,
            "PNG to draw: which classes are taken for which; for regression predictions and targets."),
     Option("test_data", ("compare",), Path | None, None, "Test data, if not the test part of the same data."),
@@ -110,11 +117,12 @@ TABLE = (
     Option("split", ("fit",), str, "train", "Part of the data to fit to."),
     Option("split", ("compare",), str, "train", "Part to fit to."),
     Option("split", ("predict",), str, "test", "Part of the data, where it has parts."),
+    Option("split", ("forget",), str, "train", "Part of the data that the model was fitted to."),
     Option("split", ("evaluate",), str, "test", "Part of the data."),
     Option("split", ("pretrain",), str, "train", "Part of the data to train on."),
     Option("test_split", ("compare",), str, "test", "Part to report on."),
     Option("modes", ("compare",), str, "activation,gradient,full,finetune", "Models to compare."),
-    Option("crops", ("compare", *SAVED), int, 1, least=1, only_for=IMAGES,
+    Option("crops", ("compare", *PREDICTING), int, 1, least=1, only_for=IMAGES,
            help="Random crops of each test image, averaged (Table 4 of the paper: 10). 1: centre crop."),
 
     # ---- how data are read ----

@@ -186,7 +186,7 @@ def _label(label: Any, targets: Targets, known: set[Any]) -> Any:
         label = label.tolist()
     if targets.loss.task != "multiclass":
         return label
-    if label not in _hashable([label]) or label not in known:
+    if not isinstance(label, str | numbers.Number) or label not in known:
         meant = did_you_mean(str(label), [str(name) for name in known])
         raise DataError(f"relabel: {label!r} is no class of the model or of the samples that are added.{meant}")
     return label

@@ -7,6 +7,7 @@ penalties (of a mean loss) and the metric of w₂ are those of before.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from gradfeat.fit.point import Point, check_finite
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Fit, Linear
 from gradfeat.fit.subspace import GIVEN_ITERATIONS, LEAST
+from gradfeat.model import GradientFeatureModel
 from gradfeat.solvers.first_order import History
 from gradfeat.solvers.probe import Probe, fit_probe
 from gradfeat.solvers.subspace import GAP, Activations, Objective, Solution, Subspace
@@ -37,6 +39,42 @@ class Update:
     omega: str
     gap: float
     columns: Tensor
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a solution is from the optimum of its data at most, whatever it began with.
+
+    The objective bends by λ₁ and λ₂ at least, so ``λ/2 ‖w - w*‖²`` is at most what it is above its minimum.
+
+    Attributes:
+        gap: The objective is at most this share above its minimum.
+        w1: Largest ‖w₁ - w₁*‖; infinite without a penalty.
+        w2: The same of w₂, in the metric that it is penalized in.
+        lengths: ‖w₁‖, and ‖w₂‖ in the units of θ₂.
+    """
+
+    gap: float
+    w1: float
+    w2: float
+    lengths: tuple[float, float]
+
+    @staticmethod
+    def of(solution: Solution | None, model: GradientFeatureModel) -> Certificate | None:
+        """Return that of a solution; None where it has none."""
+        if solution is None or solution.penalties is None or not math.isfinite(solution.gap) or not solution.objective:
+            return None
+        above = max(0.0, solution.gap) * abs(solution.objective[-1])
+        w1, w2 = (math.sqrt(2 * above / one) if one > 0 else math.inf for one in solution.penalties)
+        squares = sum(float(value.detach().double().square().sum()) for value in model.w2.values())
+        return Certificate(solution.gap, w1, w2, (float(model.w1.detach().double().norm()), math.sqrt(squares)))
+
+    def __str__(self) -> str:
+        return (
+            f"the objective is at most {100 * self.gap:.2g} % above its minimum, so w₁ is within {self.w1:.2g} of a "
+            f"fit from nothing (its length is {self.lengths[0]:.2g}), and w₂ within {self.w2:.2g} "
+            f"({self.lengths[1]:.2g})"
+        )
 
 
 def check_update(fit: Fit, omega: str, gap: float) -> None:

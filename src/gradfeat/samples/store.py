@@ -148,7 +148,9 @@ class SampleStore:
         picked = [store._picked(rows) for store, rows in parts]
         result.inputs = Several([(store.inputs, rows) for (store, _), rows in zip(parts, picked, strict=True)])
         n, result._rows, result._of_point = len(result.inputs), None, None
-        groups = [None if store._group is None else store._group[rows] for (store, _), rows in zip(parts, picked, strict=True)]
+        groups = [
+            None if store._group is None else store._group[rows] for (store, _), rows in zip(parts, picked, strict=True)
+        ]
         result._group = None if groups[0] is None else torch.cat([group for group in groups if group is not None])
         result.features = torch.cat([store.features[rows] for store, rows in parts])
         kept = sum(int(store._z0.has(rows).sum()) for (store, _), rows in zip(parts, picked, strict=True))
