@@ -5,6 +5,7 @@
 
 One in a hundred of the training samples is removed, and one in twenty added that the model has not seen. Compared with
 `fit` on the changed data with the same penalties: processor time, the gaps, and the logits of held-out samples, beside
+how much the change of the data moves these. The penalties are given: λ₁ of w₁ and ω̄, and λ₂ in the plain metric.
 """
 
 from __future__ import annotations

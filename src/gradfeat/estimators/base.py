@@ -26,7 +26,7 @@ from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of, pre
 from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of, read_samples, read_truth
 from gradfeat.estimators.rebuilt import rebuilt_model, with_own_network, without_programs
 from gradfeat.estimators.recalling import Trained, recalled
-from gradfeat.estimators.updating import Changes, check_changes, updated
+from gradfeat.estimators.updating import Changes, Other, check_changes, updated
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Fit, Plan, select_solver, solve
 from gradfeat.fit.merge import MergedNetwork, merge, report_on
@@ -201,12 +201,30 @@ class GradientFeatureEstimator(Answering, Parameters):
         """
         changes = Changes(add, remove, relabel, omega, gap)
         check_changes(changes)
+        return self.changed(changes)
+
+    def changed(self, changes: Changes) -> Self:
+        """Return the model of changed training data; arguments as of `update`, as one value."""
         trained = self._with_data()
         new = self._shallow()
         with plain():
             fitted, data = updated(self, self._checked(), trained, changes, self.read)
         new.restore(fitted, data.fit.model)
         new._trained = data
+        return new
+
+    def other(self) -> Other:
+        """Return the model as one whose training samples another is to have too.
+
+        Raises:
+            ConfigurationError: It is without its training data (`recall`).
+        """
+        return Other(self, self.fitted_.targets, self._with_data())
+
+    def adopted(self, fitted: Fitted) -> Self:
+        """Return an estimator of these parameters with other weights."""
+        new = self._shallow()
+        new.restore(fitted)
         return new
 
     def _shallow(self) -> Self:

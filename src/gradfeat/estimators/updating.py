@@ -33,6 +33,15 @@ Reader = Callable[[Any, Any, Any], TrainingData]
 
 
 @dataclass(frozen=True, eq=False)
+class Other:
+    """Another model of the same network, with its training data."""
+
+    parameters: Parameters
+    targets: Targets
+    trained: Trained
+
+
+@dataclass(frozen=True, eq=False)
 class Changes:
     """What is to change in the training data, as a user gives it (see `GradientFeatureEstimator.update`).
 
@@ -42,6 +51,7 @@ class Changes:
         relabel: Labels by index, or None.
         omega: "again" or "keep".
         gap: Of the solution.
+        others: Models of the same network whose training samples are added.
     """
 
     add: Any = None
@@ -49,6 +59,7 @@ class Changes:
     relabel: Any = None
     omega: str = "again"
     gap: float = 1e-4
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +83,12 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class _Added:
-    """Samples that are added: inputs, labels, weights."""
+    """Samples that are added: inputs, labels, weights; with `stores` the samples of other models in place of inputs."""
 
     X: Any
     labels: list[Any]
     weight: np.ndarray | None
+    stores: tuple[SampleStore, ...] = ()
 
 
 def updated(
@@ -98,7 +110,7 @@ def updated(
     begun = time.perf_counter()
     check_update(trained.fit, changes.omega, changes.gap)
     linear = linear_of(trained.problem, trained.plan, trained.fit)
-    added = _added(parameters, fitted, changes.add)
+    added = _added_of(parameters, fitted, changes)
     kept = _stay(parameters, fitted, trained, changes, added)
     data = _read(fitted, kept, added, read)
     problem, samples = _problem(parameters, fitted, trained, data, kept, added)
@@ -223,6 +235,21 @@ def _weights(parameters: Parameters, targets: Targets, problem: Problem) -> np.n
 # ---- what is added --------------------------------------------------------------------------------------------------
 
 
+def _added_of(parameters: Parameters, fitted: Fitted, changes: Changes) -> _Added:
+    if not changes.others:
+        return _added(parameters, fitted, changes.add)
+    labels: list[Any] = []
+    weights: list[np.ndarray | None] = []
+    for other in changes.others:
+        labels += _labels(other.targets, other.trained.problem)
+        weights.append(_weights(other.parameters, other.targets, other.trained.problem))
+    weight = None
+    if any(one is not None for one in weights):
+        counts = [other.trained.problem.n for other in changes.others]
+        weight = np.concatenate([np.ones(n) if one is None else one for one, n in zip(weights, counts, strict=True)])
+    return _Added(None, labels, weight, tuple(other.trained.problem.store for other in changes.others))
+
+
 def _added(parameters: Parameters, fitted: Fitted, add: Any) -> _Added:
     if add is None:
         return _Added(None, [], None)
@@ -277,15 +304,7 @@ def _problem(
     own = torch.from_numpy(kept.places[stay])
     parts = [(old.store, own + view * old.n) for view in range(old.views)]
     if len(new):
-        inputs = inputs_of(added.X, fitted.network.backbone).subset(new)
-        _check_shape(inputs.example(1), fitted)
-        more = SampleStore(
-            old.linearization,
-            Mirrored(inputs) if old.views == 2 else inputs,
-            cache="none" if old.store.level == "none" else "z0",
-            memory=parameters.memory,
-            batch_size=parameters.samples_at_a_time,
-        )
+        more = _store(parameters, fitted, old, added, new)
         pairs = [(more, torch.arange(len(new)) + view * len(new)) for view in range(old.views)]
         parts = [part for both in zip(parts, pairs, strict=True) for part in both]
     y = as_targets(data.y[present], old.linearization.dtype).to(old.y.device)
@@ -300,6 +319,30 @@ def _problem(
         omega_penalties={},
     )
     return problem, np.concatenate([kept.samples[stay], kept.count + new])
+
+
+def _store(
+    parameters: Parameters, fitted: Fitted, old: Problem, added: _Added, rows: np.ndarray
+) -> SampleStore:
+    """Return the samples that are added, those of some rows, in all versions."""
+    if added.stores:
+        counts = [len(store) // old.views for store in added.stores]
+        parts = [
+            (store, torch.arange(count) + view * count)
+            for view in range(old.views)
+            for store, count in zip(added.stores, counts, strict=True)
+        ]
+        every = torch.cat([torch.from_numpy(rows) + view * sum(counts) for view in range(old.views)])
+        return SampleStore.joined([(SampleStore.joined(parts), every)])
+    inputs = inputs_of(added.X, fitted.network.backbone).subset(rows)
+    _check_shape(inputs.example(1), fitted)
+    return SampleStore(
+        old.linearization,
+        Mirrored(inputs) if old.views == 2 else inputs,
+        cache="none" if old.store.level == "none" else "z0",
+        memory=parameters.memory,
+        batch_size=parameters.samples_at_a_time,
+    )
 
 
 def _check_shape(example: torch.Tensor, fitted: Fitted) -> None:
