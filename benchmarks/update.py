@@ -97,7 +97,7 @@ def main() -> None:
             "update": of_update,
             "refit": of_refit,
             "share": of_update / of_refit,
-            "parts": {key: value for key, value in updated.seconds_.items()},
+            "parts": dict(updated.seconds_.items()),
             "parts_of_refit": dict(refit.seconds_),
             "passes": updated.solution_.passes,
             "passes_of_refit": refit.solution_.passes,

@@ -52,7 +52,9 @@ def test_two_halves_jointly_are_the_fit_of_all() -> None:
     torch.testing.assert_close(joint.loo_.logits, whole.loo_.logits, rtol=0, atol=3e-3)
     assert "60 samples of 2 models" in joint.how_["combined"]
     less = joint.update(remove=range(30, 60), gap=GAP)  # the second one taken away again
-    torch.testing.assert_close(less.logits(X), classifier(solver="dual").fit(X[:30], y[:30]).logits(X), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        less.logits(X), classifier(solver="dual").fit(X[:30], y[:30]).logits(X), rtol=0, atol=2e-3
+    )
 
 
 def test_three_models_of_different_classes_jointly(tmp_path: Path) -> None:
@@ -88,7 +90,9 @@ def test_an_average_is_near_the_ensemble_and_says_how_near(tmp_path: Path) -> No
 
 def test_regressions() -> None:
     X, y = samples()
-    a, b = (GradientFeatureRegressor(network(), **GIVEN).fit(X[rows], y[rows] + 5) for rows in (slice(30), slice(30, N)))
+    a, b = (
+        GradientFeatureRegressor(network(), **GIVEN).fit(X[rows], y[rows] + 5) for rows in (slice(30), slice(30, N))
+    )
     whole = GradientFeatureRegressor(network(), **GIVEN).fit(X, y + 5)
     np.testing.assert_allclose(combine([a, b], gap=GAP).predict(X), whole.predict(X), atol=1e-3)
     np.testing.assert_allclose(combine([a, b], "ensemble").predict(X), (a.predict(X) + b.predict(X)) / 2)

@@ -103,7 +103,7 @@ def test_a_new_class_and_the_end_of_one() -> None:
     assert list(less.classes_) == ["high", "middle", "new"]
     assert less.class_names_ == ["High", "Middle", "new"]
     same(less, exact(np.r_[X[y != "low"], more], [*y[y != "low"], *["new"] * 6]), X)
-    same(less.update(relabel={i: "middle" for i in range(5)}, gap=GAP), less, X, atol=20)
+    same(less.update(relabel=dict.fromkeys(range(5), "middle"), gap=GAP), less, X, atol=20)
     with pytest.raises(ConfigurationError, match="no gradient term"):
         model.update(add=(more, ["new"] * 6), omega="keep")
 

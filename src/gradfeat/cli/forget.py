@@ -128,8 +128,9 @@ def indices_of(names: list[str], dataset: Dataset, data: Path) -> list[int]:
     """
     known: dict[str, set[int]] = defaultdict(set)
     if isinstance(dataset.X, list):
-        for i, sample in enumerate(dataset.X):
-            for name in _names(sample, data):
+        samples: list[Path] | list[str] = dataset.X
+        for i, sample in enumerate(samples):
+            for name in _names(sample if isinstance(sample, Path) else str(sample), data):
                 known[name].add(i)
     found: dict[int, str] = {}
     for name in names:

@@ -160,7 +160,9 @@ def _difference(models: Sequence[Any], new: Any, share: np.ndarray) -> str:
     worst = 0.0
     for store in stores:
         logits = [_values(store_logits(model.model_, store), model) for model in models]
-        together = sum((float(one) * part for one, part in zip(share, logits, strict=True)), torch.zeros_like(logits[0]))
+        together = sum(
+            (float(one) * part for one, part in zip(share, logits, strict=True)), torch.zeros_like(logits[0])
+        )
         worst = max(worst, float((_values(store_logits(new.model_, store), new) - together).abs().max()))
     return f"; its logits are at most {worst:.2g} from the average of theirs on the training samples"
 
@@ -192,7 +194,7 @@ def _shares(models: Sequence[Any], weights: Sequence[float] | None) -> np.ndarra
     values = np.asarray(weights, dtype=float)
     if values.shape != (len(models),) or not np.isfinite(values).all() or (values < 0).any() or not values.any():
         raise DataError(f"weights must hold {len(models)} numbers from 0, not all of them 0")
-    return values / values.sum()
+    return np.asarray(values / values.sum())
 
 
 def _apart(models: Sequence[Any]) -> np.ndarray:

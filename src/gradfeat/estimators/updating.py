@@ -186,7 +186,7 @@ def _relabelled(relabel: Any, n: int) -> list[tuple[int, Any]]:
         raise DataError("relabel must be a dict from the index of a training sample to its label")
     pairs = []
     for index, label in relabel.items():
-        if not isinstance(index, numbers.Integral) or isinstance(index, bool) or not 0 <= index < n:
+        if not isinstance(index, numbers.Integral) or isinstance(index, bool) or not 0 <= int(index) < n:
             raise DataError(f"relabel holds the index {index!r}; the training samples are 0 to {n - 1}")
         pairs.append((int(index), label))
     return pairs
@@ -229,7 +229,7 @@ def _weights(parameters: Parameters, targets: Targets, problem: Problem) -> np.n
         return weight
     y = targets.classes[problem.y[: problem.n].cpu().numpy()]
     weight = weight / class_weights(classes, y, None)
-    return weight / weight.max()
+    return np.asarray(weight / weight.max())
 
 
 # ---- what is added --------------------------------------------------------------------------------------------------
@@ -321,9 +321,7 @@ def _problem(
     return problem, np.concatenate([kept.samples[stay], kept.count + new])
 
 
-def _store(
-    parameters: Parameters, fitted: Fitted, old: Problem, added: _Added, rows: np.ndarray
-) -> SampleStore:
+def _store(parameters: Parameters, fitted: Fitted, old: Problem, added: _Added, rows: np.ndarray) -> SampleStore:
     """Return the samples that are added, those of some rows, in all versions."""
     if added.stores:
         counts = [len(store) // old.views for store in added.stores]

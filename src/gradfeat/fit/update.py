@@ -110,7 +110,7 @@ def fit_changed(problem: Problem, fit: Fit, linear: Linear, update: Update) -> t
     omega = probe
     if linear.omega is not None and linear.omega.penalty != probe.penalty:
         omega = _probe(problem, linear.omega.penalty, len(update.columns))
-    if update.omega == "keep" or linear.omega is None and linear.features is not None:
+    if update.omega == "keep" or (linear.omega is None and linear.features is not None):
         omega = _kept(linear, update)
         problem = replace(problem, fixed_omega=omega)
     problem = replace(problem, probe=probe)
