@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradfeat.comparison.side_by_side import compare
     from gradfeat.estimators import GradientFeatureClassifier, GradientFeatureRegressor
     from gradfeat.estimators.adapter import load
+    from gradfeat.estimators.combining import combine
     from gradfeat.linearization import Linearization, linearize
     from gradfeat.model import GradientFeatureModel
     from gradfeat.solvers.kernel import tangent_kernel
@@ -25,6 +26,7 @@ _HOME = {
     "GradientFeatureClassifier": "gradfeat.estimators",
     "GradientFeatureRegressor": "gradfeat.estimators",
     "load": "gradfeat.estimators.adapter",
+    "combine": "gradfeat.estimators.combining",
     "compare": "gradfeat.comparison",
     "tangent_kernel": "gradfeat.solvers.kernel",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "GradientFeatureRegressor",
     "Linearization",
     "__version__",
+    "combine",
     "compare",
     "linearize",
     "load",

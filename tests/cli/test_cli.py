@@ -19,7 +19,7 @@ from gradfeat.data.preprocessing import Preprocessing
 from gradfeat.pretrain import save_encoder
 from gradfeat.pretrain.encoder import ConvEncoder
 
-COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "audit", "inspect", "pretrain")
+COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "audit", "forget", "inspect", "pretrain")
 CLASSES = ("dark", "light")
 
 

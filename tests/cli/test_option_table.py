@@ -29,7 +29,20 @@ WITHOUT_OPTION = {
 }
 """The estimators' parameters that are no row of the table."""
 
-COMMANDS = ("demo", "fit", "compare", "predict", "evaluate", "audit", "inspect", "pretrain", "reproduce")
+COMMANDS = (
+    "demo",
+    "fit",
+    "compare",
+    "predict",
+    "evaluate",
+    "audit",
+    "explain",
+    "suggest",
+    "forget",
+    "inspect",
+    "pretrain",
+    "reproduce",
+)
 SIGNATURE = {
     name: parameter
     for estimator in (GradientFeatureClassifier, GradientFeatureRegressor)

@@ -21,6 +21,7 @@ from gradfeat.cli.requests import (
     Evaluate,
     Explain,
     Fit,
+    Forget,
     Inspect,
     Predict,
     Pretrain,
@@ -114,6 +115,13 @@ def audit(request: Audit) -> None:
     audit_command(request)
 
 
+def forget(request: Forget) -> None:
+    """Write a saved model as it is without some of its training samples."""
+    from gradfeat.cli.forget import forget_command
+
+    forget_command(request)
+
+
 def inspect(request: Inspect) -> None:
     """Show a network's candidates of θ₂, with their parameters, memory and the cost of a pass."""
     from gradfeat.cli.inspect import run
@@ -147,7 +155,8 @@ def app_of(table: Sequence[Option]) -> typer.Typer:
         rich_markup_mode=None,
     )
     made.callback()(options)
-    for run in (demo, fit, compare, predict, evaluate, audit, explain, suggest, inspect, pretrain, reproduce):
+    commands = (demo, fit, compare, predict, evaluate, audit, explain, suggest, forget, inspect, pretrain, reproduce)
+    for run in commands:
         made.command()(with_options(run, table))
     return made
 

@@ -200,6 +200,20 @@ class Suggest:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Of `gradfeat forget`."""
+
+    data: Path
+    split: str
+    remove: Path
+    out: Path
+    json: bool
+    source: Source
+    saved: SavedModel
+    given: Given
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Of `gradfeat inspect`."""
 

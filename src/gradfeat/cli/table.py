@@ -29,26 +29,31 @@ from gradfeat.cli.rules import (
 
 FITTING = ("fit", "compare")
 PREDICTING = ("predict", "evaluate")
-SAVED = (*PREDICTING, "audit")
-LABELLED = ("fit", "compare", "evaluate", "audit")
+SAVED = (*PREDICTING, "audit", "forget")
+JUDGED = ("fit", "compare", "evaluate", "audit")
+LABELLED = (*JUDGED, "forget")
 ANSWERING = ("explain", "suggest")
 READING = (*FITTING, *SAVED, *ANSWERING)
 
 # fmt: off
 TABLE = (
     # ---- arguments ----
-    Option("model", PREDICTING, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
+    Option("model", (*PREDICTING, "forget"), Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
     Option("task", ("pretrain",), str, REQUIRED, argument=True,
            help="vae, bigan, rotation, jigsaw, colorization, context or supervised."),
     Option("name", ("reproduce",), str, REQUIRED, argument=True, metavar="TABLE",
            help="table1, table2, table3 or table4."),
     Option("backbone", ("inspect",), str, REQUIRED, argument=True,
            help='"timm/<name>", "torchvision/<name>", "hf/<folder or id>", an encoder file, or a saved model.'),
-    Option("data", LABELLED, Path, REQUIRED, argument=True,
+    Option("data", JUDGED, Path, REQUIRED, argument=True,
            help="A folder of class folders, an .npz, .csv, .tsv or .jsonl file, or the official folder of CIFAR, "
            "SVHN, VOC or COCO2014."),
     Option("model", ("audit",), Path, REQUIRED, "File that `gradfeat fit` wrote, of these data.",
            flags=("--model", "-m")),
+    Option("data", ("forget",), Path, REQUIRED, "The data that the model was fitted to, all of them.",
+           flags=("--data",)),
+    Option("remove", ("forget",), Path, REQUIRED,
+           "Text file with a sample in each line: its path, as it is or in the data's folder, or its number from 0."),
     Option("data", ("predict",), Path, REQUIRED, argument=True,
            help="An image or WAV file, a folder of them, a text in each line, or data in a known layout."),
     Option("model", ANSWERING, Path, REQUIRED, "File that `gradfeat fit` wrote.", argument=True),
@@ -93,6 +98,7 @@ TABLE = (
            help="CSV file for all samples, the least plausible labels first."),
     Option("html", ("audit",), Path | None, None,
            "HTML file for the suspects with their pictures or texts; it needs nothing else."),
+    Option("out", ("forget",), Path, REQUIRED, "File for the model without these samples.", flags=("--out", "-o")),
     Option("picture", ("evaluate",), Path | None, None,
            "PNG to draw: which classes are taken for which; for regression predictions and targets."),
     Option("test_data", ("compare",), Path | None, None, "Test data, if not the test part of the same data."),
@@ -136,6 +142,7 @@ TABLE = (
     Option("split", ("audit",), str, "train", "Part of the data that the model was fitted to."),
     Option("split", ("compare",), str, "train", "Part to fit to."),
     Option("split", ("predict",), str, "test", "Part of the data, where it has parts."),
+    Option("split", ("forget",), str, "train", "Part of the data that the model was fitted to."),
     Option("split", ("evaluate",), str, "test", "Part of the data."),
     Option("split", ANSWERING, str, "train", "Part of --data that the model was fitted to."),
     Option("split", ("pretrain",), str, "train", "Part of the data to train on."),

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,7 @@ from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of
 from gradfeat.estimators.rebuilt import rebuilt_model, with_own_network, without_programs
 from gradfeat.estimators.recalling import Trained, recalled
 from gradfeat.estimators.uncertainty import Uncertain
+from gradfeat.estimators.updating import Changes, Other, check_changes, updated
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Fit, Plan, select_solver, solve
 from gradfeat.fit.merge import MergedNetwork, merge, report_on
@@ -174,6 +175,64 @@ class GradientFeatureEstimator(Uncertain, Parameters):
             trained = recalled(self, fitted, model, self.read(X, y, sample_weight))
             self._trained, self._answers, self._dispersion = trained, None, None
         return self
+
+    def update(
+        self, add: Any = None, remove: Any = None, relabel: Any = None, *, omega: str = "again", gap: float = 1e-4
+    ) -> Self:
+        """Return the model of changed training data, with the same penalties, metric of w₂ and θ̄₂; this one stays.
+
+        It is the optimum that `fit` with these penalties would come to, found from the weights of before; `solution_`
+        has the proof, `gap`. A model whose fit ended early, as its penalties were chosen, repeats the last part of it.
+
+        Args:
+            add: Samples to add, (X, y) or (X, y, sample_weight); they come after the others. Their labels may be new.
+                Weights count as those of before do, which were divided by the heaviest one.
+            remove: Indices of training samples to remove; those that stay move up.
+            relabel: A new label for some training samples, by index; one that is known, or that an added sample has.
+            omega: "again": ω̄ is solved again, as in a fit; "keep": it stays, and has seen the samples that go.
+            gap: The objective is to be at most this share above its minimum.
+
+        Returns:
+            A fitted estimator.
+
+        Raises:
+            DataError: Indices out of range or twice, labels or samples that cannot be meant, or one class left.
+            ConfigurationError: The model is without its training data (`recall`), fine-tuned, by Adam or SGD, or its
+                network has moved in rounds.
+        """
+        changes = Changes(add, remove, relabel, omega, gap)
+        check_changes(changes)
+        return self.changed(changes)
+
+    def changed(self, changes: Changes) -> Self:
+        """Return the model of changed training data; arguments as of `update`, as one value."""
+        trained = self._with_data()
+        new = self._shallow()
+        with plain():
+            fitted, data = updated(self, self._checked(), trained, changes, self.read)
+        new.restore(fitted, data.fit.model)
+        new._trained = data
+        return new
+
+    def other(self) -> Other:
+        """Return the model as one whose training samples another is to have too.
+
+        Raises:
+            ConfigurationError: It is without its training data (`recall`).
+        """
+        return Other(self, self.fitted_.targets, self._with_data())
+
+    def adopted(self, fitted: Fitted) -> Self:
+        """Return an estimator of these parameters with other weights."""
+        new = self._shallow()
+        new.restore(fitted)
+        return new
+
+    def _shallow(self) -> Self:
+        """Return an estimator with the same parameters and programs."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
 
     @property
     def linearization_(self) -> Linearization:

@@ -16,6 +16,9 @@ from gradfeat.fit.spans import probes_of, subspace_of
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Penalties
 
+AVERAGE = "average"
+"""The solver that an average of models is said to be of."""
+
 
 def linear_of(problem: Problem, plan: Plan, fit: Fit) -> Linear:
     """Return what a fit's answers are computed from; taken anew where the fit does not say.
@@ -38,6 +41,8 @@ def linear_of(problem: Problem, plan: Plan, fit: Fit) -> Linear:
         raise ConfigurationError(
             "a fine-tuned network is no linear model: fit mode='full', which answers this, or in rounds"
         )
+    if fit.solution is not None and fit.solution.solver == AVERAGE:
+        raise ConfigurationError("an average of models is no optimum of their data: combine(..., how='joint') is")
     moved = fit.rounds is not None and fit.rounds.chosen is not None
     if no_optimum(fit):
         raise ConfigurationError("Adam and SGD end before an optimum, without a penalty of w₂: fit with solver='auto'")

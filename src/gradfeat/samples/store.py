@@ -8,8 +8,9 @@ is kept changes no number but by rounding.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +19,11 @@ from gradfeat.data.inputs import in_parts
 from gradfeat.errors import ConfigurationError
 from gradfeat.linearization import Linearization
 from gradfeat.linearization.lengths import LengthGroups
+from gradfeat.samples.batches import Batches, Several
 from gradfeat.samples.kept import Kept, KeptResiduals
 from gradfeat.samples.memory import FIRST_BATCH, LEVELS, Room, Sizes, available_memory, bytes_of, in_words, room_for
 
 __all__ = ["LEVELS", "Batches", "SampleStore", "available_memory"]
-
-
-class Batches(Protocol):
-    """Samples that can be read by index: `gradfeat.data.Inputs`."""
-
-    @property
-    def random(self) -> bool:
-        """Whether a sample may change from pass to pass."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """Return the samples at `indices`, as the network takes them."""
 
 
 class SampleStore:
@@ -146,6 +135,37 @@ class SampleStore:
         part.features = self.features[indices]
         part._rows = self._picked(indices)
         return part
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[SampleStore, Tensor]]) -> SampleStore:
+        """Return some samples of several stores as one, with a copy of what is kept of these alone, but no residuals.
+
+        Args:
+            parts: Stores of one network at one θ̄₂, each with rows of it.
+        """
+        first = parts[0][0]
+        result = copy.copy(first)
+        picked = [store._picked(rows) for store, rows in parts]
+        result.inputs = Several([(store.inputs, rows) for (store, _), rows in zip(parts, picked, strict=True)])
+        n, result._rows, result._of_point = len(result.inputs), None, None
+        groups = [
+            None if store._group is None else store._group[rows] for (store, _), rows in zip(parts, picked, strict=True)
+        ]
+        result._group = None if groups[0] is None else torch.cat([group for group in groups if group is not None])
+        result.features = torch.cat([store.features[rows] for store, rows in parts])
+        kept = sum(int(store._z0.has(rows).sum()) for (store, _), rows in zip(parts, picked, strict=True))
+        residuals = n if first.room.residuals >= len(first.inputs) else min(n, first.room.residuals)
+        result.room = dataclasses.replace(first.room, z0=kept, residuals=residuals)
+        result._z0 = Kept(n, kept, result._group)
+        result._residuals = KeptResiduals(n, residuals, result._group)
+        places = torch.arange(n).split([len(rows) for rows in picked])
+        for (store, _), rows, there in zip(parts, picked, places, strict=True):
+            has = store._z0.has(rows)
+            for own, new in zip(rows[has].split(FIRST_BATCH), there[has].split(FIRST_BATCH), strict=True):
+                if len(own):
+                    result._z0.put(new, store._z0.take(own))
+        result._first = list(torch.arange(n).split(max(1, min(FIRST_BATCH, first.room.batch))))
+        return result
 
     def at(self, linearization: Linearization, *, batch_size: int = 128) -> SampleStore:
         """Return the same samples for the same network at another θ̄₂.

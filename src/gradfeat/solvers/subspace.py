@@ -160,6 +160,8 @@ class Subspace:
         generator: Draws signs for the preconditioner.
         metric: "plain" penalizes ‖w₂‖², "whitened" w₂ᵀ S w₂ with the preconditioner's factors at `start` as S
             (`KroneckerFactors.whitened`).
+        factors: The preconditioner where it is known, as of an earlier solution; the features are then in the variables
+            that w₂ is penalized in already. None: taken at `start`.
 
     Attributes:
         length: The mean squared length of a sample's gradient features, weighed by the curvature, as the factors have
@@ -176,6 +178,7 @@ class Subspace:
         start: Tensor,
         generator: torch.Generator,
         metric: str = "plain",
+        factors: KroneckerFactors | None = None,
     ) -> None:
         self.features, self.f = features, f
         self.loss, self.y, self.train = objective.loss, objective.y, objective.train
@@ -184,9 +187,9 @@ class Subspace:
         curvature = self.loss.curvature(start[self.train].double())
         self.curvature = float((self.share[:, None] * curvature).sum(0).mean())
         self._generator = generator
-        self.factors = self._factors(start[self.train])
+        self.factors = factors or self._factors(start[self.train])
         self._fixed = metric == "whitened"  # other factors would have other axes than the metric
-        if self._fixed:
+        if self._fixed and factors is None:
             change, self.factors = self.factors.whitened()
             self.features = features.changed(change)
         self.length = max(self.factors.trace, 1e-30)
