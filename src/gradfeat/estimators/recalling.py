@@ -19,8 +19,9 @@ from gradfeat.model import GradientFeatureModel
 from gradfeat.samples import SampleStore
 from gradfeat.solvers.probe import Probe
 
-_STATIONARY = 0.05
-"""Largest entry of the probe's gradient on its own samples, relative to that of ω = 0: rounding, and other kernels."""
+_STATIONARY, _HALF = 1e-3, 0.05
+"""Largest entry of the probe's gradient on its own samples, relative to that of ω = 0: rounding, and other kernels; of a
+network in half precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,9 @@ def _check_recalled(problem: Problem) -> None:
     omega = probe.omega.double()
     at_zero = slope(torch.zeros_like(f @ omega)).abs().max()
     at_probe = (slope(f @ omega + probe.bias.double()) + probe.penalty * omega).abs().max()
-    if not float(at_probe) <= _STATIONARY * float(at_zero) + 1e-12:
+    half = problem.linearization.dtype in (torch.float16, torch.bfloat16)
+    most = max(_HALF if half else _STATIONARY, 10 * probe.gradient_norm)
+    if not float(at_probe) <= most * float(at_zero) + 1e-12:
         raise DataError(
             "these are not the samples and labels that the model was fitted to: its probe is no optimum on them. Give "
             "the training data, all of it, with the weights of then"
