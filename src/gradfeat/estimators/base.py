@@ -18,7 +18,6 @@ from gradfeat.data.crops import views_of
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.adapter_writer import save
 from gradfeat.estimators.adopting import fitted_of
-from gradfeat.estimators.answering import Answering
 from gradfeat.estimators.fitted import Fitted
 from gradfeat.estimators.looking import stages_of_look
 from gradfeat.estimators.parameters import Parameters, check_parameters
@@ -26,6 +25,7 @@ from gradfeat.estimators.preparing import Prepared, TrainingData, inputs_of, pre
 from gradfeat.estimators.reading import NotFittedError, check_lengths, labels_of, read_samples, read_truth
 from gradfeat.estimators.rebuilt import rebuilt_model, with_own_network, without_programs
 from gradfeat.estimators.recalling import Trained, recalled
+from gradfeat.estimators.uncertainty import Uncertain
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit import Fit, Plan, select_solver, solve
 from gradfeat.fit.merge import MergedNetwork, merge, report_on
@@ -42,7 +42,7 @@ from gradfeat.progress import Progress
 from gradfeat.solvers.schedule import SOLVERS as OPTIMIZERS
 
 
-class GradientFeatureEstimator(Answering, Parameters):
+class GradientFeatureEstimator(Uncertain, Parameters):
     """What the classifier and the regressor share.
 
     A fit is `read`, `prepare`, `solve` and `adopt`. Whoever fits several models to the same data calls them one by one:
