@@ -178,3 +178,18 @@ def test_what_cannot_be_answered_says_so() -> None:
     for answer in (tuned.predict_set, lambda X: tuned.predict_proba(X, uncertainty=True)):
         with pytest.raises(ConfigurationError, match="no linear model"):
             answer(X)
+
+
+def test_the_covariance_of_a_sample_left_out_is_that_of_least_squares_without_it() -> None:
+    X, y = samples()
+    model = regressor(mode="activation").fit(X, y)
+    found = model.answers_.left_out_covariances()
+    f = network()(torch.from_numpy(X).float()).detach().double()
+    centred = torch.cat([f - f.mean(0), torch.ones(N, 1, dtype=torch.float64)], 1)
+    ridge = torch.full((centred.shape[1],), 0.02, dtype=torch.float64)
+    ridge[-1] = 0
+    for i in range(0, N, 6):
+        others = torch.arange(N) != i
+        hessian = centred[others].T @ centred[others] / N + ridge.diag()
+        expected = float(centred[i] @ torch.linalg.solve(hessian, centred[i])) / N
+        assert float(found[i, 0, 0]) == pytest.approx(expected, rel=1e-3)

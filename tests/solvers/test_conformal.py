@@ -45,7 +45,7 @@ def test_a_coverage_is_between_zero_and_one(coverage: object) -> None:
 
 
 def test_too_few_samples_say_how_many_are_needed() -> None:
-    with pytest.raises(DataError, match="at least 9 training samples.* fitted to 8"):
+    with pytest.raises(DataError, match=r"at least 9 training samples.* fitted to 8"):
         intervals(normal(2, 8), normal(8).abs(), 0.9)
     assert intervals(normal(2, 9), normal(9).abs(), 0.9).isfinite().all()
 

@@ -52,12 +52,22 @@ class Uncertain(Answering):
 
     def _integrated(self, X: Any) -> np.ndarray:
         """Return probabilities integrated over the covariance of the logits, (m, c)."""
-        loss, answers = self._loss_of("probabilities", of_classes=True), self.answers_
-        noise = float(self.noise_variance_.mean()) if isinstance(loss, Quadratic) else 1.0
+        loss, answers, scale = self._loss_of("probabilities", of_classes=True), self.answers_, self.covariance_scale_
         parts = [
-            predictive.integrated(loss, logits, noise * answers.covariances(rows)) for _, rows, logits in self._parts(X)
+            predictive.integrated(loss, logits, scale * answers.covariances(rows)) for _, rows, logits in self._parts(X)
         ]
         return torch.cat(parts).numpy()
+
+    @property
+    def covariance_scale_(self) -> float:
+        """Multiple of `predict_variance` that ``predict_proba(uncertainty=True)`` integrates over, by leave-one-out.
+
+        Raises:
+            ConfigurationError: The model is of a regression, or has no answers (`answers_`).
+        """
+        loss, answers = self._loss_of("a scale of covariances", of_classes=True), self.answers_
+        left_out = self.loo_
+        return predictive.covariance_scale(loss, left_out.logits.double(), answers.left_out_covariances(), left_out.y)
 
     @plain()
     def predict_set(self, X: Any, coverage: float = 0.9) -> np.ndarray:

@@ -249,10 +249,23 @@ class Answers:
         (Laplace's approximation, exact for a squared loss of unit variance). A softmax does not see a shift of all
         logits: its covariances are of logits less their mean. The logistic loss is a mean over labels, and so is H.
         """
+        return self._of_a_sum(self.hessian.covariances(rows) + self.hessian.rest(rows))
+
+    def left_out_covariances(self) -> Tensor:
+        """Return the covariance of each training sample's logits by the model without it, of its first version."""
+        first = slice(0, self._n)
+        rows, root = self._rows[first], self.hessian.root[first].double()
+        found = self.hessian.covariances(rows).double()
+        pulled = found @ root
+        values, vectors = torch.linalg.eigh(root.mT @ pulled)  # leverages
+        turned = pulled @ vectors / (1 - values.clamp(0, 1 - 1e-6)).sqrt()[:, None]
+        return self._of_a_sum(found + turned @ turned.mT + self.hessian.rest(rows))
+
+    def _of_a_sum(self, covariances: Tensor) -> Tensor:
         n = float(1 / self._share.square().sum())
         if self._loss.name == MultiLabelLogistic.name:
             n *= self._c
-        found = (self.hessian.covariances(rows) + self.hessian.rest(rows)).double() / n
+        found = covariances.double() / n
         if self._loss.name == CrossEntropy.name:
             found = found - found.mean(1, keepdim=True)
             found = found - found.mean(2, keepdim=True)

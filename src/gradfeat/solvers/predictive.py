@@ -19,6 +19,10 @@ NODES = 64
 POINTS = 512
 """Of a softmax, each with its mirror image."""
 
+SCALES = tuple(10 ** (exponent / 2) for exponent in range(-8, 1))
+"""Of covariances, that are tried."""
+
+_JUDGES, _FEW_POINTS = 1000, 64  # samples and points that a scale is chosen by
 _CHUNK = 1 << 22  # numbers at a time
 _GRID = (-3.0, 3.0)  # exponents of e between which a temperature is sought
 _STEPS = 60
@@ -56,17 +60,41 @@ def mean_softmax(logits: Tensor, covariance: Tensor, points: int = POINTS) -> Te
     return result
 
 
-def integrated(loss: Loss, logits: Tensor, covariance: Tensor) -> Tensor:
+def integrated(loss: Loss, logits: Tensor, covariance: Tensor, points: int = POINTS) -> Tensor:
     """Return the probabilities of uncertain logits, (m, c): of each class, or of each label by itself.
 
     Args:
         loss: The task's loss, of classes or labels.
         logits: (m, c).
         covariance: (m, c, c).
+        points: As of `mean_softmax`.
     """
     if loss.task == "multilabel":
         return mean_sigmoid(logits, covariance.diagonal(dim1=1, dim2=2))
-    return mean_softmax(logits, covariance)
+    return mean_softmax(logits, covariance, points)
+
+
+def covariance_scale(loss: Loss, logits: Tensor, covariance: Tensor, y: Tensor) -> float:
+    """Return the multiple of the covariances, zero or one of `SCALES`, with the least log loss of integrated logits.
+
+    A penalty that makes the best single model is no prior variance: for few samples it may be far too light for that.
+
+    Args:
+        loss: The task's loss, of classes or labels.
+        logits: Of samples that the model has not seen, (n, c).
+        covariance: Of these, (n, c, c).
+        y: Targets; the first `_JUDGES` samples of a fixed order decide.
+    """
+    some = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:_JUDGES]
+    y = y[some]
+
+    def value(scale: float) -> float:
+        p = integrated(loss, logits[some], scale * covariance[some], _FEW_POINTS).clamp(1e-12, 1 - 1e-12)
+        if loss.task == "multilabel":
+            return float(-torch.where(y > 0.5, p.log(), (-p).log1p())[~torch.isnan(y)].mean())
+        return float(-p.gather(1, y[:, None]).log().mean())
+
+    return min((0.0, *SCALES), key=value)
 
 
 def temperature(loss: Loss, logits: Tensor, y: Tensor, share: Tensor) -> float:
