@@ -55,13 +55,13 @@ def one_draw(arguments: argparse.Namespace, draw: int) -> dict[str, Any]:
         "foretold log loss": left.log_loss.value,
         "coverage": float(found[np.arange(len(truth)), truth].mean()),
         "set size": float(found.sum(1).mean()),
-        "temperature": left.temperature,
-        "dispersion": model.dispersion_,
+        "temperature": model.temperature_,
+        "covariance scale": model.covariance_scale_,
         "seconds": {"fit": fitted - begun, "leave-one-out": answered - fitted},
     }
     ways = {
         "as it is": proba,
-        "after the temperature": (logits / left.temperature).softmax(1).numpy(),
+        "after the temperature": (logits / model.temperature_).softmax(1).numpy(),
         "over the posterior": model.predict_proba(data.rest, uncertainty=True),
     }
     return {**result, "ways": {name: of_probabilities(one, truth) for name, one in ways.items()}}

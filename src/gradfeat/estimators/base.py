@@ -146,7 +146,7 @@ class GradientFeatureEstimator(Uncertain, Parameters):
             model: Its model; None: built when it is needed.
         """
         self._model = model
-        self._trained = self._answers = self._dispersion = None
+        self._trained = self._answers = None
         self.fitted_ = fitted
         for name, value in (("n_features_in_", fitted.columns.count), ("feature_names_in_", fitted.columns.names)):
             if value is None:
@@ -173,7 +173,7 @@ class GradientFeatureEstimator(Uncertain, Parameters):
         fitted, model = self._checked(), self.model_
         with self._whole():
             trained = recalled(self, fitted, model, self.read(X, y, sample_weight))
-            self._trained, self._answers, self._dispersion = trained, None, None
+            self._trained, self._answers = trained, None
         return self
 
     def update(
@@ -351,7 +351,7 @@ class GradientFeatureEstimator(Uncertain, Parameters):
         state = super().__getstate__()
         if not hasattr(self, "fitted_"):
             return {**state, "_model": None}
-        state = {name: value for name, value in state.items() if name not in ("_trained", "_answers", "_dispersion")}
+        state = {name: value for name, value in state.items() if name not in ("_trained", "_answers")}
         return {**state, **without_programs(self.fitted_, getattr(self, "backbone", None), self._model)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from gradfeat.estimators.reading import (
     read_samples,
     read_weight,
 )
+from gradfeat.estimators.uncertainty import check_extras
 from gradfeat.estimators.warn import warn_user
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic, OneHotSquared, Squared
 from gradfeat.metrics.scores import mean_average_precision
@@ -270,21 +271,25 @@ class GradientFeatureClassifier(ClassifierMixin, GradientFeatureEstimator):
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
     @plain()
-    def predict_proba(self, X: Any, crops: int = 1, *, uncertainty: bool = False) -> np.ndarray:
+    def predict_proba(
+        self, X: Any, crops: int = 1, *, uncertainty: bool = False, calibrated: bool = False
+    ) -> np.ndarray:
         """Return the probability of each class, (n, c); for multi-label targets each label's own.
 
         Args:
             X: As for `fit`.
             crops: Random crops of each image, whose probabilities are averaged; 1 is the centre crop. For image paths
                 or uint8 images (`gradfeat.data.Crops`).
-            uncertainty: Take the mean over the weights' posterior (`predict_variance`, times `dispersion_`), which is
-                less sure of samples unlike those that were fitted to; of one crop.
+            uncertainty: Integrate over what the training data leave open of the logits (`predict_variance`).
+            calibrated: Divide the logits by `temperature_`. Both need the training data (`recall`).
+
+        Raises:
+            ConfigurationError: Both at once, either with crops, or a model that has no answers (`answers_`).
         """
+        check_extras(crops, uncertainty=uncertainty, calibrated=calibrated)
         if uncertainty:
-            if crops != 1:
-                raise ConfigurationError("uncertainty=True is of the centre crop: leave crops at 1")
-            return self._proba_of_posterior(X)
-        logits = self.logits(X, crops)
+            return self._integrated(X)
+        logits = self.logits(X, crops) / (self.temperature_ if calibrated else 1)
         return self.loss_.predict_proba(logits.double()).numpy()
 
     def predict(self, X: Any, crops: int = 1) -> np.ndarray:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gradfeat.errors import ConfigurationError
 from gradfeat.losses import Loss
-from gradfeat.solvers.finetune import judged
 
 
 class Estimate(NamedTuple):
@@ -107,12 +106,6 @@ class LeftOut:
     def log_loss(self) -> Estimate:
         """Mean loss: of a regression half the squared error."""
         return self._mean(self.loss.per_sample(self.logits, self.y).double())
-
-    @cached_property
-    def temperature(self) -> float:
-        """What the logits are best divided by: the temperature of the least leave-one-out loss; 1 of a regression."""
-        weight = None if bool((self.share == self.share[0]).all()) else self.share
-        return judged(self.logits, self.y, self.loss, weight, tempered=True).temperature
 
     @property
     def r2(self) -> float:

@@ -20,8 +20,8 @@ from gradfeat.samples import SampleStore
 from gradfeat.solvers.probe import Probe
 
 _STATIONARY, _HALF = 1e-3, 0.05
-"""Largest entry of the probe's gradient on its own samples, relative to that of ω = 0: rounding, and other kernels; of a
-network in half precision."""
+"""Largest entry of the probe's gradient on its own samples, relative to that of ω = 0, by rounding and other kernels;
+and of a network in half precision."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How sure a prediction is: probabilities over the posterior, prediction sets and intervals."""
+"""How sure a fitted estimator is: integrated probabilities, sets and intervals of a stated coverage, a temperature."""
 
 from __future__ import annotations
 
@@ -9,159 +9,147 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradfeat.contexts import plain
 from gradfeat.errors import ConfigurationError
 from gradfeat.estimators.answering import Answering
-from gradfeat.estimators.left_out import LeftOut
-from gradfeat.losses import Loss
-from gradfeat.solvers.conformal import cv_plus_sets, jackknife_plus, rank_of
-
-FACTORS = tuple(2.0**power for power in range(-10, 3))
-"""Dispersions that are tried, beside none at all."""
-
-_DRAWS = 500  # pairs of logits, of opposite signs
-_ENTRIES = 1 << 24  # samples × training samples × outputs at a time
+from gradfeat.losses import CrossEntropy, Quadratic
+from gradfeat.solvers import conformal, predictive
 
 
 class Uncertain(Answering):
-    """Uncertainty of the predictions of a fitted estimator: a mixin."""
-
-    _dispersion: float | None = None
-
-    def predict_variance(self, X: Any) -> np.ndarray:
-        """Return the predictive covariance of the logits of each sample, (m, c, c), with ω̄ and θ̄₂ kept.
-
-        Laplace's approximation: the inverse Hessian of the penalized loss at the fitted weights; of a regression times
-        `dispersion_`, without the noise of the targets themselves.
-
-        Args:
-            X: m samples, as for `fit`.
-        """
-        factor = self.dispersion_ if self.fitted_.targets.loss.task == "regression" else 1.0
-        return torch.cat([covariances for _, covariances in self._logits_and_covariances(X, factor)]).numpy()
+    """Answers of a fitted estimator about how sure it is; they need its training data (`recall`), and no others."""
 
     @property
-    def dispersion_(self) -> float:
-        """What the inverse Hessian is multiplied by to be a covariance (McCullagh & Nelder 1989, Sec. 4.5).
+    def temperature_(self) -> float:
+        """What the logits are to be divided by, by the logits of each training sample without it (1 says: as they are).
 
-        Of a regression the mean squared residual of each sample by the model without it. Of classes and labels the
-        factor, 0 to 4, at which probabilities that are means over the posterior have the least leave-one-out loss: a
-        penalty that predicts well is not yet a prior.
+        Raises:
+            ConfigurationError: The model is of a regression, or has no answers (`answers_`).
         """
-        if self._dispersion is None:
-            left, answers = self.loo_, self.answers_
-            self._dispersion = dispersion_of(left, answers.covariances_without())
-        return self._dispersion
+        loss = self._loss_of("a temperature", of_classes=True)
+        if isinstance(loss, Quadratic):  # its logits are distances: the softmax over them is what a temperature is of
+            loss = CrossEntropy()
+        left_out = self.loo_
+        return predictive.temperature(loss, left_out.logits.double(), left_out.y, left_out.share)
 
-    def _logits_and_covariances(self, X: Any, factor: float) -> Iterator[tuple[Tensor, Tensor]]:
-        answers = self.answers_
-        for _, rows, logits in self._parts(X):
-            yield logits, factor * answers.covariances(rows)
+    @property
+    def noise_variance_(self) -> np.ndarray:
+        """Variance of a squared loss's targets around the model, (k,), by leave-one-out.
 
-    def _proba_of_posterior(self, X: Any) -> np.ndarray:
-        """Return the mean of the probabilities over the logits' posterior, (m, c)."""
-        loss = self.fitted_.targets.loss
-        found = self._logits_and_covariances(X, self.dispersion_)
-        return torch.cat([mean_proba(loss, logits, covariances) for logits, covariances in found]).numpy()
+        The mean product of a sample's error by the model and by the model without it: for least squares without bias,
+        since the first is ``1 - h`` times the second.
 
+        Raises:
+            ConfigurationError: The loss is not squared, or the model has no answers.
+        """
+        left_out = self.loo_
+        if not isinstance(left_out.loss, Quadratic):
+            raise ConfigurationError(f"a noise variance is of a squared loss, not of {left_out.loss.name}")
+        with_it = self.answers_.logits[: len(left_out.y)]
+        errors = [left_out.loss.slope(logits.double(), left_out.y) for logits in (with_it, left_out.logits)]
+        variance: np.ndarray = (left_out.share @ (errors[0] * errors[1])).clamp_min(0).numpy()
+        return variance
+
+    def _integrated(self, X: Any) -> np.ndarray:
+        """Return probabilities integrated over the covariance of the logits, (m, c)."""
+        loss, answers, scale = self._loss_of("probabilities", of_classes=True), self.answers_, self.covariance_scale_
+        parts = [
+            predictive.integrated(loss, logits, scale * answers.covariances(rows)) for _, rows, logits in self._parts(X)
+        ]
+        return torch.cat(parts).numpy()
+
+    @property
+    def covariance_scale_(self) -> float:
+        """Multiple of `predict_variance` that ``predict_proba(uncertainty=True)`` integrates over, by leave-one-out.
+
+        Raises:
+            ConfigurationError: The model is of a regression, or has no answers (`answers_`).
+        """
+        loss, answers = self._loss_of("a scale of covariances", of_classes=True), self.answers_
+        left_out = self.loo_
+        return predictive.covariance_scale(loss, left_out.logits.double(), answers.left_out_covariances(), left_out.y)
+
+    @plain()
     def predict_set(self, X: Any, coverage: float = 0.9) -> np.ndarray:
-        """Return which classes each sample may be of, (m, c), a boolean for each: the true one with such a probability.
+        """Return sets of classes that hold the true one so often, (m, c), booleans: CV+ from leave-one-out.
 
-        By CV+ over the models without each training sample (`gradfeat.solvers.conformal`), which takes no further data.
-        The most probable class is always in it.
-
-        Args:
-            X: m samples, as for `fit`.
-            coverage: Probability that the true class is in the set, for samples as those that were fitted to.
-
-        Raises:
-            ConfigurationError: Not of several classes; or too few samples for such a coverage.
-        """
-        loss = self.fitted_.targets.loss
-        if loss.task != "multiclass":
-            raise ConfigurationError(f"predict_set is for classes, not for {loss.task} targets")
-        left = self.loo_
-        rank_of(len(left.samples), coverage)
-        own = -torch.from_numpy(left.quality)
-        sets = []
-        for logits in self._without_each(X):
-            probability = _probabilities(loss, logits)
-            found = cv_plus_sets(-probability, own, coverage)
-            sure = probability.mean(1).argmax(1)
-            found[torch.arange(len(found)), sure] = True
-            sets.append(found)
-        return torch.cat(sets).numpy()
-
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
-        """Return lower and upper ends of an interval of each prediction, (m, 2), or (m, k, 2) of several targets.
-
-        By jackknife+ over the models without each training sample (`gradfeat.solvers.conformal`); of several targets
-        each by itself.
+        How badly a class fits is one minus its probability, which makes the sets small. The most probable class always
+        belongs to its set, so a model that is right more often than `coverage` covers more than that. Of several labels
+        each that applies is in the set so often; such sets may be empty, and a label with too few samples that have it
+        is in all of them.
 
         Args:
             X: m samples, as for `fit`.
-            coverage: Probability that a target is in its interval, for samples as those that were fitted to.
+            coverage: Nominal share, between 0 and 1 (see `gradfeat.solvers.conformal` for what is guaranteed).
 
         Raises:
-            ConfigurationError: Not of a regression; or too few samples for such a coverage.
+            ConfigurationError: A coverage that is none, a regression, or a model that has no answers.
+            DataError: Fewer training samples than the coverage needs.
         """
-        targets = self.fitted_.targets
-        if targets.loss.task != "regression":
-            raise ConfigurationError(f"predict_interval is for a regression, not for {targets.loss.task} targets")
-        left = self.loo_
-        rank_of(len(left.samples), coverage)
-        far = (left.y.double() - left.logits).abs()
+        loss, left_out = self._loss_of("sets of classes", of_classes=True), self.loo_
+        conformal.check_count(len(left_out.samples), coverage)
+        own = 1 - torch.from_numpy(left_out.proba)
+        several = loss.task == "multilabel"
+        own = own if several else own.gather(1, left_out.y[:, None])[:, 0]
         parts = []
-        for logits in self._without_each(X):
-            ends = [jackknife_plus(logits[:, :, k], far[:, k], coverage) for k in range(logits.shape[2])]
-            parts.append(torch.stack(ends, 1))
-        found = torch.cat(parts)
-        values = targets.loss.predict_proba(found.transpose(1, 2)).transpose(1, 2).numpy()
-        return np.asarray(values[:, 0] if targets.one_output else values)
+        for logits, without in self._without_each(X):
+            scores = 1 - loss.predict_proba(without.flatten(0, 1)).view_as(without)
+            if several:
+                has = [(left_out.y[:, j] > 0.5).nonzero()[:, 0] for j in range(scores.shape[2])]
+                columns = [
+                    conformal.sets(scores[:, rows, j : j + 1], own[rows, j], coverage) for j, rows in enumerate(has)
+                ]
+                parts.append(torch.cat(columns, 1))
+                continue
+            found = conformal.sets(scores, own, coverage)
+            parts.append(found.scatter(1, logits.argmax(1, keepdim=True), True))
+        return torch.cat(parts).numpy()
 
-    def _without_each(self, X: Any) -> Iterator[Tensor]:
-        """Yield the logits of samples by the models without each training sample, in parts, (m, n, c)."""
+    @plain()
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """Return intervals that hold the true value so often, (m, 2), or (m, k, 2) for several targets: jackknife+.
+
+        Each target has its own; `coverage` is of each, not of all at once.
+
+        Args:
+            X: m samples, as for `fit`.
+            coverage: Nominal share, between 0 and 1 (see `gradfeat.solvers.conformal` for what is guaranteed).
+
+        Raises:
+            ConfigurationError: A coverage that is none, a classifier, or a model that has no answers.
+            DataError: Fewer training samples than the coverage needs.
+        """
+        loss, left_out = self._loss_of("intervals", of_classes=False), self.loo_
+        conformal.check_count(len(left_out.samples), coverage)
+        errors = (left_out.y.double() - left_out.logits).abs()
+        parts = [conformal.intervals(without, errors, coverage) for _, without in self._without_each(X)]
+        ends = loss.predict_proba(torch.cat(parts).flatten(0, 1)).view(-1, 2, errors.shape[1])
+        result: np.ndarray = ends.mT.numpy()
+        return result[:, 0] if self.fitted_.targets.one_output else result
+
+    def _without_each(self, X: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits of samples in parts, (m, c), and those by the model without each training sample, (m, n, c)."""
         answers = self.answers_
         for store, rows, logits in self._parts(X):
-            n = len(self.loo_.samples)
-            size = max(1, _ENTRIES // (n * logits.shape[1]))
-            moves = answers.moves(store, rows)
-            for part in torch.arange(len(logits)).split(size):
-                yield logits[part][:, None] + moves(part)
+            for part, moves in answers.moves(store, rows):
+                yield logits[part], logits[part][:, None] + moves
+
+    def _loss_of(self, what: str, *, of_classes: bool) -> Any:
+        """Return the loss, if there are such answers of its task."""
+        loss = self.fitted_.targets.loss
+        if (loss.task != "regression") is not of_classes:
+            is_of = "a regression has none: see predict_interval" if of_classes else "a classifier has none"
+            raise ConfigurationError(f"{what}: {is_of}" + ("" if of_classes else ": see predict_set"))
+        return loss
 
 
-def _probabilities(loss: Loss, logits: Tensor) -> Tensor:
-    """Return probabilities of logits of several models, (m, n, c)."""
-    return loss.predict_proba(logits.flatten(0, 1)).view_as(logits)
+def check_extras(crops: int, *, uncertainty: bool, calibrated: bool) -> None:
+    """Refuse what `predict_proba` cannot do at once.
 
-
-def dispersion_of(left: LeftOut, covariances: Tensor) -> float:
-    """Return the dispersion of each sample left out, with its logits' covariances without it, (n, c, c)."""
-    if left.loss.task == "regression":
-        return float(left.share @ (left.y.double() - left.logits).square().mean(1))
-    losses = {}
-    for factor in (0.0, *FACTORS):
-        p = mean_proba(left.loss, left.logits, factor * covariances).clamp_min(1e-300)
-        if left.loss.task == "multiclass":
-            each = -p.log().gather(1, left.y[:, None])[:, 0]
-        else:
-            each = left.loss.per_sample(p.log() - (1 - p).clamp_min(1e-300).log(), left.y)
-        losses[factor] = float(left.share @ each)
-    return min(losses, key=losses.__getitem__)
-
-
-def mean_proba(loss: Loss, logits: Tensor, covariances: Tensor) -> Tensor:
-    """Return the mean of probabilities over normal logits, (m, c), by the same draws for each sample.
-
-    Args:
-        loss: Of classes, or of several labels.
-        logits: Their means, (m, c).
-        covariances: (m, c, c), positive semi-definite.
+    Raises:
+        ConfigurationError: Both integration and a temperature, or either with random crops.
     """
-    values, vectors = torch.linalg.eigh(covariances)
-    root = vectors * values.clamp_min(0).sqrt()[:, None]
-    draws = torch.randn(_DRAWS, logits.shape[1], dtype=logits.dtype, generator=torch.Generator().manual_seed(0))
-    total = torch.zeros_like(logits)
-    for part in torch.cat([draws, -draws]).split(max(1, _ENTRIES // max(1, logits.numel()))):
-        moved = logits[:, None] + (root @ part.T).mT
-        total += _probabilities(loss, moved).sum(1)
-    return total / (2 * _DRAWS)
+    if uncertainty and calibrated:
+        raise ConfigurationError("uncertainty and calibrated are two answers to one question: ask for one of them")
+    if (uncertainty or calibrated) and crops != 1:
+        raise ConfigurationError("uncertainty and calibrated are of the centre crop: leave crops at 1")

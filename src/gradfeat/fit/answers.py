@@ -8,7 +8,7 @@ whose optimum w₂ is another one then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from gradfeat.fit.head_axes import HeadAxes
 from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Linear
-from gradfeat.losses import CrossEntropy
+from gradfeat.losses import CrossEntropy, MultiLabelLogistic
 from gradfeat.samples import SampleStore
 from gradfeat.solvers.coordinates import MOST, Coordinates, Projection
 from gradfeat.solvers.leverage import Hessian, Rows, remove_each
@@ -30,6 +30,7 @@ SHIFTS = 2
 """Directions of ω̄'s changes along which the gradient features' own change is carried to w₂."""
 
 _JUDGES = 256  # samples that penalties are matched on
+_MOVES = 1 << 23  # numbers of moves at a time
 _DECADES, _HALVINGS = 4.0, 9
 
 
@@ -161,7 +162,7 @@ class Answers:
         """Return the logits of each sample, of its first version, by the model without it, (n, c)."""
         return self.logits[: self._n] + self.removals.moves[:, : self._c]
 
-    def covariances_without(self) -> Tensor:
+    def left_out_covariances(self) -> Tensor:
         """Return what `covariances` would of each sample, of its first version, by the model without it, (n, c, c)."""
         whitened = _by_sample(self.hessian.whitened(self._rows), self._views).double()
         left = _diagonal(self.hessian.root, self._views).double().mT @ whitened
@@ -170,7 +171,7 @@ class Answers:
         first = whitened[:, : self._c]
         turned = first @ left.mT
         total = first @ first.mT + turned @ torch.linalg.solve(inner, turned.mT)
-        return self._over_n(total + self.hessian.rest(self._rows[: self._n]).double())
+        return self._of_a_sum(total + self.hessian.rest(self._rows[: self._n]).double())
 
     def _direct(self, change: OmegaChange, along: Tensor, left: Tensor) -> Tensor:
         """Return what the change of ω̄ adds to a sample's own logits at once, (n, V · c)."""
@@ -257,35 +258,37 @@ class Answers:
 
         With sᵢ the samples' shares of a mean loss, H is 1/n of that of their sum, and so is the posterior's precision
         (Laplace's approximation, exact for a squared loss of unit variance). A softmax does not see a shift of all
-        logits: its covariances are of logits less their mean.
+        logits: its covariances are of logits less their mean. The logistic loss is a mean over labels, and so is H.
         """
-        return self._over_n((self.hessian.covariances(rows) + self.hessian.rest(rows)).double())
+        return self._of_a_sum(self.hessian.covariances(rows) + self.hessian.rest(rows))
 
-    def _over_n(self, found: Tensor) -> Tensor:
+    def _of_a_sum(self, covariances: Tensor) -> Tensor:
         n = float(1 / self._share.view(self._views, -1).sum(0).square().sum())  # versions of a sample are one
+        if self._loss.name == MultiLabelLogistic.name:
+            n *= self._c
+        found = covariances.double() / n
         if self._loss.name == CrossEntropy.name:
             found = found - found.mean(1, keepdim=True)
             found = found - found.mean(2, keepdim=True)
-        return found / n
+        return found
 
-    def moves(self, store: SampleStore, rows: Rows) -> Callable[[Tensor], Tensor]:
-        """Return what gives, of some of the samples, the moves of logits without each training sample, (m, n, c).
+    def moves(self, store: SampleStore, rows: Rows) -> Iterator[tuple[slice, Tensor]]:
+        """Yield how leaving out each training sample moves samples' logits, (part, n, c), for a part of them each time.
 
         Args:
-            store: Samples.
+            store: The samples.
             rows: Their features.
         """
-        removals = self.removals
-        whitened, half = self.hessian.whitened(rows).double(), removals.half.T
+        removals, (n, c) = self.removals, (self._n, self._c)
         along = None if removals.omega is None else self._head.split(self._tangents(store))[0]
-
-        def of(some: Tensor) -> Tensor:
-            moved = (whitened[some] @ half).transpose(1, 2)
-            if removals.omega is not None and along is not None:
-                moved = moved + torch.einsum("mr,nrc->mnc", along[some], removals.omega.along)
-            return moved
-
-        return of
+        step = max(1, _MOVES // (n * c))
+        for first in range(0, len(rows), step):
+            part = slice(first, min(first + step, len(rows)))
+            whitened = self.hessian.whitened(rows[part]).double()
+            total = (whitened.flatten(0, 1) @ removals.half.T).view(-1, c, n).mT
+            if along is not None and removals.omega is not None:
+                total = total + torch.einsum("mr,nrc->mnc", along[part], removals.omega.along)
+            yield part, total
 
     def influence(self, store: SampleStore, rows: Rows, direction: Tensor) -> Tensor:
         """Return how leaving out each training sample moves a combination of samples' logits, (m, n).

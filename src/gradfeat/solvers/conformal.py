@@ -1,7 +1,9 @@
-"""Prediction intervals and sets from fits without each sample: jackknife+ and CV+, with a guarantee.
+"""Sets and intervals of a stated coverage, from the fits without each training sample and from no further data.
 
-Whatever the model, where samples are exchangeable a new one is covered with probability ``1 - 2α`` at least, and in
-practice nearly ``1 - α`` (Barber, Candès, Ramdas & Tibshirani 2021; Romano, Sesia & Candès 2020).
+Jackknife+ (Barber, Candès, Ramdas & Tibshirani, 2021), and its sets of classes, CV+ with n folds (Romano, Sesia &
+Candès, 2020). What a new sample conforms to is not one model: it is compared with each training sample i by the model
+without i, which has seen neither. Whatever the data are, if all samples are exchangeable, at least ``1 - 2α`` of new
+samples are covered, for a nominal ``1 - α``; of stable models close to ``1 - α``. Every training sample counts once.
 """
 
 from __future__ import annotations
@@ -11,58 +13,83 @@ import math
 import torch
 from torch import Tensor
 
-from gradfeat.errors import ConfigurationError
+from gradfeat.errors import ConfigurationError, DataError
+
+_ROUNDING = 1e-9  # 0.9 · 10 is not 9.000000000000002 samples
 
 
-def rank_of(n: int, coverage: float) -> int:
-    """Return ``⌈coverage · (n + 1)⌉``, the rank of the score of n that bounds a new one's.
+def rank(n: int, coverage: float) -> int:
+    """Return which of n scores in ascending order bounds a new one's: ``⌈(n + 1) coverage⌉``, more than n for none.
 
     Raises:
-        ConfigurationError: A coverage outside 0 to 1, or one that so few samples cannot promise.
+        ConfigurationError: The coverage is not between 0 and 1.
 
     Example:
-        >>> rank_of(19, 0.9)
-        18
+        >>> rank(9, 0.9), rank(8, 0.9)
+        (9, 9)
     """
-    if not 0 < coverage < 1:
-        raise ConfigurationError(f"coverage must be between 0 and 1, not {coverage}")
-    rank = math.ceil(coverage * (n + 1) - 1e-9)
-    if rank > n:
-        least = math.ceil(coverage / (1 - coverage))
-        raise ConfigurationError(f"a coverage of {coverage:g} takes {least} training samples at least, not {n}")
-    return rank
+    if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 < coverage < 1:
+        raise ConfigurationError(f"coverage must be between 0 and 1, 0.9 for nine of ten, not {coverage!r}")
+    return max(1, math.ceil((n + 1) * coverage - _ROUNDING))
 
 
-def jackknife_plus(predictions: Tensor, residuals: Tensor, coverage: float) -> Tensor:
-    """Return intervals, (m, 2), by the predictions of new samples without each training sample.
+def check_count(n: int, coverage: float) -> None:
+    """Refuse fewer samples than a coverage needs.
+
+    Raises:
+        DataError: They are too few: only all values there are would be covered so often.
+        ConfigurationError: As of `rank`.
+    """
+    if rank(n, coverage) > n:
+        least = math.ceil(coverage / (1 - coverage) - _ROUNDING)
+        raise DataError(
+            f"coverage {coverage} needs at least {least} training samples, and the model was fitted to {n}: "
+            f"at most {n / (n + 1):.4g} can be had"
+        )
+
+
+def intervals(predictions: Tensor, errors: Tensor, coverage: float) -> Tensor:
+    """Return intervals by jackknife+, (m, 2, ...).
 
     Args:
-        predictions: Of m samples, each by the n models without one, (m, n).
-        residuals: Distance of each training sample to its prediction without it, (n,).
-        coverage: 1 - α.
+        predictions: Of m samples by the model without each of n training samples, (m, n, ...).
+        errors: Absolute errors of each training sample by the model without it, (n, ...).
+        coverage: Nominal share of new samples whose value is inside.
+
+    Raises:
+        DataError: n is too small for the coverage.
+        ConfigurationError: As of `rank`.
 
     Example:
-        >>> jackknife_plus(torch.zeros(1, 9), torch.arange(1.0, 10.0), 0.8)
-        tensor([[-8.,  8.]])
+        >>> zero = torch.zeros(1, 4)
+        >>> intervals(zero, torch.tensor([1.0, 4.0, 2.0, 3.0]), 0.8)
+        tensor([[-4.,  4.]])
     """
-    n = len(residuals)
-    rank = rank_of(n, coverage)
-    upper = (predictions + residuals).kthvalue(rank, 1).values
-    lower = (predictions - residuals).kthvalue(n + 1 - rank, 1).values
-    return torch.stack([lower, upper], 1)
+    n = len(errors)
+    check_count(n, coverage)
+    k = rank(n, coverage)
+    low = -(errors - predictions).kthvalue(k, 1).values
+    high = (predictions + errors).kthvalue(k, 1).values
+    return torch.stack([low, high], 1)
 
 
-def cv_plus_sets(scores: Tensor, own: Tensor, coverage: float) -> Tensor:
-    """Return which classes belong to the set of each sample, (m, c).
-
-    A class does unless it is stranger, by the model without a training sample, than that sample's own class for nearly
-    all training samples.
+def sets(scores: Tensor, own: Tensor, coverage: float) -> Tensor:
+    """Return which classes belong to the sets of m samples by CV+ with n folds, (m, c), booleans.
 
     Args:
-        scores: How strange each class of m samples is by the n models without one sample, (m, n, c).
-        own: How strange each training sample's class is by the model without it, (n,).
-        coverage: 1 - α.
+        scores: How badly each class fits each sample by the model without each of n training samples, (m, n, c).
+        own: How badly the class of each training sample fits it by the model without it, (n,).
+        coverage: Nominal share of new samples whose class is in their set.
+
+    Returns:
+        A class belongs to it unless it fits worse than their own class does for `rank` training samples or more.
+
+    Raises:
+        ConfigurationError: As of `rank`.
+
+    Example:
+        >>> sets(torch.tensor([[[0.1, 0.5, 0.9]]]).expand(1, 4, 3), torch.tensor([0.0, 0.2, 0.4, 0.6]), 0.7)
+        tensor([[ True,  True, False]])
     """
-    rank = rank_of(len(own), coverage)
-    stranger = (scores > own[:, None]).sum(1)
-    return stranger < rank
+    worse = (own[:, None] < scores).sum(1)
+    return worse < rank(len(own), coverage)
