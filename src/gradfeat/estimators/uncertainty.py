@@ -19,6 +19,19 @@ from gradfeat.solvers import conformal, predictive
 class Uncertain(Answering):
     """Answers of a fitted estimator about how sure it is; they need its training data (`recall`), and no others."""
 
+    def predict_variance(self, X: Any) -> np.ndarray:
+        """Return the predictive covariance of the logits of each sample, (m, c, c), with ω̄ and θ̄₂ kept.
+
+        Laplace's approximation: the inverse Hessian of the penalized loss at the fitted weights. Of a regression it is
+        for noise of variance one, and to be multiplied by `noise_variance_`. Its size goes with the penalties: what
+        predicts best is no prior (see `covariance_scale_`).
+
+        Args:
+            X: m samples, as for `fit`.
+        """
+        answers = self.answers_
+        return torch.cat([answers.covariances(rows) for _, rows, _ in self._parts(X)]).numpy()
+
     @property
     def temperature_(self) -> float:
         """What the logits are to be divided by, by the logits of each training sample without it (1 says: as they are).

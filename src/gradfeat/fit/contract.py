@@ -29,6 +29,10 @@ from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Solution
 
+FEW = 100
+"""Samples below which a gradient term must be better than the probe by more than the standard error: so few, judged by
+each other, find something better by chance."""
+
 
 class Solver(ABC):
     """One way to fit a problem by a plan (step 3).
@@ -124,6 +128,8 @@ class LinearSolver(Solver):
             if choice is None:
                 run.notes.append(f"{plan.mode}: too few samples to choose penalties {self.judged(problem)}")
             else:
+                if problem.n < FEW and choice.gradients and not choice.clear:
+                    choice = choice.without_gradients()
                 if not choice.gradients:
                     return self._probe_alone(problem, plan, run, choice)
                 probes = probes_of(problem, torch.arange(len(problem.store)), lightest(problem.probe))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Penalties
@@ -142,6 +142,16 @@ class Choice:
     def gradients(self) -> bool:
         """Whether the gradient term is in it."""
         return self.lambda2_units < math.inf
+
+    @property
+    def clear(self) -> bool:
+        """Whether a gradient term that is in it is better by more than the standard error, where that is known."""
+        return self.gain is None or self.gain_error is None or self.gain > self.gain_error
+
+    def without_gradients(self) -> Choice:
+        """Return the best of what was tried without a gradient term."""
+        best = min((tried for tried in self.path if not tried.gradients), key=lambda tried: tried.loss)
+        return replace(self, omega_penalty=best.omega_penalty, lambda1=best.lambda1, lambda2_units=math.inf)
 
     def penalties(self, n: int) -> Penalties:
         """Return λ₁ and λ₂ of a fit to n samples."""
