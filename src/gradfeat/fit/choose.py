@@ -47,6 +47,11 @@ def metrics_of(plan: Plan, n: int) -> list[str]:
     return ["whitened", "plain"] if n < BOTH_BELOW else ["whitened"]
 
 
+FEW = 100
+"""Samples below which a gradient term must be better than the probe by more than the standard error: so few, judged by
+each other, find something better by chance."""
+
+
 def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> tuple[Choice | None, Weights | None]:
     """Choose penalties under the plan's metric, or the better of two, and keep them in the checkpoint.
 
@@ -68,7 +73,10 @@ def choose(problem: Problem, plan: Plan, run: Run, stages: Stages = STAGES) -> t
         passes += other.passes
         if other.loss < best.loss_on(count):
             best, w2 = other, of_other
-    return replace(best, passes=passes), w2
+    best = replace(best, passes=passes)
+    if problem.n < FEW and best.gradients and not best.clear:
+        return best.without_gradients(), None
+    return best, w2
 
 
 def _count(plan: Plan, splits: Sequence[Split], some: int) -> int:

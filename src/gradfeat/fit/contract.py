@@ -29,10 +29,6 @@ from gradfeat.solvers.gradient_features import Weights
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Solution
 
-FEW = 100
-"""Samples below which a gradient term must be better than the probe by more than the standard error: so few, judged by
-each other, find something better by chance."""
-
 
 class Solver(ABC):
     """One way to fit a problem by a plan (step 3).
@@ -128,12 +124,10 @@ class LinearSolver(Solver):
             if choice is None:
                 run.notes.append(f"{plan.mode}: too few samples to choose penalties {self.judged(problem)}")
             else:
-                if problem.n < FEW and choice.gradients and not choice.clear:
-                    choice = choice.without_gradients()
-                if not choice.gradients:
-                    return self._probe_alone(problem, plan, run, choice)
                 probes = probes_of(problem, torch.arange(len(problem.store)), lightest(problem.probe))
                 best = nearest_probe(probes, choice)
+                if not choice.gradients:
+                    return self._probe_alone(problem, plan, run, choice, best)
                 start = Start(problem.fixed_omega or best, probes, choice, w2)
         solved = self.solve(problem, plan, start, run)
         solution = solved.solution
@@ -144,13 +138,10 @@ class LinearSolver(Solver):
         notes = [*run.notes, *solved.notes]
         return Fit(solved.model, run.seconds, history, notes, start.choice, solution, linear=solved.linear)
 
-    def _probe_alone(self, problem: Problem, plan: Plan, run: Run, choice: Choice) -> Fit:
-        """Return the problem's probe as the model: no gradient term was better.
-
-        Its penalty is by cross-validation over all samples, where the choice had a part of them.
-        """
+    def _probe_alone(self, problem: Problem, plan: Plan, run: Run, choice: Choice, probe: Probe) -> Fit:
+        """Return the probe as the model: no gradient term was better."""
         note = f"{plan.mode}: {self.judged(problem)} no gradient term was better than the probe alone"
-        model = starting_model(problem, plan.mode, plan.parametrization)
+        model = starting_model(problem, plan.mode, plan.parametrization, probe)
         return Fit(model, run.seconds, notes=[*run.notes, note], choice=choice)
 
 

@@ -77,7 +77,7 @@ def _with_gradients(problem: Problem, plan: Plan, fit: Fit, *, moved: bool) -> L
 
 def _probe(problem: Problem, fit: Fit) -> Probe:
     """Return the probe that is ω̄: the problem's own, or the one of a chosen penalty."""
-    if fit.choice is None or not fit.choice.gradients:
+    if fit.choice is None:
         return problem.probe
     rows = torch.arange(len(problem.store))
     return nearest_probe(probes_of(problem, rows, lightest(problem.probe)), fit.choice)
