@@ -138,6 +138,7 @@ def main() -> None:
     result |= {"answers": of_making + of_formula, "axes": by_axes(problem, linear, arguments.axes)}
     refits = Refits(problem, linear)
     converged = refits.logits(None)
+    result["refits"] = min(arguments.refits, problem.n)
     some = torch.randperm(problem.n, generator=torch.Generator().manual_seed(1))[: arguments.refits]
     actual = torch.stack([refits.logits(int(i))[i] - converged[i] for i in some])
     y = problem.y[some]
