@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +13,13 @@ from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.attributes import FittedAttributes
-from gradfeat.estimators.auditing import Audit, audit_of
 from gradfeat.estimators.left_out import LeftOut
 from gradfeat.estimators.preparing import inputs_of
 from gradfeat.estimators.reading import read_samples
 from gradfeat.estimators.recalling import Trained
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit.answers import Answers
-from gradfeat.fit.linear import linear_of, no_optimum
+from gradfeat.fit.linear import ended_early, linear_of, no_optimum
 from gradfeat.samples import SampleStore
 from gradfeat.solvers.design import design_rows, greedy_design
 from gradfeat.solvers.leverage import Rows, curvature_root
@@ -84,9 +83,11 @@ class Answering(FittedAttributes):
 
     @property
     def answers_soon(self) -> bool:
-        """Whether there are answers without further data, in less time and memory than a fit."""
+        """Whether there are answers without further data, in less time and memory than a fit, of an optimum."""
         trained = self._trained
         if trained is None or self.fitted_.settings.mode == "finetune" or no_optimum(trained.fit):
+            return False
+        if ended_early(trained.fit):
             return False
         problem = trained.problem
         return len(problem.store) * problem.outputs <= SOON
@@ -123,22 +124,12 @@ class Answering(FittedAttributes):
         )
 
     def _conditional(self, trained: Trained) -> str:
-        kept = ["penalties"]
         moved = trained.fit.rounds is not None and trained.fit.rounds.chosen is not None
-        kept += ["the network where rounds have moved it"] if moved else []
-        return f"leave-one-out; {' and '.join(kept)} kept"
-
-    def audit(self, names: Sequence[Any] | None = None) -> Audit:
-        """Return the training samples by how implausible their label is to the model without them: wrong labels first.
-
-        Args:
-            names: A name for each of the samples that were given to `fit`, e.g. its file; left out: its index.
-
-        Raises:
-            ConfigurationError: As of `answers_`.
-            DataError: Another number of names than samples.
-        """
-        return audit_of(self.loo_, self._with_data().count, names, self.class_names_)
+        kept = "penalties and the network where rounds have moved it kept" if moved else "penalties kept"
+        if not ended_early(trained.fit):
+            return f"leave-one-out; {kept}"
+        early = "the fit ended early, so the mean loss is that on held-out samples, and the accuracy may be too high"
+        return f"leave-one-out; {kept}; {early}"
 
     def influence(self, X: Any, top: int | None = None) -> np.ndarray | Influence:
         """Return how leaving out each training sample changes the log-probability of each predicted class, in nats.

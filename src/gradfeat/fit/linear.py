@@ -52,6 +52,12 @@ def linear_of(problem: Problem, plan: Plan, fit: Fit) -> Linear:
     return _with_gradients(problem, plan, fit, moved=moved)
 
 
+def ended_early(fit: Fit) -> bool:
+    """Whether the weights are no optimum of the penalties: the fit ended by held-out data, or rounds moved θ̄₂."""
+    moved = fit.rounds is not None and fit.rounds.chosen is not None
+    return moved or (fit.choice is not None and fit.solution is not None and not fit.solution.converged)
+
+
 def no_optimum(fit: Fit) -> bool:
     """Whether a linear model was fitted by an optimizer that knows no penalty of w₂."""
     return fit.solution is not None and fit.solution.solver in ("adam", "sgd")
