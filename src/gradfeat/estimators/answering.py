@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from gradfeat.contexts import plain
 from gradfeat.data import Inputs
 from gradfeat.errors import ConfigurationError, DataError
 from gradfeat.estimators.attributes import FittedAttributes
+from gradfeat.estimators.auditing import Audit, audit_of
 from gradfeat.estimators.left_out import LeftOut
 from gradfeat.estimators.preparing import inputs_of
 from gradfeat.estimators.reading import read_samples
@@ -130,6 +131,18 @@ class Answering(FittedAttributes):
             return f"leave-one-out; {kept}"
         early = "the fit ended early, so the mean loss is that on held-out samples, and the accuracy may be too high"
         return f"leave-one-out; {kept}; {early}"
+
+    def audit(self, names: Sequence[Any] | None = None) -> Audit:
+        """Return the training samples by how implausible their label is to the model without them: wrong labels first.
+
+        Args:
+            names: A name for each of the samples that were given to `fit`, e.g. its file; left out: its index.
+
+        Raises:
+            ConfigurationError: As of `answers_`.
+            DataError: Another number of names than samples.
+        """
+        return audit_of(self.loo_, self._with_data().count, names, self.class_names_)
 
     def influence(self, X: Any, top: int | None = None) -> np.ndarray | Influence:
         """Return how leaving out each training sample changes the log-probability of each predicted class, in nats.

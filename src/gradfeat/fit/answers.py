@@ -41,10 +41,12 @@ class OmegaChange:
     Attributes:
         along: Along the principal axes, (n, r, c).
         left: What is left of each row's activations, times this, is the rest, (V · n, c).
+        head: In whose units what is left is.
     """
 
     along: Tensor
     left: Tensor
+    head: HeadAxes
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,28 @@ class Answers:
     def __init__(self, problem: Problem, linear: Linear, most: int = MOST) -> None:
         self._problem, self._linear = problem, linear
         self._n, self._views, self._c = problem.n, problem.views, problem.outputs
-        self._head = HeadAxes.of(problem.store.features, problem.weight, problem.outputs)
         self._projection = (
             None
             if linear.features is None or linear.factors is None
             else Projection(linear.features, linear.factors.axes, most)
         )
-        self._rows = self.rows(problem.store)
-        share = torch.ones(len(self._rows)) if problem.weight is None else problem.weight.cpu()
+        share = torch.ones(len(problem.store)) if problem.weight is None else problem.weight.cpu()
         self._share = share.double() / share.double().sum()
         self.logits = store_logits(linear.model, problem.store).double().cpu()
         self._y, self._loss = problem.y.cpu(), problem.loss
+        self._head = self._axes(self.logits, linear.penalties.lambda1)
+        self._rows = self.rows(problem.store)
         self._pull = self._share[:, None] * self._loss.slope(self.logits, self._y)
         self.penalties = linear.penalties
         self.hessian = Hessian(self._rows, self.logits, self._y, self._loss, self._share, linear.penalties)
         if linear.held_out is not None:
             self._match(linear.held_out)
+
+    def _axes(self, logits: Tensor, penalty: float) -> HeadAxes:
+        """Return the axes of activations for a w₁ of a penalty, with the curvature at some logits."""
+        curvature = float((self._share @ self._loss.curvature(logits)).mean())
+        problem = self._problem
+        return HeadAxes.of(problem.store.features, problem.weight, self._c, curvature / max(penalty, 1e-30))
 
     def rows(self, store: SampleStore) -> Rows:
         """Return the features of samples, of the training data or others."""
@@ -149,7 +157,7 @@ class Answers:
         against = torch.zeros(self._n, self._rows.size, dtype=torch.float64)
         if self._linear.omega is not None and self._projection is not None:
             change = self._omega_without(self._linear.omega)
-            along, left = self._head.split(self._tangents(self._problem.store))
+            along, left = change.head.split(self._tangents(self._problem.store))
             direct = self._direct(change, along, left)[:, :, None]
             force = pull + root @ (root.mT @ direct)
             against = self._against(change, along, self._projection)
@@ -175,7 +183,7 @@ class Answers:
 
     def _direct(self, change: OmegaChange, along: Tensor, left: Tensor) -> Tensor:
         """Return what the change of ω̄ adds to a sample's own logits at once, (n, V · c)."""
-        f_left = self._head.centred(self._problem.store.features)[1]
+        f_left = change.head.centred(self._problem.store.features)[1]
         parts = []
         for view in range(self._views):
             rows = slice(view * self._n, (view + 1) * self._n)
@@ -207,15 +215,16 @@ class Answers:
     def _omega_without(self, omega: Probe) -> OmegaChange:
         """Return the change of ω̄ without each sample."""
         f, c = self._problem.store.features.cpu(), self._c
-        rows = self._head.rows(f, self._no_gradients(len(f)))
         logits = f.double() @ omega.omega.cpu().double() + omega.bias.cpu().double()
+        head = self._axes(logits, omega.penalty)
+        rows = head.rows(f, self._no_gradients(len(f)))
         hessian = Hessian(rows, logits, self._y, self._loss, self._share, Penalties(omega.penalty, 1.0))
         pull = self._share[:, None] * self._loss.slope(logits, self._y)
         whitened = _by_sample(hessian.whitened(rows), self._views)
         half = (whitened.double().mT @ _by_sample(pull[:, :, None], self._views))[:, :, 0]
         moved = hessian.other_half(remove_each(whitened, _diagonal(hessian.root, self._views), half).half.T).T
         r = self._head.size
-        return OmegaChange(moved[:, : r * c].reshape(-1, r, c), pull / max(omega.penalty, 1e-30))
+        return OmegaChange(moved[:, : r * c].reshape(-1, r, c), pull / max(omega.penalty, 1e-30), head)
 
     def _tangents(self, store: SampleStore) -> Tensor:
         """Return J w₂ of each row, (m, d), in double precision."""

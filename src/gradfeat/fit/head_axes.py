@@ -21,17 +21,25 @@ class HeadAxes:
 
     Attributes:
         mean: (d,).
-        axes: Orthonormal, (d, r).
+        axes: Those that are kept, orthonormal, (d, r).
+        others: The rest of them, (d, s).
+        variances: Of the activations along the rest, (s,).
+        curvature: Of the loss in a logit, a mean, over the penalty of w₁: what all samples together know of the
+            weights along an axis of variance v makes its prior narrower, ``1 / (1 + v curvature)``.
     """
 
     mean: Tensor
     axes: Tensor
+    others: Tensor
+    variances: Tensor
+    curvature: float
 
     @staticmethod
-    def of(f: Tensor, weight: Tensor | None, outputs: int) -> HeadAxes:
+    def of(f: Tensor, weight: Tensor | None, outputs: int, curvature: float) -> HeadAxes:
         """Return the axes with the largest variance of some activations, (n, d)."""
         found = Activations(f.detach().cpu().double(), torch.arange(len(f)), None if weight is None else weight.cpu())
-        return HeadAxes(found.mean, found.axes[:, -max(1, MOST // outputs) :])
+        kept = max(1, MOST // outputs)
+        return HeadAxes(found.mean, found.axes[:, -kept:], found.axes[:, :-kept], found.variances[:-kept], curvature)
 
     @property
     def size(self) -> int:
@@ -49,6 +57,5 @@ class HeadAxes:
         return self.split(f.detach().cpu().double() - self.mean)
 
     def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors of features along the axes, (n, r), and what is left, (n, d)."""
-        along = value @ self.axes
-        return along, value - along @ self.axes.T
+        """Return vectors of features along the axes, (n, r), and along the others in units of their prior, (n, s)."""
+        return value @ self.axes, value @ self.others / (1 + self.curvature * self.variances).sqrt()
