@@ -13,12 +13,11 @@ from sklearn.base import clone
 
 from gradfeat.cli.audit_sheet import sheet
 from gradfeat.cli.outputs import check_file, written
-from gradfeat.cli.reading import check_part, labels, read
+from gradfeat.cli.reading import labels
 from gradfeat.cli.requests import Audit as Request
 from gradfeat.cli.requests import Fit
-from gradfeat.cli.saved import check_same_task, fitted_to, load_saved, refuse_idle
+from gradfeat.cli.saved import load_saved, training_data
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.cli.unlabelled import as_fitted
 from gradfeat.data import Dataset
 from gradfeat.errors import ConfigurationError
 from gradfeat.estimators.auditing import Audit, Finding
@@ -35,14 +34,12 @@ def audit_command(request: Request) -> None:
     """Show the training samples whose labels fit least, and write all of them."""
     _check_outputs(request)
     estimator = load_saved(request.saved, request.json)
-    dataset = _training_data(estimator, request)
-    note(request.json, dataset.describe())
-    estimator.recall(dataset.X, labels(dataset))
+    dataset = training_data(estimator, request, request.data)
     audit: Audit = estimator.audit(names_of(dataset))
     if request.out is not None:
         written(request.out, audit.to_csv)
     if request.html is not None:
-        _write_sheet(request, audit, dataset)
+        _write_sheet(request.html, request.first, audit, dataset)
     if request.json:
         about = {"model": str(request.saved.model), "data": dataset.name, "split": dataset.split}
         print_json({**about, **audit.to_dict(request.first)})
@@ -60,16 +57,6 @@ def _check_outputs(request: Request) -> None:
         check_file(path, request.saved.model, request.data)
     if request.out is not None and request.html is not None and request.out.absolute() == request.html.absolute():
         raise ConfigurationError("--out and --html are one file: name two")
-
-
-def _training_data(estimator: Any, request: Request) -> Dataset:
-    """Return the data that a model was fitted to."""
-    data = request.data.expanduser()
-    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
-    check_part(request.data, request.split, "train", dataset)
-    check_same_task(request.saved.model, estimator, dataset)
-    return dataset
 
 
 def names_of(dataset: Dataset) -> list[str]:
@@ -98,11 +85,10 @@ def _row(one: Finding, several: bool) -> list[str]:
     return [*start, *middle, "yes" if one.suspect else ""]
 
 
-def _write_sheet(request: Request, audit: Audit, dataset: Dataset) -> None:
-    assert request.html is not None
-    count = max(request.first, min(int(audit.suspects.sum()), _SHEET))
+def _write_sheet(path: Path, first: int, audit: Audit, dataset: Dataset) -> None:
+    count = max(first, min(int(audit.suspects.sum()), _SHEET))
     text = sheet(f"{dataset.name}: labels that fit least", audit, dataset.X, count)
-    written(request.html, lambda path: write_text(path, text))
+    written(path, lambda file: write_text(file, text))
 
 
 # ---- a fit that minds them ------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import numpy as np
 
 from gradfeat.cli.given import Given
 from gradfeat.cli.outputs import check_file, written
-from gradfeat.cli.reading import check_part, labels, read
+from gradfeat.cli.reading import labels
 from gradfeat.cli.requests import Explain, Predict, Suggest
-from gradfeat.cli.saved import check_same_task, fitted_to, load_saved, names_of_classes, refuse_idle
+from gradfeat.cli.saved import load_saved, names_of_classes, training_data
 from gradfeat.cli.show import note, print_data, print_json, table
-from gradfeat.cli.unlabelled import as_fitted, samples_of
+from gradfeat.cli.unlabelled import samples_of
 from gradfeat.comparison.sheet import bar, grid, is_texts, page, safe, shown
 from gradfeat.data import Dataset
 from gradfeat.errors import ConfigurationError
@@ -210,14 +210,7 @@ def _recalled(estimator: Any, request: Explain | Suggest) -> Dataset:
     """
     if request.data is None:
         raise ConfigurationError("the file of a model does not hold its training data: give them with --data")
-    data = request.data.expanduser()
-    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
-    check_part(request.data, request.split, "train", dataset)
-    check_same_task(request.saved.model, estimator, dataset)
-    note(request.json or isinstance(request, Suggest), dataset.describe())  # whose output is for programs
-    estimator.recall(dataset.X, labels(dataset))
-    return dataset
+    return training_data(estimator, request, request.data)
 
 
 def _unlabelled(request: Explain | Suggest, path: Path) -> Predict:

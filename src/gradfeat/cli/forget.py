@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from gradfeat.cli.outputs import check_file, written
-from gradfeat.cli.reading import check_part, labels, read
 from gradfeat.cli.requests import Forget
-from gradfeat.cli.saved import check_same_task, fitted_to, load_saved, refuse_idle
+from gradfeat.cli.saved import load_saved, training_data
 from gradfeat.cli.show import note, print_json, table
-from gradfeat.cli.unlabelled import as_fitted
 from gradfeat.data import Dataset
 from gradfeat.errors import DataError
 from gradfeat.fit.update import Certificate
@@ -82,10 +80,8 @@ def forget_command(request: Forget) -> None:
     check_file(request.out, request.saved.model, request.data, request.remove)
     names = _listed(request.remove)
     estimator = load_saved(request.saved, request.json)
-    dataset = _training_data(estimator, request)
-    note(request.json, dataset.describe())
+    dataset = training_data(estimator, request, request.data)
     gone = indices_of(names, dataset, request.data.expanduser())
-    estimator.recall(dataset.X, labels(dataset))
     new = estimator.update(remove=gone)
     report = _report(estimator, new, dataset, gone)
     path = written(request.out, new.save)
@@ -108,16 +104,6 @@ def _listed(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} names no samples to remove")
     return lines
-
-
-def _training_data(estimator: Any, request: Forget) -> Dataset:
-    """Return the data that a model was fitted to."""
-    data = request.data.expanduser()
-    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
-    dataset = read(request.data, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
-    check_part(request.data, request.split, "train", dataset)
-    check_same_task(request.saved.model, estimator, dataset)
-    return dataset
 
 
 def indices_of(names: list[str], dataset: Dataset, data: Path) -> list[int]:

@@ -12,7 +12,7 @@ from gradfeat.cli.given import Given
 from gradfeat.cli.idle import idle_for_data, kind_for, refuse
 from gradfeat.cli.outputs import check_file, written
 from gradfeat.cli.reading import check_part, class_names, labels, read
-from gradfeat.cli.requests import Evaluate, Predict, SavedModel, Source
+from gradfeat.cli.requests import Audit, Evaluate, Explain, Forget, Predict, SavedModel, Source, Suggest
 from gradfeat.cli.rules import TEXTS
 from gradfeat.cli.show import note, print_data, print_json, table
 from gradfeat.cli.show_report import show_report
@@ -102,6 +102,27 @@ def _labelled(estimator: Any, request: Evaluate) -> Dataset:
         )
     check_same_task(request.saved.model, estimator, dataset)
     note(request.json, dataset.describe())
+    return dataset
+
+
+def training_data(estimator: Any, request: Audit | Explain | Forget | Suggest, given: Path) -> Dataset:
+    """Return the data that a model was fitted to, and give it them back.
+
+    Args:
+        estimator: The model.
+        request: Whose part of the data it is.
+        given: Where they are.
+
+    Raises:
+        DataError: The model was fitted to others.
+    """
+    data = given.expanduser()
+    refuse_idle(request.given, estimator, data, request.source, estimator.loss_.task)
+    dataset = read(given, request.split, as_fitted(estimator, data, request.source), fitted_to(estimator))
+    check_part(given, request.split, "train", dataset)
+    check_same_task(request.saved.model, estimator, dataset)
+    note(request.json or isinstance(request, Suggest), dataset.describe())  # whose output is for programs
+    estimator.recall(dataset.X, labels(dataset))
     return dataset
 
 

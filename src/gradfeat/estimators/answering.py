@@ -125,8 +125,8 @@ class Answering(FittedAttributes):
         )
 
     def _conditional(self, trained: Trained) -> str:
-        moved = trained.fit.rounds is not None and trained.fit.rounds.chosen is not None
-        kept = "penalties and the network where rounds have moved it kept" if moved else "penalties kept"
+        network = " and the network where rounds have moved it" if trained.fit.moved else ""
+        kept = f"penalties{network} kept"
         if not ended_early(trained.fit):
             return f"leave-one-out; {kept}"
         early = "the fit ended early, so the mean loss is that on held-out samples, and the accuracy may be too high"

@@ -17,6 +17,7 @@ from gradfeat.estimators.fitted import Fitted, Weights
 from gradfeat.estimators.updating import Changes
 from gradfeat.estimators.warn import warn_user
 from gradfeat.fit.linear import AVERAGE
+from gradfeat.fit.predict import store_logits
 from gradfeat.losses import target_mean
 from gradfeat.solvers.subspace import GAP, Solution
 
@@ -152,8 +153,6 @@ def _average(models: Sequence[Any], share: np.ndarray) -> Any:
 
 def _difference(models: Sequence[Any], new: Any, share: np.ndarray) -> str:
     """Say how far an average is from the ensemble on the training samples that are there."""
-    from gradfeat.fit.predict import store_logits
-
     stores = [model._trained.problem.store for model in models if model._trained is not None]
     if not stores:
         return ""

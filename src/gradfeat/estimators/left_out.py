@@ -66,8 +66,7 @@ class LeftOut:
             return self.loss.predict_proba(self.logits).numpy()
         if self.loss.task == "multilabel":
             return (self.logits > 0).numpy().astype(int)
-        assert self.classes is not None
-        return np.asarray(self.classes[self.logits.argmax(1).numpy()])
+        return np.asarray(np.asarray(self.classes)[self.logits.argmax(1).numpy()])
 
     @cached_property
     def quality(self) -> np.ndarray:

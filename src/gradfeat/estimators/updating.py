@@ -212,8 +212,7 @@ def _labels(targets: Targets, problem: Problem) -> list[Any]:
     """Return the targets of the samples as they were given."""
     y = problem.y[: problem.n].cpu()
     if targets.loss.task == "multiclass":
-        assert targets.classes is not None
-        return list(targets.classes[y.numpy()].tolist())
+        return list(np.asarray(targets.classes)[y.numpy()].tolist())
     mean = target_mean(targets.loss)
     values = y.double().numpy() if mean is None else y.double().numpy() + mean.cpu().numpy()
     return list((values[:, 0] if targets.one_output else values).tolist())

@@ -20,8 +20,10 @@ from gradfeat.fit.predict import store_logits
 from gradfeat.fit.problem import Problem
 from gradfeat.fit.result import Linear
 from gradfeat.losses import CrossEntropy, MultiLabelLogistic
+from gradfeat.model import GradientFeatureModel
 from gradfeat.samples import SampleStore
 from gradfeat.solvers.coordinates import MOST, Coordinates, Projection
+from gradfeat.solvers.gradient_features import GradientFeatures
 from gradfeat.solvers.leverage import Hessian, Rows, remove_each
 from gradfeat.solvers.probe import Probe
 from gradfeat.solvers.subspace import Penalties
@@ -81,16 +83,13 @@ class Answers:
     def __init__(self, problem: Problem, linear: Linear, most: int = MOST) -> None:
         self._problem, self._linear = problem, linear
         self._n, self._views, self._c = problem.n, problem.views, problem.outputs
-        self._projection = (
-            None
-            if linear.features is None or linear.factors is None
-            else Projection(linear.features, linear.factors.axes, most)
-        )
+        self._gradients = _Gradients.of(linear, most)
         share = torch.ones(len(problem.store)) if problem.weight is None else problem.weight.cpu()
         self._share = share.double() / share.double().sum()
         self.logits = store_logits(linear.model, problem.store).double().cpu()
         self._y, self._loss = problem.y.cpu(), problem.loss
-        self._head = self._axes(self.logits, linear.penalties.lambda1)
+        axes = HeadAxes.of(problem.store.features, problem.weight, self._c)
+        self._head = axes.known(self._curvature(self.logits) / max(linear.penalties.lambda1, 1e-30))
         self._rows = self.rows(problem.store)
         self._pull = self._share[:, None] * self._loss.slope(self.logits, self._y)
         self.penalties = linear.penalties
@@ -98,20 +97,16 @@ class Answers:
         if linear.held_out is not None:
             self._match(linear.held_out)
 
-    def _axes(self, logits: Tensor, penalty: float) -> HeadAxes:
-        """Return the axes of activations for a w₁ of a penalty, with the curvature at some logits."""
-        curvature = float((self._share @ self._loss.curvature(logits)).mean())
-        problem = self._problem
-        return HeadAxes.of(problem.store.features, problem.weight, self._c, curvature / max(penalty, 1e-30))
+    def _curvature(self, logits: Tensor) -> float:
+        """Return the loss's curvature in a logit, the mean over samples and outputs."""
+        return float((self._share @ self._loss.curvature(logits)).mean())
 
     def rows(self, store: SampleStore) -> Rows:
         """Return the features of samples, of the training data or others."""
         f = store.features
         gradients = self._no_gradients(len(f))
-        if self._projection is not None and self._linear.features is not None:
-            features = self._linear.features.on(store)
-            gradients = self._projection.of(features, torch.arange(len(store)))
-            gradients = Coordinates(gradients.along.cpu(), gradients.rest.cpu())
+        if self._gradients is not None:
+            gradients = self._gradients.coordinates(store)
         if self._linear.model.mode == "gradient":
             return Rows(f.new_zeros(len(f), 0).cpu(), f.new_zeros(len(f)).cpu(), gradients)
         return self._head.rows(f, gradients)
@@ -155,12 +150,12 @@ class Answers:
         rest = _diagonal(self.hessian.rest(self._rows), self._views).double()
         change, direct, force = None, torch.zeros_like(pull), pull
         against = torch.zeros(self._n, self._rows.size, dtype=torch.float64)
-        if self._linear.omega is not None and self._projection is not None:
+        if self._linear.omega is not None and self._gradients is not None:
             change = self._omega_without(self._linear.omega)
-            along, left = change.head.split(self._tangents(self._problem.store))
+            along, left = change.head.split(self._gradients.tangents(self._linear.model, self._problem.store))
             direct = self._direct(change, along, left)[:, :, None]
             force = pull + root @ (root.mT @ direct)
-            against = self._against(change, along, self._projection)
+            against = self._against(change, along, self._gradients)
         half = (whitened.double().mT @ force)[:, :, 0] - self.hessian.half_solve(against.T).T
         removed = remove_each(whitened, root, half)
         moves = removed.own + (direct + rest @ pull)[:, :, 0]
@@ -194,7 +189,7 @@ class Answers:
             parts.append(part)
         return torch.cat(parts, 1)
 
-    def _against(self, change: OmegaChange, along: Tensor, projection: Projection) -> Tensor:
+    def _against(self, change: OmegaChange, along: Tensor, gradients: _Gradients) -> Tensor:
         """Return what the change of ω̄ does to the slope of θ by all other samples, (n, size).
 
         Their logits move, ``Σⱼ Xⱼᵀ sⱼΛⱼ δω̄ᵀ J w₂`` (the sample's own part is in its force), and so do their gradient
@@ -206,17 +201,17 @@ class Answers:
             left = self._rows[part].times(self.hessian.root[part]).double()
             right = along[part][:, None, :, None] * seen[part].mT[:, :, None, :]
             moved += left.flatten(0, 1).T @ right.flatten(2).flatten(0, 1)
-        gradients = slice(size - projection.size, size)
-        moved[gradients] += self._shifted(change.along, projection)
+        of_w2 = slice(size - gradients.projection.size, size)
+        moved[of_w2] += self._shifted(change.along, gradients)
         result = change.along.flatten(1) @ moved.T
-        result[:, gradients] -= self._own_shift(change, projection)
+        result[:, of_w2] -= self._own_shift(change, gradients)
         return result
 
     def _omega_without(self, omega: Probe) -> OmegaChange:
         """Return the change of ω̄ without each sample."""
         f, c = self._problem.store.features.cpu(), self._c
         logits = f.double() @ omega.omega.cpu().double() + omega.bias.cpu().double()
-        head = self._axes(logits, omega.penalty)
+        head = self._head.known(self._curvature(logits) / max(omega.penalty, 1e-30))
         rows = head.rows(f, self._no_gradients(len(f)))
         hessian = Hessian(rows, logits, self._y, self._loss, self._share, Penalties(omega.penalty, 1.0))
         pull = self._share[:, None] * self._loss.slope(logits, self._y)
@@ -226,34 +221,22 @@ class Answers:
         r = self._head.size
         return OmegaChange(moved[:, : r * c].reshape(-1, r, c), pull / max(omega.penalty, 1e-30), head)
 
-    def _tangents(self, store: SampleStore) -> Tensor:
-        """Return J w₂ of each row, (m, d), in double precision."""
-        model = self._linear.model
-        w2, result = model.w2, torch.empty_like(store.features, device="cpu", dtype=torch.float64)
-        assert self._linear.features is not None
-        with torch.no_grad():
-            for places, residuals in self._linear.features.on(store).batches(torch.arange(len(store))):
-                result[places] = model.linearization.tangent(w2, residuals).to(result)
-        return result
-
-    def _shifted(self, changes: Tensor, projection: Projection) -> Tensor:
+    def _shifted(self, changes: Tensor, gradients: _Gradients) -> Tensor:
         """Return ``Σⱼ Jⱼᵀ δω̄ sⱼgⱼ`` along the kept axes, for δω̄ along the principal axes, (k, r · c), of low rank."""
         n, r, c = changes.shape
         directions = torch.linalg.svd(changes.reshape(n, -1), full_matrices=False)[2]
-        result = torch.zeros(projection.size, r * c, dtype=torch.float64)
-        features, everything = self._linear.features, torch.arange(len(self._problem.store))
-        assert features is not None
+        result = torch.zeros(gradients.projection.size, r * c, dtype=torch.float64)
+        features, everything = gradients.features, torch.arange(len(self._problem.store))
         for direction in directions[:SHIFTS]:
             delta = (self._head.axes @ direction.view(r, c)).to(features.omega)
             pulled = features.of(delta).transpose(self._pull, everything)
-            result += projection.along(pulled).cpu().double()[:, None] * direction
+            result += gradients.projection.along(pulled).cpu().double()[:, None] * direction
         return result
 
-    def _own_shift(self, change: OmegaChange, projection: Projection) -> Tensor:
+    def _own_shift(self, change: OmegaChange, gradients: _Gradients) -> Tensor:
         """Return each sample's own part of that, (n, k)."""
-        assert self._linear.features is not None
         moved = torch.einsum("dr,nrc->ndc", self._head.axes, change.along).repeat(self._views, 1, 1)
-        own = projection.of_each(self._linear.features, (moved @ self._pull[:, :, None])[:, :, 0])
+        own = gradients.projection.of_each(gradients.features, (moved @ self._pull[:, :, None])[:, :, 0])
         return own.view(self._views, self._n, -1).sum(0)
 
     # ---- other samples ----------------------------------------------------------------------------------------------
@@ -289,14 +272,14 @@ class Answers:
             rows: Their features.
         """
         removals, (n, c) = self.removals, (self._n, self._c)
-        along = None if removals.omega is None else self._head.split(self._tangents(store))[0]
+        of_omega = self._of_omega(store)
         step = max(1, _MOVES // (n * c))
         for first in range(0, len(rows), step):
             part = slice(first, min(first + step, len(rows)))
             whitened = self.hessian.whitened(rows[part]).double()
             total = (whitened.flatten(0, 1) @ removals.half.T).view(-1, c, n).mT
-            if along is not None and removals.omega is not None:
-                total = total + torch.einsum("mr,nrc->mnc", along[part], removals.omega.along)
+            if of_omega is not None:
+                total = total + torch.einsum("mr,nrc->mnc", of_omega[0][part], of_omega[1])
             yield part, total
 
     def influence(self, store: SampleStore, rows: Rows, direction: Tensor) -> Tensor:
@@ -307,13 +290,47 @@ class Answers:
             rows: Their features.
             direction: Of the logits, (m, c).
         """
-        removals = self.removals
         turned = (self.hessian.whitened(rows).double().mT @ direction.double()[:, :, None])[:, :, 0]
-        total = turned @ removals.half.T
-        if removals.omega is not None:
-            along = self._head.split(self._tangents(store))[0]
-            total += torch.einsum("mr,mc,nrc->mn", along, direction.double(), removals.omega.along)
+        total = turned @ self.removals.half.T
+        of_omega = self._of_omega(store)
+        if of_omega is not None:
+            total += torch.einsum("mr,mc,nrc->mn", of_omega[0], direction.double(), of_omega[1])
         return total
+
+    def _of_omega(self, store: SampleStore) -> tuple[Tensor, Tensor] | None:
+        """Return J w₂ of samples, (m, r), and the changes of ω̄, (n, r, c), along the axes; None if ω̄ stays."""
+        change = self.removals.omega
+        if change is None or self._gradients is None:
+            return None
+        return self._head.split(self._gradients.tangents(self._linear.model, store))[0], change.along
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The gradient features of a model: their map, and the axes along which they are seen."""
+
+    features: GradientFeatures
+    projection: Projection
+
+    @staticmethod
+    def of(linear: Linear, most: int) -> _Gradients | None:
+        """Return those of a model; None of one that has no gradient term."""
+        if linear.features is None or linear.factors is None:
+            return None
+        return _Gradients(linear.features, Projection(linear.features, linear.factors.axes, most))
+
+    def coordinates(self, store: SampleStore) -> Coordinates:
+        """Return the coordinates of all samples of a store, in main memory."""
+        found = self.projection.of(self.features.on(store), torch.arange(len(store)))
+        return Coordinates(found.along.cpu(), found.rest.cpu())
+
+    def tangents(self, model: GradientFeatureModel, store: SampleStore) -> Tensor:
+        """Return J w₂ of each row, (m, d), in double precision."""
+        w2, result = model.w2, torch.empty_like(store.features, device="cpu", dtype=torch.float64)
+        with torch.no_grad():
+            for places, residuals in self.features.on(store).batches(torch.arange(len(store))):
+                result[places] = model.linearization.tangent(w2, residuals).to(result)
+        return result
 
 
 def _by_sample(value: Tensor, views: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,14 +32,18 @@ class HeadAxes:
     axes: Tensor
     others: Tensor
     variances: Tensor
-    curvature: float
+    curvature: float = 0.0
 
     @staticmethod
-    def of(f: Tensor, weight: Tensor | None, outputs: int, curvature: float) -> HeadAxes:
+    def of(f: Tensor, weight: Tensor | None, outputs: int) -> HeadAxes:
         """Return the axes with the largest variance of some activations, (n, d)."""
         found = Activations(f.detach().cpu().double(), torch.arange(len(f)), None if weight is None else weight.cpu())
         kept = max(1, MOST // outputs)
-        return HeadAxes(found.mean, found.axes[:, -kept:], found.axes[:, :-kept], found.variances[:-kept], curvature)
+        return HeadAxes(found.mean, found.axes[:, -kept:], found.axes[:, :-kept], found.variances[:-kept])
+
+    def known(self, curvature: float) -> HeadAxes:
+        """Return the axes where so much is known of the weights along the others."""
+        return replace(self, curvature=curvature)
 
     @property
     def size(self) -> int:

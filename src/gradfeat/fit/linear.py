@@ -43,19 +43,17 @@ def linear_of(problem: Problem, plan: Plan, fit: Fit) -> Linear:
         )
     if fit.solution is not None and fit.solution.solver == AVERAGE:
         raise ConfigurationError("an average of models is no optimum of their data: combine(..., how='joint') is")
-    moved = fit.rounds is not None and fit.rounds.chosen is not None
     if no_optimum(fit):
         raise ConfigurationError("Adam and SGD end before an optimum, without a penalty of w₂: fit with solver='auto'")
-    if model.mode == "activation" or (fit.solution is None and not moved):
+    if model.mode == "activation" or (fit.solution is None and not fit.moved):
         probe = _probe(problem, fit)
         return Linear(model, None, None, None, Penalties(probe.penalty, 1.0))
-    return _with_gradients(problem, plan, fit, moved=moved)
+    return _with_gradients(problem, plan, fit)
 
 
 def ended_early(fit: Fit) -> bool:
     """Whether the weights are no optimum of the penalties: the fit ended by held-out data, or rounds moved θ̄₂."""
-    moved = fit.rounds is not None and fit.rounds.chosen is not None
-    return moved or (fit.choice is not None and fit.solution is not None and not fit.solution.converged)
+    return fit.moved or (fit.choice is not None and fit.solution is not None and not fit.solution.converged)
 
 
 def no_optimum(fit: Fit) -> bool:
@@ -63,15 +61,14 @@ def no_optimum(fit: Fit) -> bool:
     return fit.solution is not None and fit.solution.solver in ("adam", "sgd")
 
 
-def _with_gradients(problem: Problem, plan: Plan, fit: Fit, *, moved: bool) -> Linear:
+def _with_gradients(problem: Problem, plan: Plan, fit: Fit) -> Linear:
     model, choice, solution = fit.model, fit.choice, fit.solution
-    metric = "whitened" if moved else plan.metric if solution is None else solution.metric
+    metric = "whitened" if fit.moved else plan.metric if solution is None else solution.metric
     plan = replace(plan, mode=model.mode, metric=metric)
-    omega, bias = model.omega, model.b.detach() if moved else problem.probe.bias
+    omega, bias = model.omega, model.b.detach() if fit.moved else problem.probe.bias
     generator = torch.Generator().manual_seed(0)
     subspace = subspace_of(problem, plan, omega, bias.to(omega), len(problem.store), generator)
-    if moved:
-        assert fit.rounds is not None
+    if fit.rounds is not None and fit.moved:
         penalties = Penalties(_head_unit(problem, subspace.curvature), subspace.length / problem.n)
         return Linear(model, None, subspace.features, subspace.factors, penalties, fit.rounds.last_loss)
     if solution is None or solution.penalties is None:

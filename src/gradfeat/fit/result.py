@@ -65,6 +65,11 @@ class Fit:
     linear: Linear | None = None
 
     @property
+    def moved(self) -> bool:
+        """Whether rounds have moved θ̄₂."""
+        return self.rounds is not None and self.rounds.chosen is not None
+
+    @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended it; the weights are those of what was finished."""
         return self.history is not None and self.history.stopped == "interrupted"

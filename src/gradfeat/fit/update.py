@@ -87,7 +87,7 @@ def check_update(fit: Fit, omega: str, gap: float) -> None:
         raise ConfigurationError(f"omega must be 'again' or 'keep', not {omega!r}.{did_you_mean(str(omega), OMEGA)}")
     if not 0 < gap < 1:
         raise ConfigurationError(f"gap must be above 0 and below 1, not {gap!r}")
-    if fit.rounds is not None and fit.rounds.chosen is not None:
+    if fit.moved:
         raise ConfigurationError(
             "this model's network has moved in rounds, which end before an optimum and have seen every sample: there "
             "is nothing to update. Fit again, or fit with rounds=1, which can be updated"
@@ -189,9 +189,10 @@ def _notes(solution: Solution, *, early: bool) -> list[str]:
 
 def _subspace(problem: Problem, linear: Linear, omega: Probe, metric: str) -> Subspace:
     """Return the empty subspace of the changed data, in the variables and with the preconditioner of before."""
-    assert linear.features is not None
     store, everything = problem.store, torch.arange(len(problem.store))
     f = store.features.to(omega.omega)
+    if linear.features is None:
+        raise ConfigurationError("this model has no gradient term: its update is a probe")
     features = linear.features.on(store).of(omega.omega)
     features.passes = 0.0
     return Subspace(

@@ -144,8 +144,8 @@ class _Layer:
         uses = [one.factors[self._name] for one in found]
         inputs = [a for a, _ in uses[0]]
         deltas = [torch.stack([use[j][1] for use in uses], 1) for j in range(len(inputs))]  # (n, c, p, o)
-        along = sum(self._product(a, delta) for a, delta in zip(inputs, deltas, strict=True))
-        assert isinstance(along, Tensor)
+        products = [self._product(a, delta) for a, delta in zip(inputs, deltas, strict=True)]
+        along = torch.stack(products).sum(0) if len(products) > 1 else products[0]
         along = along[..., self._place] * self._scale if self.size else along[..., :0]
         if self.complete or not rest:
             return self._rooted(along), along.new_zeros(*along.shape[:2], along.shape[1])
